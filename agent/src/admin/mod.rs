@@ -1,0 +1,1 @@
+//! What runs on the admin socket and the metrics port.

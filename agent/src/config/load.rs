@@ -1,0 +1,239 @@
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::Config;
+
+/// Where the configuration is looked for when nobody names a file.
+pub const DEFAULT_FILE: &str = "/etc/larder/larder.toml";
+
+/// What stands before and between the parts of an environment variable's name. Two underscores: Kubernetes makes
+/// variables such as `LARDER_PORT` of its own for a Service named `larder`.
+const DIVIDER: &str = "__";
+
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file can't be read.
+    #[error("the configuration {} can't be read", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// A key, a type or a value is wrong: the text names line and key.
+    #[error("{}: {message}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Line, key, and what would be right.
+        message: String,
+    },
+    /// A variable is wrong.
+    #[error("the environment variable {name}: {message}")]
+    Environment {
+        /// The variable.
+        name: String,
+        /// What is wrong with it, and what would be right.
+        message: String,
+    },
+}
+
+/// The defaults as a file, every key with its meaning.
+#[must_use]
+pub const fn commented_default() -> &'static str {
+    include_str!("default.toml")
+}
+
+impl Config {
+    /// Reads the file, or [`DEFAULT_FILE`] if it is there, or neither; then the environment.
+    ///
+    /// # Errors
+    /// Whatever is wrong is said with its place; nothing is changed on the node before that.
+    pub fn load(file: Option<&Path>, environment: impl Iterator<Item = (String, String)>) -> Result<Self, ConfigError> {
+        let (path, text) = match file {
+            Some(path) => (path, read(path)?),
+            None if Path::new(DEFAULT_FILE).exists() => (Path::new(DEFAULT_FILE), read(Path::new(DEFAULT_FILE))?),
+            None => (Path::new(DEFAULT_FILE), String::new()),
+        };
+        let wrong = |message: String| ConfigError::File { path: path.to_owned(), message };
+        let config: Self = toml::from_str(&text).map_err(|e| wrong(e.to_string()))?;
+        config.check().map_err(|(key, why)| wrong(format!("line {}: {why}", line_of(&text, &key))))?;
+        let mut table: toml::Table = toml::from_str(&text).map_err(|e| wrong(e.to_string()))?;
+        let mut config = config;
+        for (name, value) in environment {
+            let Some(path) = name.strip_prefix("LARDER").and_then(|rest| rest.strip_prefix(DIVIDER)) else { continue };
+            let keys: Vec<String> = path.split(DIVIDER).map(str::to_ascii_lowercase).collect();
+            let wrong = |message: String| ConfigError::Environment { name: name.clone(), message };
+            config = set(&mut table, &keys, &value).map_err(wrong)?;
+            config.check().map_err(|(_, why)| wrong(why))?;
+        }
+        Ok(config)
+    }
+
+    /// What the types can't say: the key at fault, and why.
+    fn check(&self) -> Result<(), (String, String)> {
+        let mut seen = HashSet::new();
+        for registry in &self.registries {
+            if !seen.insert(&registry.name) {
+                let again = format!(
+                    "[[registry]] {} stands here a second time; put its upstreams into one entry",
+                    registry.name
+                );
+                return Err((format!("\"{}\"", registry.name), again));
+            }
+            for upstream in &registry.upstreams {
+                if upstream.url.is_plain() && !upstream.insecure {
+                    let plain = format!(
+                        "url = \"{}\" is plain HTTP; write https://, or add insecure = true beside it",
+                        upstream.url
+                    );
+                    return Err((upstream.url.to_string(), plain));
+                }
+            }
+        }
+        let deadlines = [
+            ("reply_deadline", self.mirror.reply_deadline),
+            ("connect_timeout", self.mirror.connect_timeout),
+            ("header_timeout", self.mirror.header_timeout),
+            ("stall_timeout", self.mirror.stall_timeout),
+        ];
+        for (key, span) in deadlines {
+            if span.0 < Duration::from_millis(100) {
+                return Err((key.to_owned(), format!("{key} = \"{span}\" is too short; at least 100ms")));
+            }
+        }
+        if self.mirror.listen.port() == 0 {
+            return Err((
+                "listen".to_owned(),
+                "listen in [mirror] needs a port that stays, not 0: hosts.toml names it".to_owned(),
+            ));
+        }
+        let paths = [
+            ("dir", &self.cache.dir),
+            ("socket", &self.containerd.socket),
+            ("hosts_dir", &self.containerd.hosts_dir),
+            ("socket", &self.admin.socket),
+        ];
+        for (key, path) in paths {
+            if !path.is_absolute() {
+                return Err((key.to_owned(), format!("{key} = \"{}\" is not an absolute path", path.display())));
+            }
+        }
+        if self.containerd.namespaces.is_empty() {
+            return Err(("namespaces".to_owned(), "namespaces is empty; containerd's CRI uses \"k8s.io\"".to_owned()));
+        }
+        Ok(())
+    }
+}
+
+fn read(path: &Path) -> Result<String, ConfigError> {
+    std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })
+}
+
+/// Puts one value at its place and reads the whole again. The value is TOML (`5`, `true`, `["a"]`), or else text.
+fn set(table: &mut toml::Table, keys: &[String], value: &str) -> Result<Config, String> {
+    let Some((last, sections)) = keys.split_last() else { return Err("it names no key".to_owned()) };
+    let as_toml = toml::from_str::<toml::Table>(&format!("v = {value}")).ok().and_then(|mut t| t.remove("v"));
+    let as_text = toml::Value::String(value.to_owned());
+    let mut failure = String::new();
+    // Text first: "1.5" or "true" may be meant as text, and a key that wants a number refuses text.
+    for candidate in std::iter::once(as_text).chain(as_toml) {
+        let mut whole = table.clone();
+        let mut at = &mut whole;
+        for section in sections {
+            let entry = at.entry(section.clone()).or_insert_with(|| toml::Value::Table(toml::Table::new()));
+            at = entry.as_table_mut().ok_or_else(|| format!("{section} is no section"))?;
+        }
+        at.insert(last.clone(), candidate);
+        match Config::deserialize_table(whole.clone()) {
+            Ok(config) => {
+                *table = whole;
+                return Ok(config);
+            }
+            Err(e) => failure = e,
+        }
+    }
+    Err(failure)
+}
+
+impl Config {
+    fn deserialize_table(table: toml::Table) -> Result<Self, String> {
+        serde::Deserialize::deserialize(toml::Value::Table(table)).map_err(|e: toml::de::Error| e.message().to_owned())
+    }
+}
+
+/// The line on which `needle` last stands, from 1.
+fn line_of(text: &str, needle: &str) -> usize {
+    text.lines().enumerate().filter(|(_, line)| line.contains(needle)).last().map_or(1, |(at, _)| at + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str, environment: &[(&str, &str)]) -> Result<Config, String> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), text).unwrap();
+        let environment = environment.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
+        Config::load(Some(file.path()), environment).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn the_commented_default_is_the_default() {
+        assert_eq!(load(commented_default(), &[]).unwrap(), Config::default());
+        assert_eq!(load("", &[]).unwrap(), Config::default());
+    }
+
+    #[test]
+    fn the_commented_default_shows_every_key() {
+        // Uncommented, the examples in it must be sound too.
+        let all: String =
+            commented_default().lines().map(|l| l.strip_prefix("#| ").unwrap_or(l)).collect::<Vec<_>>().join("\n");
+        let config = load(&all, &[]).unwrap();
+        assert!(config.cache.max_bytes.is_some() && config.containerd.templates.is_some());
+        assert_eq!(config.registries[0].upstreams.len(), 2);
+    }
+
+    #[test]
+    fn errors_name_line_and_key_and_remedy() {
+        for (text, parts) in [
+            ("[mirror]\nlisen = 1", &["line 2", "lisen", "listen"][..]),
+            ("[mirror]\nlisten = 1", &["line 2", "listen"]),
+            ("[mirror]\n\nstall_timeout = \"ten\"", &["line 3", "ten", "10s"]),
+            ("[cache]\nmax_disk_percent = 101", &["line 2", "1 to 100"]),
+            ("[cache]\ndir = \"here\"", &["line 2", "absolute"]),
+            ("[[registry]]\nname = \"a b\"", &["line 2", "registry"]),
+            ("[[registry]]\nname = \"a.b\"\n[[registry.upstream]]\nurl = \"http://h\"", &["line 4", "insecure = true"]),
+            ("[[registry]]\nname = \"a.b\"\n[[registry]]\nname = \"a.b\"", &["line 4", "second time"]),
+            ("[containerd]\nregistries = [\"*\"]", &["line 2", "_default"]),
+        ] {
+            let error = load(text, &[]).unwrap_err();
+            for part in parts {
+                assert!(error.contains(part), "{part:?} is not in: {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_environment_goes_last() {
+        let config = load(
+            "[mirror]\nlisten = \"127.0.0.1:1\"",
+            &[
+                ("LARDER__MIRROR__LISTEN", "127.0.0.1:2"),
+                ("LARDER__MIRROR__TLS", "false"),
+                ("LARDER__CACHE__MAX_BYTES", "1GiB"),
+                ("LARDER__REGISTRY", "[{name=\"docker.io\", upstream=[{url=\"https://m.corp\"}]}]"),
+                ("LARDER_PORT", "tcp://10.0.0.1:80"),
+            ],
+        )
+        .unwrap();
+        assert_eq!(config.mirror.listen.port(), 2);
+        assert!(!config.mirror.tls);
+        assert_eq!(config.cache.max_bytes.unwrap().0, 1 << 30);
+        assert_eq!(config.registries.len(), 1);
+        let error = load("", &[("LARDER__MIRROR__TSL", "false")]).unwrap_err();
+        assert!(error.contains("LARDER__MIRROR__TSL") && error.contains("tls"), "{error}");
+    }
+}

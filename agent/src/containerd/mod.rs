@@ -1,0 +1,1 @@
+//! containerd: its hosts.toml files, its API, and the proof that it comes to us.

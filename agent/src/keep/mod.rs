@@ -1,0 +1,1 @@
+//! What stays in the store, and what goes when room is needed.

@@ -1,0 +1,1 @@
+//! The endpoint that containerd pulls from.

@@ -1,0 +1,1 @@
+//! The heart: from a request to bytes.

@@ -1,0 +1,1 @@
+//! Blobs on disk, and the index of them.

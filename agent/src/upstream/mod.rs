@@ -1,0 +1,1 @@
+//! Registries: requests, tokens, deadlines.

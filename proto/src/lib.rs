@@ -1,0 +1,1 @@
+//! The gRPC services that Larder speaks, generated from their .proto files.
