@@ -476,7 +476,7 @@ impl Recorded {
     }
 
     fn permits(&self, origin: &Origin) -> bool {
-        self.access == Access::Anonymous || (origin.access == Access::Authorized && origin.registry == self.registry)
+        self.access == origin.access && (self.access == Access::Anonymous || self.registry == origin.registry)
     }
 }
 
