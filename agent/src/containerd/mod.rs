@@ -2,3 +2,4 @@
 
 pub mod canary;
 pub mod client;
+pub mod setup;
