@@ -14,7 +14,7 @@ use super::listen::Scheme;
 use super::range::{Part, RangeAsked};
 use super::reply::{self, Body};
 use super::request::Request;
-use crate::containerd::canary::{self, Canary};
+use crate::containerd::canary::Canary;
 use crate::image::{Digest, MediaType, Reference, Tag};
 use crate::pull::{Kind, Passed, Place, Pull, Resolved};
 
@@ -84,10 +84,10 @@ impl Mirror {
     async fn reply(&self, request: &Request, asked: &Asked<'_>) -> Response<Body> {
         match request {
             Request::Base => base(),
-            Request::Manifest(place, reference) if canary::is_canary(&place.registry) => {
+            Request::Manifest(place, reference) if is_canary(place) => {
                 self.canary_reply(place, reference)
             }
-            Request::Blob(place, digest) if canary::is_canary(&place.registry) => {
+            Request::Blob(place, digest) if is_canary(place) => {
                 self.canary_reply(place, &Reference::Digest(*digest))
             }
             Request::Manifest(place, Reference::Tag(tag)) => self.tag(place, tag, asked).await,
@@ -187,8 +187,10 @@ impl Mirror {
         if let Reference::Tag(tag) = reference {
             self.canary.arrived(tag);
         }
-        match self.canary.content(&place.repository, reference) {
-            Some((digest, media_type, content)) => {
+        let content = (place.repository.as_str() == Canary::REPOSITORY).then(|| self.canary.content(reference)).flatten();
+        match content {
+            Some((media_type, content)) => {
+                let digest = Digest::of(&content);
                 let length = Some(content.len() as u64);
                 reply::content(StatusCode::OK, &digest, media_type.as_str(), length, reply::whole(content))
             }
@@ -214,6 +216,10 @@ impl Asked<'_> {
         response.headers_mut().insert(LOCATION, location);
         Some(response)
     }
+}
+
+fn is_canary(place: &Place) -> bool {
+    place.registry.as_str() == Canary::REGISTRY
 }
 
 fn base() -> Response<Body> {

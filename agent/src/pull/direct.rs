@@ -86,12 +86,12 @@ impl Frames {
 
     /// The error of a body that ended in good order, and too early.
     pub(super) fn cut(&self, at: u64) -> UpstreamError {
-        self.upstream.protocol_error(format!("ended its answer after {at} bytes, short of the blob"))
+        self.upstream.wrong_answer(format!("ended its answer after {at} bytes, short of the blob"))
     }
 
     /// The error of a body that goes on past the blob.
     pub(super) fn too_long(&self) -> UpstreamError {
-        self.upstream.protocol_error("sends more bytes than the blob has".to_owned())
+        self.upstream.wrong_answer("sends more bytes than the blob has")
     }
 }
 

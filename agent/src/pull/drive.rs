@@ -111,7 +111,7 @@ impl Driver {
                         ingest = Some(lying);
                         self.failed(
                             upstream,
-                            upstream.protocol_error(format!("says another length than {size} bytes")),
+                            upstream.wrong_answer(format!("says another length than {size} bytes")),
                         );
                         continue;
                     }
@@ -149,7 +149,7 @@ impl Driver {
                     Pumped::Unread => return End::Unread,
                     Pumped::Disk(e) => {
                         tracing::warn!(%digest, error = %e, "the disk fails; readers go on from upstream, nothing is kept");
-                        self.pull.store.note_disk_error(&e);
+                        self.pull.store.note_write_error(&e);
                         return End::State("disk", State::Detached(arriving));
                     }
                 }
@@ -195,7 +195,7 @@ impl Driver {
         }
         let digest = self.transfer.digest;
         let size = self.pull.store.resumable(&digest).await?;
-        let ingest = self.pull.store.ingest(digest, size, self.origin()).await.ok()?;
+        let ingest = self.pull.store.ingest(&digest, size, self.origin()).await.ok()?;
         let checked = Arc::clone(&ingest);
         if let Err(e) = blocking(move || checked.recheck(|| ())).await {
             tracing::warn!(%digest, error = %e, "what an earlier transfer left can't be read; it is fetched again");
@@ -211,7 +211,7 @@ impl Driver {
             opened.read_ahead(self.pull.options.verify_first).await.map_err(NotStored::SourceFailed)?;
         }
         let Some(size) = opened.size else { return Err(NotStored::ReadAnyway) };
-        self.pull.store.ingest(self.transfer.digest, size, self.origin()).await.map_err(|e| {
+        self.pull.store.ingest(&self.transfer.digest, size, self.origin()).await.map_err(|e| {
             tracing::debug!(digest = %self.transfer.digest, upstream = upstream.name(), reason = %e, "not stored");
             NotStored::ReadAnyway
         })

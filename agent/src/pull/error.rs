@@ -1,7 +1,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::upstream::UpstreamError;
+use crate::upstream::{ErrorKind, UpstreamError};
 
 /// Why there is nothing to give. Each carries what every source said, for the log and for the caller.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -37,8 +37,8 @@ pub struct Said(Arc<[Arc<UpstreamError>]>);
 impl PullError {
     /// The one error that a list of failures amounts to: an answer, where there was one, says more than silence.
     pub(super) fn from_all(errors: Vec<Arc<UpstreamError>>) -> Self {
-        let denied = errors.iter().any(|e| e.is_denial());
-        let not_found = errors.iter().any(|e| e.is_not_found());
+        let denied = errors.iter().any(|e| matches!(e.kind(), ErrorKind::Unauthorized | ErrorKind::Denied));
+        let not_found = errors.iter().any(|e| *e.kind() == ErrorKind::NotFound);
         let said = Said(errors.into());
         if not_found {
             Self::NotFound(said)

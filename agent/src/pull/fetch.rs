@@ -94,7 +94,7 @@ impl Inner {
     pub(super) async fn held(&self, place: &Place, digest: &Digest) -> Option<Blob> {
         let blob = self.store.blob(digest).await?;
         // What only ever arrived under authorization is a miss here: another registry's own answer decides.
-        blob.may_be_given_for(&place.registry).then_some(blob)
+        blob.provenance().may_be_given_for(&place.registry).then_some(blob)
     }
 
     /// Follows the transfer of `digest`, begun now if there is none.

@@ -59,7 +59,7 @@ struct Inner {
     store: Store,
     upstreams: Upstreams,
     /// To abort what containerd took in of a blob that turned out wrong.
-    containerd: Option<Client>,
+    containerd: Option<Arc<Client>>,
     transfers: transfer::Transfers,
     tags: flight::Flights<resolve::TagKey, Result<Resolved, PullError>>,
     blame: blame::Blame,
@@ -76,7 +76,7 @@ impl Pull {
         config: &Config,
         store: Store,
         upstreams: Upstreams,
-        containerd: Option<Client>,
+        containerd: Option<Arc<Client>>,
         tasks: TaskTracker,
         stop: CancellationToken,
     ) -> Self {

@@ -60,7 +60,7 @@ impl Pull {
                 match upstream.head_blob(&place.repository, digest).await {
                     Ok(answer) => match answer.size {
                         Some(size) => return Ok(size),
-                        None => said.push(Arc::new(upstream.protocol_error("gives no length".to_owned()))),
+                        None => said.push(Arc::new(upstream.wrong_answer("gives no length"))),
                     },
                     Err(e) => said.push(Arc::new(e)),
                 }
@@ -77,7 +77,7 @@ async fn pass_one(upstream: &Arc<Upstream>, place: &Place, suffix: &str) -> Resu
     let mut opened = Opened::from(upstream, answer);
     opened.read_ahead(MAX_ANSWER).await?;
     if opened.read().len() as u64 > MAX_ANSWER {
-        return Err(upstream.protocol_error("sends an answer of more than 8 MiB".to_owned()));
+        return Err(upstream.wrong_answer("sends an answer of more than 8 MiB"));
     }
     Ok(Passed { media_type: opened.media_type.clone(), link, body: opened.into_read() })
 }

@@ -40,7 +40,7 @@ impl Pull {
         let pull = &self.0;
         pull.journal.resolved(place, tag.as_str());
         if !pull.options.tag_max_age.is_zero()
-            && let Some((record, age)) = pull.known(place, tag)
+            && let Some((record, age)) = pull.known(place, tag).await
             && age < pull.options.tag_max_age
         {
             pull.metrics.tag_answered("fresh");
@@ -76,7 +76,7 @@ impl Inner {
                             digest: answer.digest,
                             media_type: answer.media_type.clone(),
                             size: answer.size,
-                            confirmed: now(),
+                            confirmed_at: now(),
                         },
                     );
                     return Ok(answer);
@@ -107,13 +107,13 @@ impl Inner {
         let media_type = opened.media_type.clone();
         opened.read_ahead(MAX_MANIFEST).await?;
         if opened.size.is_none() || opened.read().len() as u64 > MAX_MANIFEST {
-            return Err(upstream.protocol_error("sends a manifest of more than 4 MiB".to_owned()));
+            return Err(upstream.wrong_answer("sends a manifest of more than 4 MiB"));
         }
         let content = opened.into_read();
         let (digest, size) = (Digest::of(&content), content.len() as u64);
         let kept = self
             .store
-            .put(digest, content, Some(media_type.clone()), &place.registry, &place.repository, Access::Anonymous)
+            .put(&digest, content, Some(media_type.clone()), &place.registry, &place.repository, Access::Anonymous)
             .await;
         if let Err(e) = kept {
             tracing::debug!(%digest, reason = %e, "not stored");
@@ -123,7 +123,7 @@ impl Inner {
 
     /// What upstream last said, where the manifest that it named can be had without upstream.
     async fn last_known(&self, place: &Place, tag: &Tag) -> Option<Resolved> {
-        let (record, age) = self.known(place, tag)?;
+        let (record, age) = self.known(place, tag).await?;
         self.held(place, &record.digest).await?;
         tracing::warn!(
             image = %place, %tag, digest = %record.digest, age_seconds = age.as_secs(),
@@ -133,9 +133,9 @@ impl Inner {
         Some(resolved(record, Some(age)))
     }
 
-    fn known(&self, place: &Place, tag: &Tag) -> Option<(TagRecord, Duration)> {
-        let record = self.store.tag(&place.registry, &place.repository, tag)?;
-        let age = Duration::from_secs(now().saturating_sub(record.confirmed));
+    async fn known(&self, place: &Place, tag: &Tag) -> Option<(TagRecord, Duration)> {
+        let record = self.store.tag(&place.registry, &place.repository, tag).await?;
+        let age = Duration::from_secs(now().saturating_sub(record.confirmed_at));
         Some((record, age))
     }
 }

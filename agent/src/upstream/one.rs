@@ -43,6 +43,12 @@ impl Upstream {
         self.exchange.record.state()
     }
 
+    /// The error of an answer that is wrong in a way that only its reader can tell.
+    #[must_use]
+    pub fn wrong_answer(&self, what: impl Into<String>) -> UpstreamError {
+        UpstreamError::new(Arc::clone(&self.exchange.name), ErrorKind::Protocol(what.into()))
+    }
+
     /// Asks what a reference means, without the manifest itself.
     ///
     /// # Errors
