@@ -46,7 +46,8 @@ pub(super) fn run(config: &Config) -> anyhow::Result<ExitCode> {
 async fn serve(config: &Config) -> anyhow::Result<ExitCode> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+    // Doors close first; what they stand before goes on until the last reply has ended.
+    let (stop, end, tasks) = (CancellationToken::new(), CancellationToken::new(), TaskTracker::new());
 
     let store = open_store(config).await?;
     let upstreams = Arc::new(Upstreams::new(config)?);
@@ -58,7 +59,7 @@ async fn serve(config: &Config) -> anyhow::Result<ExitCode> {
         Arc::clone(&upstreams),
         Some(Arc::clone(&containerd)),
         tasks.clone(),
-        stop.clone(),
+        end.clone(),
     );
     let requests = Arc::new(AtomicU64::new(0));
     let mirror = Arc::new(Mirror::new(pull.clone(), Arc::clone(&canary), config.mirror.listen, Arc::clone(&requests)));
@@ -66,7 +67,7 @@ async fn serve(config: &Config) -> anyhow::Result<ExitCode> {
     let listener = Listener::bind(config.mirror.listen)?;
     let serving = tokio::spawn(listener.serve(Arc::clone(&mirror), identity.server_config()?, stop.clone()));
     tasks.spawn(Arc::clone(&identity).keep_fresh(stop.clone()));
-    tasks.spawn(keep::hold_bounds(store.clone(), stop.clone()));
+    tasks.spawn(keep::hold_bounds(store.clone(), end.clone()));
 
     // containerd is told of the mirror only now that it answers.
     let applied = watch::Sender::new(None);
@@ -122,6 +123,7 @@ async fn serve(config: &Config) -> anyhow::Result<ExitCode> {
     tracing::info!("ending: replies under way go on, hosts.toml stays");
     stop.cancel();
     serving.await.context("the mirror's listener")?;
+    end.cancel();
     tasks.close();
     if tokio::time::timeout(END, tasks.wait()).await.is_err() {
         tracing::warn!(tasks = tasks.len(), "background work is cut off");
