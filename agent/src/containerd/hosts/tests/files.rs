@@ -341,7 +341,7 @@ fn malformed_files_are_told_and_come_back() {
     assert_eq!(warned, ["a.io", "d.io"]);
     assert_eq!(certs.read("a.io"), [URL]);
     assert_eq!(certs.read("c.io"), [URL, "x"]);
-    assert_eq!(certs.apply(&["_default"]).changed(), false);
+    assert!(!certs.apply(&["_default"]).changed());
     certs.restore();
     assert_eq!(certs.tree(), before);
 }
