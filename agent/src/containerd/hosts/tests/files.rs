@@ -232,6 +232,20 @@ fn a_lost_ca_is_written_again_and_told() {
 }
 
 #[test]
+fn a_ca_that_somebodys_own_file_names_stays() {
+    let certs = Certs::with(&[]);
+    certs.apply(&["docker.io"]);
+    let theirs = format!("[host.\"{URL}\"]\nca = \"{CA}\"\n");
+    certs.put("docker.io/hosts.toml", theirs.as_bytes());
+    certs.restore();
+    assert_eq!(certs.read("docker.io"), [URL]);
+    // And goes when it is named no more.
+    certs.put("docker.io/hosts.toml", b"[host.a]\n");
+    certs.restore();
+    assert!(!certs.has("docker.io/larder-ca.pem"));
+}
+
+#[test]
 fn a_new_ca_or_none_takes_the_place_of_the_old() {
     let certs = Certs::with(&[]);
     certs.apply(&["_default"]);
@@ -341,7 +355,7 @@ fn malformed_files_are_told_and_come_back() {
     assert_eq!(warned, ["a.io", "d.io"]);
     assert_eq!(certs.read("a.io"), [URL]);
     assert_eq!(certs.read("c.io"), [URL, "x"]);
-    assert_eq!(certs.apply(&["_default"]).changed(), false);
+    assert!(!certs.apply(&["_default"]).changed());
     certs.restore();
     assert_eq!(certs.tree(), before);
 }
