@@ -74,3 +74,6 @@ async fn sweep(store: &Store) -> Swept {
     }
     swept
 }
+
+#[cfg(test)]
+mod tests;
