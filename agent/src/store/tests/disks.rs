@@ -135,6 +135,7 @@ async fn a_full_disk_stores_nothing_and_serves_everything() {
     assert_eq!(read(&store.blob(&digest).await.unwrap()).await, bytes, "what is written is read");
     assert_eq!(store.metrics().rechecked.get(), 0, "and needs no proof");
 
+    drop(filler);
     fs::remove_file(at.path().join("filler")).unwrap();
     let (freed, blobs) = store.evict(vec![digest], 1, Reason::Full).await;
     assert_eq!((freed, blobs), (4 << 20, 1));
