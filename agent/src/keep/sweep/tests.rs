@@ -94,7 +94,8 @@ async fn a_blob_larger_than_the_bound_is_not_stored() {
     let giant = content(2).repeat(2);
     assert!(matches!(put(&store, giant.into()).await, Err(CommitError::TooLarge { size: 400_000 })));
     let digest = Digest::of(b"giant");
-    assert!(store.ingest(&digest, 50 << 30).await.is_err());
+    let origin = crate::store::Origin { registry: "reg.test".parse().unwrap(), access: Access::Anonymous };
+    assert!(store.ingest(&digest, 50 << 30, origin).await.is_err());
     assert_eq!(sweep(&store).await.blobs, 0, "nothing went for what can't be kept");
     assert!(store.blob(kept.digest()).await.is_some());
 }

@@ -4,6 +4,8 @@ use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, symlink};
 use std::path::{Path, PathBuf};
 
+use bytes::Bytes;
+
 use super::fixture::*;
 use crate::image::{Digest, MediaType, Tag};
 use crate::store::{Audit, Condition, TagRecord};
@@ -168,13 +170,15 @@ async fn the_folder_is_deleted_while_we_run() {
     let answer =
         TagRecord { digest: other, media_type: MediaType::octet_stream(), size: 5, confirmed_at: 1_700_000_000 };
     store.record_tag(&registry(), &repository(), &tag, answer.clone()).await;
-    let arriving = store.ingest(&Digest::of(b"arriving"), 8).await.unwrap();
+    let arriving = store.ingest(&Digest::of(b"arriving"), 8, origin()).await.unwrap();
     assert!(store.shelves().index.flush());
     fs::remove_dir_all(&dir).unwrap();
 
     assert_eq!(read(&open_blob).await, bytes, "what is open is read to its end");
     assert!(store.blob(&other).await.is_none());
-    arriving.file().write_all_at(b"arriving", 0).unwrap();
+    let part = [Bytes::from_static(b"arriving")];
+    arriving.write(0, &part).unwrap();
+    arriving.hash(0, &part).unwrap();
     let verified = arriving.verify().unwrap();
     let access = crate::image::Access::Anonymous;
     assert!(store.commit(verified, None, &registry(), &repository(), access).await.is_err(), "its file is gone");

@@ -69,13 +69,13 @@ async fn one_arrival_for_all_who_ask() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path());
     let digest = Digest::of(b"x");
-    let (one, two) = tokio::join!(store.ingest(&digest, 1), store.ingest(&digest, 1));
+    let (one, two) = tokio::join!(store.ingest(&digest, 1, origin()), store.ingest(&digest, 1, origin()));
     assert!(Arc::ptr_eq(&one.unwrap(), two.as_ref().unwrap()));
-    assert!(matches!(store.ingest(&digest, 2).await, Err(IngestError::Busy { size: 1, .. })));
+    assert!(matches!(store.ingest(&digest, 2, origin()).await, Err(IngestError::Busy { size: 1, .. })));
     assert_eq!(store.usage().await.unwrap().reserved_bytes, 1);
     drop(two);
     assert_eq!(store.usage().await.unwrap().reserved_bytes, 0);
-    assert!(store.ingest(&digest, 2).await.is_ok());
+    assert!(store.ingest(&digest, 2, origin()).await.is_ok());
 }
 
 #[tokio::test(flavor = "multi_thread")]
