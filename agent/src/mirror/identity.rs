@@ -109,7 +109,7 @@ impl Identity {
             match renewed {
                 Ok(Ok(())) => tracing::debug!("the mirror's certificate is new"),
                 Ok(Err(e)) => {
-                    tracing::error!(error = %e, "the mirror's certificate is not renewed; tried again in ten days")
+                    tracing::error!(error = %e, "the mirror's certificate is not renewed; tried again in ten days");
                 }
                 Err(e) => tracing::error!(error = %e, "the mirror's certificate is not renewed"),
             }

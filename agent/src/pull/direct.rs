@@ -239,7 +239,7 @@ impl Direct {
                     Ok(Some(frame)) => return Ok(Some(frame)),
                     Ok(None) => return Ok(None),
                     Err(e) => {
-                        tracing::debug!(digest = %self.digest, upstream = upstream.name(), error = %e, "a source failed")
+                        tracing::debug!(digest = %self.digest, upstream = upstream.name(), error = %e, "a source failed");
                     }
                 }
                 self.frames = None;
@@ -253,7 +253,7 @@ impl Direct {
                     self.frames = Some((opened.into_frames(), upstream));
                 }
                 Err(e) => {
-                    tracing::debug!(digest = %self.digest, upstream = upstream.name(), error = %e, "a source failed")
+                    tracing::debug!(digest = %self.digest, upstream = upstream.name(), error = %e, "a source failed");
                 }
             }
         }

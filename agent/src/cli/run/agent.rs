@@ -1,7 +1,7 @@
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use prometheus_client::registry::Registry;
@@ -89,16 +89,17 @@ async fn serve(config: &Config) -> anyhow::Result<ExitCode> {
         tasks.spawn(async move { canary.watch(&containerd, interval, &changed, &stop).await });
     }
 
-    let agent = Arc::new(Agent::new(
-        config,
+    let agent = Arc::new(Agent {
+        config: config.clone(),
+        started: Instant::now(),
         requests,
-        store.clone(),
-        pull.clone(),
-        Arc::clone(&upstreams),
+        store: store.clone(),
+        pull: pull.clone(),
+        upstreams: Arc::clone(&upstreams),
         containerd,
-        Arc::clone(&canary),
-        applied.subscribe(),
-    ));
+        canary: Arc::clone(&canary),
+        hosts: applied.subscribe(),
+    });
     let mut registry = Registry::default();
     pull.metrics().register(&mut registry);
     mirror.metrics().register(&mut registry);
