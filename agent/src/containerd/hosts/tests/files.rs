@@ -371,6 +371,27 @@ fn a_folder_of_ours_that_others_use_stays() {
 }
 
 #[test]
+fn what_others_write_at_the_same_moment_is_never_lost() {
+    let certs = Certs::with(&[("docker.io/hosts.toml", "# 0\n")]);
+    certs.put("docker.io/.new/", b"");
+    for round in 1..=60_u32 {
+        std::thread::scope(|scope| {
+            let certs = &certs;
+            scope.spawn(move || {
+                // A fifth of a millisecond later each time: before, within and after what the other does.
+                std::thread::sleep(std::time::Duration::from_micros(u64::from(round) * 200));
+                certs.put("docker.io/.new/f", format!("# {round}\n").as_bytes());
+                fs::rename(certs.dir.join("docker.io/.new/f"), certs.dir.join("docker.io/hosts.toml")).unwrap();
+            });
+            certs.apply(&["docker.io"]);
+        });
+        assert_eq!(certs.apply(&["docker.io"]).failures().count(), 0);
+        certs.restore();
+        assert_eq!(certs.text("docker.io/hosts.toml"), format!("# {round}\n"));
+    }
+}
+
+#[test]
 fn two_at_once_do_no_harm() {
     let certs = Certs::with(&[("docker.io/hosts.toml", HUB)]);
     let before = certs.tree();
