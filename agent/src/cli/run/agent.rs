@@ -70,10 +70,12 @@ async fn serve(config: &Config) -> anyhow::Result<ExitCode> {
     tasks.spawn(keep::hold_bounds(store.clone(), end.clone()));
 
     // containerd is told of the mirror only now that it answers.
+    let mut registry = Registry::default();
     let applied = watch::Sender::new(None);
     let changed = Arc::new(Notify::new());
     if !config.containerd.registries.is_empty() {
         let folder = Arc::new(hosts_dir(config)?);
+        folder.metrics().register(&mut registry);
         let (entry, follow) = entries(config, &identity);
         tasks.spawn(follow);
         let (applied, changed) = (applied.clone(), Arc::clone(&changed));
@@ -100,7 +102,6 @@ async fn serve(config: &Config) -> anyhow::Result<ExitCode> {
         canary: Arc::clone(&canary),
         hosts: applied.subscribe(),
     });
-    let mut registry = Registry::default();
     pull.metrics().register(&mut registry);
     mirror.metrics().register(&mut registry);
     store.metrics().register(&mut registry);

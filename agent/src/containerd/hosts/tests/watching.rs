@@ -80,7 +80,7 @@ async fn whatever_others_change_is_mended() {
     fs::remove_dir_all(dir.join("_default")).unwrap();
     watching.written("_default", &[URL]).await;
 
-    assert!(watching.hosts.rewrites() >= 5);
+    assert!(watching.hosts.metrics().rewrites.get() >= 5);
     watching.end().await;
 }
 
@@ -89,7 +89,7 @@ async fn a_new_entry_is_written_at_once() {
     let mut watching = Watching::start(Certs::missing()).await;
     watching.entry.send_replace(Arc::new(plain()));
     watching.written("_default", &["http://127.0.0.1:7439"]).await;
-    assert_eq!(watching.hosts.rewrites(), 0);
+    assert_eq!(watching.hosts.metrics().rewrites.get(), 0);
     watching.end().await;
 }
 
@@ -113,7 +113,7 @@ async fn it_is_not_woken_by_its_own_writing() {
     let quiet = tokio::time::timeout(Duration::from_millis(1500), watching.changed.recv()).await;
     assert!(quiet.is_err(), "{quiet:?}");
     assert_eq!(fs::metadata(watching.certs.dir.join("docker.io/hosts.toml")).unwrap().modified().unwrap(), stood);
-    assert_eq!(watching.hosts.rewrites(), 1);
+    assert_eq!(watching.hosts.metrics().rewrites.get(), 1);
     watching.end().await;
 }
 
