@@ -12,37 +12,64 @@ use super::direct::Opened;
 use super::transfer::{Arriving, Failure, State, Transfer, Unstored};
 use super::{Inner, Kind, PullError};
 use crate::image::{Access, Digest, MediaType};
-use crate::store::{Ingest, Origin};
+use crate::store::{CommitError, Ingest, Origin};
 use crate::upstream::{Upstream, UpstreamError};
 
 /// What is written at a time, and what may wait meanwhile; both in bytes.
 const BATCH: usize = 1 << 20;
 /// A transfer that nobody reads any more is given up after this time, unless it is far along.
 const UNREAD_FOR: Duration = Duration::from_secs(10);
+/// A blob up to this size is read into memory, verified, and stored in one go, in bytes.
+const SMALL: u64 = 1 << 20;
 /// Bytes left to fetch with which a transfer counts as far along, however long the blob is.
 const NEARLY_THERE: u64 = 32 << 20;
 
 /// Drives `transfer` to its end, whatever that is.
 pub(super) async fn drive(pull: Arc<Inner>, transfer: Arc<Transfer>) {
     let stop = pull.stop.clone();
-    pull.metrics.under_way.inc();
+    let ended = Ended::arm(&pull, &transfer);
     let mut driver =
         Driver { pull: Arc::clone(&pull), transfer: Arc::clone(&transfer), said: Vec::new(), from: Vec::new() };
     let end = tokio::select! {
         end = driver.run() => end,
         () = stop.cancelled() => End::State("stopped", State::Failed(Failure::Cut(PullError::Stopping))),
     };
-    let result = match end {
-        End::State(result, state) => {
-            // Off the map first: who looks again after the change begins anew.
-            pull.transfers.remove(&transfer.digest);
-            transfer.become_(state);
-            result
-        }
-        End::Unread => "unread",
-    };
-    pull.metrics.under_way.dec();
-    pull.metrics.transfer_ended(result);
+    ended.with(end);
+}
+
+/// Tells a transfer's readers of its end, also when the driver panics: nobody waits for one that is gone.
+struct Ended {
+    pull: Arc<Inner>,
+    transfer: Arc<Transfer>,
+    end: End,
+}
+
+impl Ended {
+    fn arm(pull: &Arc<Inner>, transfer: &Arc<Transfer>) -> Self {
+        pull.metrics.under_way.inc();
+        let broken = State::Failed(Failure::Cut(PullError::Stopping));
+        Self { pull: Arc::clone(pull), transfer: Arc::clone(transfer), end: End::State("broken", broken) }
+    }
+
+    fn with(mut self, end: End) {
+        self.end = end;
+    }
+}
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let result = match std::mem::replace(&mut self.end, End::Unread) {
+            End::State(result, state) => {
+                // Off the map first: who looks again after the change begins anew.
+                self.pull.transfers.remove(&self.transfer.digest);
+                self.transfer.become_(state);
+                result
+            }
+            End::Unread => "unread",
+        };
+        self.pull.metrics.under_way.dec();
+        self.pull.metrics.transfer_ended(result);
+    }
 }
 
 enum End {
@@ -61,12 +88,12 @@ struct Driver {
     from: Vec<Arc<Upstream>>,
 }
 
-/// Why there is no file for a blob.
-enum NotStored {
-    /// The source failed before it could be told.
-    SourceFailed(UpstreamError),
-    /// The disk takes it not; readers get it all the same.
-    ReadAnyway,
+/// What becomes of a blob whose first source has answered.
+enum Begun {
+    /// It arrives in a file.
+    Ingest(Arc<Ingest>, Opened),
+    /// There is nothing more to drive.
+    Ended(End),
 }
 
 /// Why one source's bytes ended.
@@ -125,13 +152,16 @@ impl Driver {
                 let media_type = opened.media_type.clone();
                 let current = match ingest.take() {
                     Some(ingest) => ingest,
-                    None => match self.begin(upstream, &mut opened).await {
-                        Ok(begun) => begun,
-                        Err(NotStored::SourceFailed(e)) => {
+                    None => match self.begin(upstream, opened).await {
+                        Ok(Begun::Ingest(begun, rest)) => {
+                            opened = rest;
+                            begun
+                        }
+                        Ok(Begun::Ended(end)) => return end,
+                        Err(e) => {
                             self.failed(upstream, e);
                             continue;
                         }
-                        Err(NotStored::ReadAnyway) => return self.without_store(upstream, opened).await,
                     },
                 };
                 ingest = Some(Arc::clone(&current));
@@ -201,40 +231,46 @@ impl Driver {
         Some(ingest)
     }
 
-    /// Opens the file for a blob whose first source has answered.
-    async fn begin(&self, upstream: &Arc<Upstream>, opened: &mut Opened) -> Result<Arc<Ingest>, NotStored> {
+    /// Begins a blob whose first source has answered: a small one is done at once, a large one gets its file. What the
+    /// disk doesn't take is read all the same: from memory where it is small enough to be verified there, else by each
+    /// reader from a source of its own.
+    async fn begin(&self, upstream: &Arc<Upstream>, mut opened: Opened) -> Result<Begun, UpstreamError> {
+        let verify_first = self.pull.options.verify_first;
         if opened.size.is_none() {
             // Without a length there is nothing to reserve; what is small is read to its end to know it.
-            opened.read_ahead(self.pull.options.verify_first).await.map_err(NotStored::SourceFailed)?;
+            opened.read_ahead(verify_first).await?;
         }
-        let Some(size) = opened.size else { return Err(NotStored::ReadAnyway) };
-        self.pull.store.ingest(&self.transfer.digest, size, self.origin()).await.map_err(|e| {
-            tracing::debug!(digest = %self.transfer.digest, upstream = upstream.name(), reason = %e, "not stored");
-            NotStored::ReadAnyway
-        })
+        if let Some(size) = opened.size.filter(|&size| size > SMALL) {
+            match self.pull.store.ingest(&self.transfer.digest, size, self.origin()).await {
+                Ok(ingest) => return Ok(Begun::Ingest(ingest, opened)),
+                Err(e) => tracing::debug!(digest = %self.transfer.digest, reason = %e, "not stored"),
+            }
+        }
+        let (size, media_type) = (opened.size, opened.media_type.clone());
+        if size.is_some_and(|size| size <= verify_first.max(SMALL)) {
+            opened.read_ahead(verify_first.max(SMALL)).await?;
+            return Ok(Begun::Ended(self.from_memory(upstream, opened.into_read(), media_type).await));
+        }
+        let opened = Arc::new(Mutex::new(Some(opened)));
+        Ok(Begun::Ended(End::State("unstored", State::Unstored(Unstored { size, media_type, opened }))))
     }
 
-    /// How readers get a blob that the disk doesn't take: a small one from memory, where it is verified once for all;
-    /// a large one from a source of their own each.
-    async fn without_store(&self, upstream: &Arc<Upstream>, mut opened: Opened) -> End {
-        let media_type = opened.media_type.clone();
-        let limit = self.pull.options.verify_first;
-        if opened.size.is_none_or(|size| size > limit) {
-            let size = opened.size;
-            let opened = Arc::new(Mutex::new(Some(opened)));
-            return End::State("unstored", State::Unstored(Unstored { size, media_type, opened }));
-        }
-        match opened.read_ahead(limit).await {
-            Ok(()) if hashes_to(opened.read(), &self.transfer.digest) => {
-                End::State("unstored", State::InMemory(opened.into_read(), media_type))
+    /// Verifies a blob that is in memory whole, and stores it if the disk takes it.
+    async fn from_memory(&self, upstream: &Arc<Upstream>, bytes: Bytes, media_type: MediaType) -> End {
+        let (place, digest) = (&self.transfer.place, &self.transfer.digest);
+        let typed = Some(media_type.clone());
+        let stored =
+            self.pull.store.put(digest, bytes.clone(), typed, &place.registry, &place.repository, Access::Anonymous);
+        match stored.await {
+            Ok(blob) => End::State("whole", State::Whole(blob)),
+            Err(e) if !matches!(e, CommitError::Mismatch { .. }) && hashes_to(&bytes, digest) => {
+                tracing::debug!(%digest, reason = %e, "not stored");
+                End::State("unstored", State::InMemory(bytes, media_type))
             }
-            Ok(()) => {
-                self.pull.blame.broke(upstream.name(), self.transfer.digest);
+            Err(_) => {
+                tracing::warn!(%digest, source = upstream.name(), "wrong bytes; nothing of them is kept");
+                self.pull.blame.broke(upstream.name(), *digest);
                 End::State("wrong", State::Failed(Failure::WrongBytes))
-            }
-            Err(e) => {
-                let error = PullError::from_all(vec![Arc::new(e)]);
-                End::State("cut", State::Failed(Failure::Nothing(error)))
             }
         }
     }
@@ -258,9 +294,9 @@ impl Driver {
                 pending_bytes = 0;
                 let (ingest, transfer) = (Arc::clone(ingest), Arc::clone(&self.transfer));
                 writing = Some(tokio::task::spawn_blocking(move || {
-                    ingest.write(from, &batch)?;
+                    let were_there = ingest.write(from, &batch)?;
                     transfer.advanced();
-                    ingest.hash(from, &batch)
+                    ingest.hash(from, if were_there == 0 { &batch } else { &[] })
                 }));
             }
             if writing.is_none() {

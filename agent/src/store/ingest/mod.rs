@@ -201,44 +201,80 @@ impl Ingest {
         Ok(())
     }
 
-    /// Writes the next bytes at `offset`, which is where the chunk there stands. Bytes beyond the blob's size are
-    /// refused.
+    /// Writes the bytes that belong at `offset`; those that are there already are left as they are. Returns how many
+    /// were: only bytes that were written may be hashed from memory.
     ///
     /// # Errors
-    /// `StorageFull` and its like from the disk; `InvalidInput` for bytes that don't continue their chunk.
-    pub fn write(&self, offset: u64, parts: &[Bytes]) -> io::Result<()> {
+    /// `StorageFull` and its like from the disk; `InvalidInput` for bytes beyond the blob's size, or beyond a part of
+    /// their chunk that is missing.
+    pub fn write(&self, offset: u64, parts: &[Bytes]) -> io::Result<u64> {
         let length: u64 = parts.iter().map(|part| part.len() as u64).sum();
-        if offset + length > self.size || self.state().position(offset) != Some(offset) {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "bytes that don't continue their chunk"));
+        if offset + length > self.size {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "bytes beyond the blob's end"));
         }
-        write_all_vectored(&self.file, offset, parts)?;
+        let runs = self.missing(offset, parts)?;
         let mut finished = Vec::new();
-        {
+        let mut written = 0;
+        for (start, run) in runs {
+            write_all_vectored(&self.file, start, &run)?;
             let mut state = self.state();
-            let mut at = offset;
-            for part in parts {
-                let mut rest = &part[..];
-                while !rest.is_empty() {
-                    let index = at / CHUNK;
-                    let room = (self.chunk_len(index) - at % CHUNK) as usize;
-                    let (now, later) = rest.split_at(room.min(rest.len()));
-                    if let Some(checksum) = state.fill(index, now, self.chunk_len(index)) {
-                        finished.extend_from_slice(&(index as u32).to_le_bytes());
-                        finished.extend_from_slice(&checksum.to_le_bytes());
-                    }
-                    at += now.len() as u64;
-                    rest = later;
+            let mut at = start;
+            for piece in run {
+                // No piece crosses the border of a chunk.
+                let index = at / CHUNK;
+                if let Some(checksum) = state.fill(index, &piece, self.chunk_len(index)) {
+                    // There are fewer than 2^32 chunks in anything that a disk holds.
+                    finished.extend_from_slice(&(index as u32).to_le_bytes());
+                    finished.extend_from_slice(&checksum.to_le_bytes());
                 }
+                at += piece.len() as u64;
             }
+            written += at - start;
         }
         if !finished.is_empty() {
             (&self.map).write_all(&finished)?;
         }
-        Ok(())
+        Ok(length - written)
     }
 
-    /// Carries the running hash on: over `parts` if it stands at `offset`, and over whatever follows that is already
-    /// on disk. Returns at once when another thread is hashing; that one goes on over what was written here.
+    /// What of `parts` isn't there yet: runs of pieces that follow each other, none across the border of a chunk.
+    fn missing(&self, offset: u64, parts: &[Bytes]) -> io::Result<Vec<(u64, Vec<Bytes>)>> {
+        let state = self.state();
+        let mut runs: Vec<(u64, Vec<Bytes>)> = Vec::new();
+        let mut at = offset;
+        // Where the chunk under way stands once what is in `runs` is written, and where the last run ends.
+        let (mut reached, mut run_ends) = (0, None);
+        for part in parts {
+            let mut rest = part.clone();
+            while !rest.is_empty() {
+                let index = at / CHUNK;
+                let length = self.chunk_len(index);
+                let room = (length - at % CHUNK).min(rest.len() as u64);
+                let mut piece = rest.split_to(room as usize);
+                let stands = state.stands(index, length).max(reached);
+                if stands < at {
+                    let gap = "bytes beyond a part of their chunk that is missing";
+                    return Err(io::Error::new(io::ErrorKind::InvalidInput, gap));
+                }
+                let there = (stands - at).min(room);
+                at += room;
+                if there == room {
+                    continue;
+                }
+                let piece = piece.split_off(there as usize);
+                match runs.last_mut() {
+                    Some((_, run)) if run_ends == Some(stands) => run.push(piece),
+                    _ => runs.push((stands, vec![piece])),
+                }
+                reached = at;
+                run_ends = Some(at);
+            }
+        }
+        Ok(runs)
+    }
+
+    /// Carries the running hash on: over `parts`, which have just been written, if it stands at `offset`; and over
+    /// whatever follows that is already on disk. Returns at once when another thread is hashing; that one goes on over what was written here.
     ///
     /// # Errors
     /// What the disk says when bytes have to be read again.
@@ -352,14 +388,14 @@ impl State {
         end
     }
 
-    /// Where the chunk around `offset` stands; `None` when it takes no more bytes.
-    fn position(&self, offset: u64) -> Option<u64> {
-        let index = offset / CHUNK;
-        match self.chunks.get(index as usize)? {
-            Chunk::Missing => Some(index * CHUNK),
-            Chunk::Filling { filled, .. } => Some(index * CHUNK + filled),
-            Chunk::Recorded { .. } | Chunk::Present { .. } => None,
-        }
+    /// How far the bytes of a chunk reach, as an offset in the blob.
+    fn stands(&self, index: u64, length: u64) -> u64 {
+        index * CHUNK
+            + match &self.chunks[index as usize] {
+                // What isn't checked yet is not written over either: `recheck` decides.
+                Chunk::Recorded { .. } => length,
+                chunk => chunk.filled(length),
+            }
     }
 
     /// Takes bytes into a chunk's checksum, which is returned when the chunk is finished by them.

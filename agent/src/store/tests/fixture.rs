@@ -59,10 +59,7 @@ pub(super) async fn try_arrive(store: &Store, bytes: &[u8]) -> Result<Blob, Refu
     let ingest = store.ingest(&digest, bytes.len() as u64, origin()).await.map_err(Refused::Ingest)?;
     let parts = [Bytes::copy_from_slice(bytes)];
     ingest.recheck(|| ()).map_err(Refused::Write)?;
-    if let Some(gap) = ingest.first_gap(0) {
-        let rest = [parts[0].slice(gap as usize..)];
-        ingest.write(gap, &rest).and_then(|()| ingest.hash(gap, &rest)).map_err(Refused::Write)?;
-    }
+    ingest.write(0, &parts).and_then(|_| ingest.hash(0, &[])).map_err(Refused::Write)?;
     let verified = Arc::clone(&ingest).verify().unwrap();
     let media_type = MediaType::new("application/vnd.oci.image.layer.v1.tar+gzip");
     let committed = store.commit(verified, media_type, &registry(), &repository(), Access::Anonymous).await;
