@@ -1,0 +1,124 @@
+//! A program that a fixture runs.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{LazyLock, mpsc};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use nix::sys::signal::{Signal, kill, killpg};
+use nix::unistd::Pid;
+
+// Lines of the log that a failed test shows.
+const SHOWN: usize = 120;
+
+type Spawn = (Command, mpsc::SyncSender<std::io::Result<Child>>);
+
+/// Starts every process: the kernel sends the signal of a parent's death when the *thread* ends that started the
+/// child, and threads of tests end early.
+static SPAWNER: LazyLock<mpsc::Sender<Spawn>> = LazyLock::new(|| {
+    let (sender, requests) = mpsc::channel::<Spawn>();
+    std::thread::spawn(move || {
+        for (mut command, reply) in requests {
+            let _ = reply.send(command.spawn());
+        }
+    });
+    sender
+});
+
+/// A running program in a process group of its own. Dropped, the group is killed and the end of its log shown.
+#[derive(Debug)]
+pub struct Process {
+    name: String,
+    child: Child,
+    log: PathBuf,
+}
+
+impl Process {
+    /// Starts `program`; what it writes is appended to the file `log`.
+    pub fn start(
+        program: &Path,
+        arguments: impl IntoIterator<Item = impl AsRef<std::ffi::OsStr>>,
+        environment: &[(String, String)],
+        log: PathBuf,
+    ) -> Result<Self> {
+        let name = program.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+        let output = File::options().create(true).append(true).open(&log).context("opening a log")?;
+        // setpriv: it dies with us, also when we are killed.
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL", "--"]).arg(program).args(arguments);
+        command.envs(environment.iter().map(|(name, value)| (name, value)));
+        command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
+        std::os::unix::process::CommandExt::process_group(&mut command, 0);
+        let (reply, answer) = mpsc::sync_channel(1);
+        SPAWNER.send((command, reply)).ok().context("the spawning thread is gone")?;
+        let child = answer.recv()?.with_context(|| format!("starting {}", program.display()))?;
+        Ok(Self { name, child, log })
+    }
+
+    /// Its id, and that of its group.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Whether it hasn't ended.
+    pub fn is_running(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// All that it has written so far.
+    pub fn log(&self) -> String {
+        String::from_utf8_lossy(&std::fs::read(&self.log).unwrap_or_default()).into_owned()
+    }
+
+    /// SIGKILL to the whole group, and waits for the end.
+    pub fn kill(&mut self) {
+        let _ = killpg(self.group(), Signal::SIGKILL);
+        let _ = self.child.wait();
+    }
+
+    /// SIGTERM, and fails when it hasn't ended within `limit`.
+    pub fn terminate(&mut self, limit: Duration) -> Result<()> {
+        let _ = kill(self.group(), Signal::SIGTERM);
+        let deadline = Instant::now() + limit;
+        while self.is_running() {
+            if Instant::now() > deadline {
+                bail!("{} was asked to end and hasn't within {limit:?}", self.name);
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(())
+    }
+
+    /// SIGSTOP to the whole group: it accepts connections, through the kernel, and answers nothing.
+    pub fn freeze(&self) -> Result<()> {
+        Ok(killpg(self.group(), Signal::SIGSTOP)?)
+    }
+
+    /// SIGCONT to the whole group.
+    pub fn thaw(&self) -> Result<()> {
+        Ok(killpg(self.group(), Signal::SIGCONT)?)
+    }
+
+    /// Its children, whichever thread of it started them.
+    pub fn children(&self) -> Vec<u32> {
+        let Ok(threads) = std::fs::read_dir(format!("/proc/{}/task", self.id())) else { return Vec::new() };
+        let lists = threads.flatten().filter_map(|thread| std::fs::read_to_string(thread.path().join("children")).ok());
+        lists.flat_map(|list| list.split_whitespace().filter_map(|id| id.parse().ok()).collect::<Vec<_>>()).collect()
+    }
+
+    fn group(&self) -> Pid {
+        Pid::from_raw(self.child.id().cast_signed())
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+        let log = self.log();
+        let lines: Vec<&str> = log.lines().collect();
+        let shown = &lines[lines.len().saturating_sub(SHOWN)..];
+        eprintln!("---- {} ({} of {} lines)\n{}", self.name, shown.len(), lines.len(), shown.join("\n"));
+    }
+}
