@@ -5,8 +5,8 @@
 //! from memory and does wrong on request. [`Image`]s are made here, with content that is random and repeatable.
 //!
 //! Everything runs as root on loopback, in folders that go away; every process dies with the fixture that started it,
-//! and with the test process if that is killed. What a process logged is written to standard error when its fixture
-//! ends, which the test harness shows for tests that fail.
+//! and with the test process if that is killed. With [`show_logs`], what a process logged is written to standard error
+//! when its fixture ends, which the test harness shows for tests that fail.
 
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
@@ -34,7 +34,7 @@ pub use http::{Http, Reply};
 pub use image::{Blob, Image, ImageBuilder, digest_of};
 pub use node::{Node, NodeBuilder};
 pub use port::free_port;
-pub use process::Process;
+pub use process::{Process, show_logs};
 pub use registry::Registry;
 pub use tools::{Release, require_root, tool};
 pub use wait::until;

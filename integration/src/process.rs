@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{LazyLock, mpsc};
 use std::time::{Duration, Instant};
 
@@ -12,6 +13,18 @@ use nix::unistd::Pid;
 
 // Lines of the log that a failed test shows.
 const SHOWN: usize = 120;
+
+static SHOW: AtomicBool = AtomicBool::new(false);
+
+/// From now on, what fixtures have logged is written to standard error when they end.
+pub fn show_logs() {
+    SHOW.store(true, Ordering::Relaxed);
+}
+
+/// Whether [`show_logs`] was called.
+pub(crate) fn logs_are_shown() -> bool {
+    SHOW.load(Ordering::Relaxed)
+}
 
 type Spawn = (Command, mpsc::SyncSender<std::io::Result<Child>>);
 
@@ -27,7 +40,7 @@ static SPAWNER: LazyLock<mpsc::Sender<Spawn>> = LazyLock::new(|| {
     sender
 });
 
-/// A running program in a process group of its own. Dropped, the group is killed and the end of its log shown.
+/// A running program in a process group of its own. Dropped, the group is killed.
 #[derive(Debug)]
 pub struct Process {
     name: String,
@@ -116,6 +129,9 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         self.kill();
+        if !logs_are_shown() {
+            return;
+        }
         let log = self.log();
         let lines: Vec<&str> = log.lines().collect();
         let shown = &lines[lines.len().saturating_sub(SHOWN)..];

@@ -3,19 +3,20 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use larder_integration::{Cut, Fault, FaultRegistry, Image, Node, Registry, Release, When, until};
+use larder_integration::{Cut, Fault, FaultRegistry, Image, Registry, When, until};
 
-use crate::support::{on_every_containerd, run};
+use crate::support::{Case, on_every_containerd, run};
 
-on_every_containerd!(pulls_from_a_registry, meets_faults, comes_back_after_kill);
+// Without an agent there is nothing that TLS could be spoken to.
+on_every_containerd!(over tls: pulls_from_a_registry, meets_faults, comes_back_after_kill);
 
 /// Through CRI and ctr, by tag and digest, an image and an index; wiped, it pulls again.
-async fn pulls_from_a_registry(release: Release) -> Result<()> {
+async fn pulls_from_a_registry(case: Case) -> Result<()> {
     let registry = Registry::start().await?;
     let (image, index) = (Image::many_layers(1, 3, 300), Image::index(2, 1));
     registry.push(&image, "acme/app", "v1").await?;
     registry.push(&index, "acme/multi", "v1").await?;
-    let node = Node::builder(release)?.without_agent().registry("reg.test", &registry.url())?.start().await?;
+    let node = case.builder()?.without_agent().registry("reg.test", &registry.url())?.start().await?;
 
     let id = node.containerd.pull("reg.test/acme/app:v1").await?;
     ensure!(id == image.blobs()[0].digest, "CRI names an image by its config: {id}");
@@ -37,14 +38,14 @@ async fn pulls_from_a_registry(release: Release) -> Result<()> {
 }
 
 /// containerd takes up a body that was cut cleanly, and fails on one that was reset: see that both really happen.
-async fn meets_faults(release: Release) -> Result<()> {
+async fn meets_faults(case: Case) -> Result<()> {
     let mut registry = FaultRegistry::start().await?;
     let (cut, reset) = (Image::one_layer(3, 4), Image::one_layer(4, 4));
     registry.add(&cut, "acme/cut", "v1");
     registry.add(&reset, "acme/reset", "v1");
     registry.fault(When::get(cut.largest()).first(1), Fault::CutAt(1 << 20, Cut::Close));
     registry.fault(When::get(reset.largest()).first(1), Fault::CutAt(1 << 20, Cut::Reset));
-    let node = Node::builder(release)?.without_agent().registry("reg.test", &registry.url())?.start().await?;
+    let node = case.builder()?.without_agent().registry("reg.test", &registry.url())?.start().await?;
 
     node.containerd.pull("reg.test/acme/cut:v1").await?;
     let layers: Vec<_> = registry.requests().into_iter().filter(|r| r.target.contains(&cut.largest().digest)).collect();
@@ -63,10 +64,10 @@ async fn meets_faults(release: Release) -> Result<()> {
 }
 
 /// Killed and started again, it still has its images.
-async fn comes_back_after_kill(release: Release) -> Result<()> {
+async fn comes_back_after_kill(case: Case) -> Result<()> {
     let registry = FaultRegistry::start().await?;
     registry.add(&Image::tiny(5), "acme/app", "v1");
-    let mut node = Node::builder(release)?.without_agent().registry("reg.test", &registry.url())?.start().await?;
+    let mut node = case.builder()?.without_agent().registry("reg.test", &registry.url())?.start().await?;
     node.containerd.pull("reg.test/acme/app:v1").await?;
     node.containerd.kill();
     node.containerd.start_again().await?;

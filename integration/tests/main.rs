@@ -2,5 +2,15 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-mod harness;
 mod support;
+
+mod crash;
+mod disk;
+mod doctor;
+mod faults;
+mod harness;
+mod hosts;
+mod mirror;
+mod outage;
+mod pull;
+mod status;

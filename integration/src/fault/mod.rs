@@ -25,6 +25,7 @@ pub use auth::Challenge;
 pub use request::Request;
 pub use script::{Cut, Fault, When};
 
+use crate::process::logs_are_shown;
 use crate::{Blob, Image, free_port};
 use content::Content;
 use script::Script;
@@ -195,6 +196,9 @@ impl std::fmt::Debug for Tls {
 
 impl Drop for FaultRegistry {
     fn drop(&mut self) {
+        if !logs_are_shown() {
+            return;
+        }
         let state = self.shared.state();
         eprintln!("---- {}: {} requests", self.url(), state.log.len());
         for request in state.log.iter().rev().take(60).rev() {
