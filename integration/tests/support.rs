@@ -37,7 +37,7 @@ pub(crate) fn run(scenario: impl Future<Output = Result<()>>) {
     runtime.shutdown_background();
     match outcome {
         Ok(Ok(())) => {}
-        Ok(Err(error)) => panic!("{error:?}"),
+        Ok(Err(error)) => panic!("{error:#}"),
         Err(_) => panic!("not done within {LIMIT:?}"),
     }
 }
