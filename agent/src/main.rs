@@ -1,3 +1,7 @@
-//! The one binary.
+//! The one binary: arguments in, exit status out.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    larder::cli::main()
+}

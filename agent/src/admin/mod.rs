@@ -1,1 +1,160 @@
-//! What runs on the admin socket and the metrics port.
+//! What is seen of the agent: the command line's socket, and the port that Prometheus and probes read.
+//!
+//! The socket speaks HTTP with JSON bodies; [`Client`] is its other end. The types of [`view`] are the contract between
+//! the two.
+
+mod client;
+mod metrics_port;
+mod process;
+mod socket;
+pub mod view;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::sync::watch;
+
+pub use client::{Client, ClientError};
+pub use metrics_port::MetricsPort;
+pub use socket::Socket;
+
+use self::socket::Lines;
+use crate::config::Config;
+use crate::containerd::canary::{self, Canary};
+use crate::keep;
+use crate::pull::Pull;
+use crate::store::{Proof, Store};
+use crate::upstream::Upstreams;
+
+/// How many blobs are listed at a time.
+const BATCH: usize = 256;
+/// How long a canary that somebody asked for may take.
+const CANARY_DEADLINE: std::time::Duration = std::time::Duration::from_secs(40);
+
+/// The running agent, as the socket shows it.
+pub struct Agent {
+    config: Config,
+    started: Instant,
+    store: Store,
+    pull: Pull,
+    upstreams: Upstreams,
+    containerd: Arc<crate::containerd::client::Client>,
+    canary: Arc<Canary>,
+    hosts: watch::Receiver<Option<Vec<view::HostsFolder>>>,
+}
+
+impl Agent {
+    /// Takes hold of what it shows.
+    #[must_use]
+    pub fn new(
+        config: &Config,
+        store: Store,
+        pull: Pull,
+        upstreams: Upstreams,
+        containerd: Arc<crate::containerd::client::Client>,
+        canary: Arc<Canary>,
+        hosts: watch::Receiver<Option<Vec<view::HostsFolder>>>,
+    ) -> Self {
+        Self { config: config.clone(), started: Instant::now(), store, pull, upstreams, containerd, canary, hosts }
+    }
+
+    async fn status(&self) -> view::Status {
+        let usage = self.store.usage().await.unwrap_or_default();
+        let upstreams = self.upstreams.all().into_iter().flat_map(|(registry, chain)| {
+            let row = |upstream: &Arc<crate::upstream::Upstream>| {
+                let state = upstream.state();
+                view::Upstream {
+                    registry: registry.clone(),
+                    url: upstream.url().to_string(),
+                    last_success: state.last_success,
+                    last_error: state.last_error.map(|e| view::LastError { at: e.at, text: e.text }),
+                }
+            };
+            chain.iter().map(row).collect::<Vec<_>>()
+        });
+        view::Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            uptime_seconds: self.started.elapsed().as_secs(),
+            resident_bytes: process::resident_bytes(),
+            mirror: view::Mirror { listen: self.config.mirror.listen, tls: self.config.mirror.tls },
+            containerd: self.config.containerd.socket.clone(),
+            canary: self.canary.reports().borrow().clone(),
+            hosts: self.hosts.borrow().clone(),
+            cache: view::Cache {
+                dir: self.config.cache.dir.clone(),
+                writable: self.store.is_writable(),
+                blobs: usage.blobs,
+                bytes: usage.bytes,
+                arriving_bytes: usage.ingest_bytes,
+                max_bytes: self.config.cache.max_bytes.map(|bytes| bytes.0),
+                max_disk_percent: self.config.cache.max_disk_percent.value(),
+                disk_size_bytes: usage.disk.map(|disk| disk.size),
+                disk_used_bytes: usage.disk.map(|disk| disk.used),
+            },
+            transfers: self.pull.under_way(),
+            upstreams: upstreams.collect(),
+        }
+    }
+
+    async fn prove(&self) -> canary::Report {
+        self.canary.prove(&self.containerd, CANARY_DEADLINE).await
+    }
+
+    async fn collect(&self) -> view::Collected {
+        let (bytes, blobs) = keep::collect(&self.store).await;
+        view::Collected { blobs, bytes }
+    }
+
+    async fn kept(&self, lines: &Lines) {
+        list(&self.store, async |row| lines.write(&row).await).await;
+    }
+
+    async fn verify(&self, lines: &Lines) {
+        check(&self.store, async |row| lines.write(&row).await).await;
+    }
+}
+
+/// Shows what a store keeps, blob by blob, until `row` wants no more.
+pub async fn list(store: &Store, mut row: impl AsyncFnMut(view::Kept) -> bool) {
+    let mut after = None;
+    loop {
+        let batch = store.list(after.as_ref(), BATCH).await;
+        let Some(last) = batch.last() else { return };
+        after = Some(last.digest);
+        for listed in batch {
+            let repositories = store.repositories(&listed.digest).await;
+            let kept = view::Kept {
+                digest: listed.digest,
+                size: listed.size,
+                media_type: listed.media_type.map(|media_type| media_type.to_string()),
+                last_used: listed.used,
+                repositories: repositories.iter().map(|(registry, name)| format!("{registry}/{name}")).collect(),
+            };
+            if !row(kept).await {
+                return;
+            }
+        }
+    }
+}
+
+/// Hashes what a store keeps, blob by blob, until `row` wants no more.
+pub async fn check(store: &Store, mut row: impl AsyncFnMut(view::Checked) -> bool) {
+    let mut after = None;
+    loop {
+        let batch = store.list(after.as_ref(), BATCH).await;
+        let Some(last) = batch.last() else { return };
+        after = Some(last.digest);
+        for listed in batch {
+            let wrong = match store.check(&listed.digest).await {
+                Proof::Sound => None,
+                Proof::Gone => continue,
+                Proof::Wrong => Some("its bytes are not what its name says; it was taken out of service".to_owned()),
+                Proof::Unknown => Some("it can't be read".to_owned()),
+            };
+            if !row(view::Checked { digest: listed.digest, bytes: listed.size, wrong }).await {
+                return;
+            }
+        }
+    }
+}

@@ -1,1 +1,83 @@
-//! The commands.
+//! The commands. Each has a file with its arguments and what it does; this one tells them apart.
+
+pub mod cache;
+pub mod config;
+pub mod doctor;
+pub mod hosts;
+mod log;
+pub mod run;
+pub mod status;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::config::Config;
+
+/// Makes container image pulls survive: a mirror on every node, with a cache, that containerd pulls through.
+#[derive(Debug, Parser)]
+#[command(name = "larder", version, propagate_version = true)]
+struct Arguments {
+    /// The configuration; without it, /etc/larder/larder.toml if it is there, else the defaults
+    #[arg(long, global = true, value_name = "FILE", env = "LARDER_CONFIG")]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the agent
+    Run(run::Arguments),
+    /// Show what the agent is doing
+    Status(status::Arguments),
+    /// Write, take back or show the entries in containerd's hosts folder
+    Hosts(hosts::Arguments),
+    /// Find out whether containerd really comes to us, and if not, why
+    Doctor(doctor::Arguments),
+    /// Show, check or shrink what is kept
+    Cache(cache::Arguments),
+    /// Check the configuration, or print the default one
+    Config(config::Arguments),
+}
+
+/// Runs the command that the arguments name. Errors go to standard error, with their causes.
+#[must_use]
+pub fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match run(arguments) {
+        Ok(code) => code,
+        Err(e) => {
+            eprintln!("larder: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
+    let file = arguments.config;
+    if let Command::Config(config) = &arguments.command {
+        return config::run(config, file.as_deref());
+    }
+    let config = Config::load(file.as_deref(), environment())?;
+    match arguments.command {
+        Command::Run(run) => run::run(&run, &config, file.as_deref()),
+        Command::Status(status) => status::run(&status, &config),
+        Command::Hosts(hosts) => hosts::run(&hosts, &config).map(|()| ExitCode::SUCCESS),
+        Command::Doctor(doctor) => doctor::run(&doctor, &config),
+        Command::Cache(cache) => cache::run(&cache, &config),
+        Command::Config(_) => Ok(ExitCode::SUCCESS),
+    }
+}
+
+/// The environment as far as it is text.
+fn environment() -> impl Iterator<Item = (String, String)> {
+    std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+}
+
+/// A runtime for a command that asks something and ends.
+fn block_on<F: Future>(future: F) -> anyhow::Result<F::Output> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    Ok(runtime.block_on(future))
+}

@@ -1,1 +1,20 @@
-//! The endpoint that containerd pulls from.
+//! The door for containerd: the pull side of the OCI distribution specification, over HTTP/1.1, plain and TLS on one
+//! port.
+//!
+//! A request is parsed strictly ([`request`]), answered by [`crate::pull`], and turned into what its caller understands
+//! ([`reply`]): which status makes containerd go on to its next host depends on its version. Nothing here opens a file
+//! or asks an upstream.
+
+mod caller;
+mod identity;
+mod listen;
+mod metrics;
+mod range;
+mod reply;
+mod request;
+mod serve;
+
+pub use identity::{Identity, IdentityError};
+pub use listen::{BindError, Listener};
+pub use metrics::MirrorMetrics;
+pub use serve::Mirror;

@@ -1,1 +1,117 @@
 //! The heart: from a request to bytes.
+//!
+//! [`Pull::resolve`] asks what a tag means now; [`Pull::fetch`] finds a blob, wherever it is, and gives a [`Reader`]
+//! of it. A reader follows its blob from place to place: out of the store, along a transfer that is still arriving, or
+//! from a source of its own where the disk takes nothing; the caller sees one stream of bytes. However many ask for one
+//! blob, there is one [`Transfer`](transfer) of it, driven by a task of its own that no caller's leaving ends.
+//!
+//! Nothing here knows HTTP's server side: the doors turn replies and errors into what their callers understand.
+
+mod blame;
+mod direct;
+mod drive;
+mod error;
+mod fetch;
+mod flight;
+mod journal;
+mod metrics;
+mod pass;
+mod place;
+mod reader;
+mod resolve;
+mod transfer;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+pub use error::PullError;
+pub use fetch::Found;
+pub use metrics::PullMetrics;
+pub use pass::Passed;
+pub use place::{Kind, Place};
+pub use reader::{EndedShort, Reader};
+pub use resolve::Resolved;
+
+use crate::config::Config;
+use crate::containerd::client::Client;
+use crate::store::Store;
+use crate::upstream::Upstreams;
+
+/// The deadlines and bounds of pulls, out of `[mirror]` and `[tags]`.
+#[derive(Debug, Clone, Copy)]
+struct Options {
+    reply_deadline: Duration,
+    stall_timeout: Duration,
+    /// Bytes.
+    verify_first: u64,
+    tag_max_age: Duration,
+}
+
+/// Answers what containerd asks for. A cheap clone.
+#[derive(Clone)]
+pub struct Pull(Arc<Inner>);
+
+struct Inner {
+    options: Options,
+    store: Store,
+    upstreams: Upstreams,
+    /// To abort what containerd took in of a blob that turned out wrong.
+    containerd: Option<Arc<Client>>,
+    transfers: transfer::Transfers,
+    tags: flight::Flights<resolve::TagKey, Result<Resolved, PullError>>,
+    blame: blame::Blame,
+    journal: journal::Journal,
+    metrics: PullMetrics,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl Pull {
+    /// Puts the rooms together. Background work runs in `tasks` and ends with `stop`.
+    #[must_use]
+    pub fn new(
+        config: &Config,
+        store: Store,
+        upstreams: Upstreams,
+        containerd: Option<Arc<Client>>,
+        tasks: TaskTracker,
+        stop: CancellationToken,
+    ) -> Self {
+        let options = Options {
+            reply_deadline: config.mirror.reply_deadline.0,
+            stall_timeout: config.mirror.stall_timeout.0,
+            verify_first: config.mirror.verify_first.0,
+            tag_max_age: config.tags.max_age.0,
+        };
+        let journal = journal::Journal::default();
+        tasks.spawn(journal.clone().write_lines(stop.clone()));
+        Self(Arc::new(Inner {
+            options,
+            store,
+            upstreams,
+            containerd,
+            transfers: transfer::Transfers::default(),
+            tags: flight::Flights::default(),
+            blame: blame::Blame::default(),
+            journal,
+            metrics: PullMetrics::default(),
+            tasks,
+            stop,
+        }))
+    }
+
+    /// What is counted of pulls.
+    #[must_use]
+    pub fn metrics(&self) -> &PullMetrics {
+        &self.0.metrics
+    }
+
+    /// The transfers under way, for people to look at.
+    #[must_use]
+    pub fn under_way(&self) -> Vec<transfer::UnderWay> {
+        self.0.transfers.under_way()
+    }
+}

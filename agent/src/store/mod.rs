@@ -1,1 +1,3 @@
 //! Blobs on disk, and the index of them.
+mod ingest;
+pub use ingest::*;

@@ -1,1 +1,34 @@
-//! Registries: requests, tokens, deadlines.
+//! Registries: every request that leaves this node for one, and everything that can go wrong on the way.
+//!
+//! A registry has a chain of upstreams ([`Upstreams::of`]): those that the configuration lists, or its own address. An
+//! [`Upstream`] answers with an [`Answer`], whose [`Body`] never ends short without saying so, or with an
+//! [`UpstreamError`], which says who failed, how, and whether asking another upstream makes sense. Anonymous tokens,
+//! redirects, deadlines and the guard (what may be contacted at all) are dealt with in here: callers see answers.
+//!
+//! The guard: names, redirects and token servers come from images and from registries, so from anybody. What the
+//! configuration names by URL is contacted as it says; everything else by HTTPS alone, and never at an address of this
+//! machine, its link, or its cloud's metadata service. It is applied to the addresses that are dialled.
+
+mod address;
+mod answer;
+mod body;
+mod chains;
+mod challenge;
+mod connect;
+mod error;
+mod exchange;
+mod metrics;
+mod one;
+mod record;
+mod redirect;
+mod tasks;
+mod tls;
+mod token;
+
+pub use answer::Answer;
+pub use body::Body;
+pub use chains::{SetupError, Upstreams};
+pub use error::{ErrorKind, Unreachable, UpstreamError};
+pub use metrics::Metrics;
+pub use one::Upstream;
+pub use record::{LastError, State};

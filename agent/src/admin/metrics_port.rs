@@ -1,0 +1,114 @@
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, HeaderValue};
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+use tokio::net::{TcpListener, TcpSocket};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::process::ProcessFigures;
+
+/// Scrapers and probes; no more are served at a time.
+const MAX_CONNECTIONS: usize = 64;
+/// To send a request's head; also how long a connection may idle.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(75);
+const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// The port of `/metrics`, `/healthz` and `/readyz`, and of nothing else: unlike the mirror it may be reached from
+/// outside the node.
+pub struct MetricsPort(TcpListener);
+
+impl MetricsPort {
+    /// Takes the port. `[::]` takes IPv4 too; where the node has no IPv6, it is taken as `0.0.0.0`.
+    ///
+    /// # Errors
+    /// When it can't be had.
+    pub fn bind(address: SocketAddr) -> io::Result<Self> {
+        let listen = |address: SocketAddr| {
+            let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+            socket.set_reuseaddr(true)?;
+            socket.bind(address)?;
+            socket.listen(64)
+        };
+        let bound = listen(address).or_else(|e| {
+            if address.is_ipv6() && address.ip().is_unspecified() {
+                listen(SocketAddr::from(([0, 0, 0, 0], address.port())))
+            } else {
+                Err(e)
+            }
+        });
+        bound.map(Self).map_err(|e| io::Error::new(e.kind(), format!("metrics.listen {address}: {e}")))
+    }
+
+    /// Serves until `stop`.
+    pub async fn serve(self, mut registry: Registry, stop: CancellationToken) {
+        let build = Family::<[(&'static str, &'static str); 1], Gauge>::default();
+        build.get_or_create(&[("version", env!("CARGO_PKG_VERSION"))]).set(1);
+        registry.register("larder_build_info", "The version of the agent that runs", build);
+        registry.register_collector(Box::new(ProcessFigures));
+        let registry = Arc::new(registry);
+        let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let connections = TaskTracker::new();
+        while let Some(accepted) = stop.run_until_cancelled(self.0.accept()).await {
+            let (Ok((stream, _)), Ok(place)) = (accepted, Arc::clone(&places).try_acquire_owned()) else {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                continue;
+            };
+            let (registry, stop) = (Arc::clone(&registry), stop.clone());
+            connections.spawn(async move {
+                let service = service_fn(move |request| answer(Arc::clone(&registry), request));
+                let connection = http1::Builder::new()
+                    .timer(TokioTimer::new())
+                    .header_read_timeout(HEAD_TIMEOUT)
+                    .serve_connection(TokioIo::new(stream), service);
+                // How it ends is the scraper's affair.
+                let _ = stop.run_until_cancelled(connection).await;
+                drop(place);
+            });
+        }
+        connections.close();
+        connections.wait().await;
+    }
+}
+
+async fn answer(registry: Arc<Registry>, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
+    let plain = |status, text: &'static str| {
+        let mut response = Response::new(Full::from(text));
+        *response.status_mut() = status;
+        response
+    };
+    if request.method() != Method::GET && request.method() != Method::HEAD {
+        return Ok(plain(StatusCode::METHOD_NOT_ALLOWED, "only GET\n"));
+    }
+    Ok(match request.uri().path() {
+        "/metrics" => {
+            let mut text = String::new();
+            match prometheus_client::encoding::text::encode(&mut text, &registry) {
+                Ok(()) => {
+                    let mut response = Response::new(Full::from(text));
+                    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(OPENMETRICS));
+                    response
+                }
+                Err(_) => plain(StatusCode::INTERNAL_SERVER_ERROR, "the metrics can't be written\n"),
+            }
+        }
+        // Both are true once this port is served: the mirror is by then, and what is wrong around it (no containerd, a
+        // full disk, no upstream) would not be mended by a restart nor by taking the node's Pods elsewhere.
+        "/healthz" | "/readyz" => plain(StatusCode::OK, "ok\n"),
+        _ => plain(StatusCode::NOT_FOUND, "here are /metrics, /healthz and /readyz\n"),
+    })
+}

@@ -1,0 +1,161 @@
+//! What the admin socket says, as JSON; the command line prints it.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::containerd::canary;
+use crate::containerd::hosts::Applied;
+use crate::image::{Digest, Registry};
+use crate::pull::UnderWay;
+
+/// `GET /v1/status`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Status {
+    /// Larder's version.
+    pub version: String,
+    /// The agent's process.
+    pub pid: u32,
+    /// Since it started.
+    pub uptime_seconds: u64,
+    /// Its resident memory.
+    pub resident_bytes: u64,
+    /// The endpoint that containerd pulls from.
+    pub mirror: Mirror,
+    /// containerd's socket.
+    pub containerd: PathBuf,
+    /// The newest proof that containerd comes to us; absent before the first.
+    pub canary: Option<canary::Report>,
+    /// The folders of containerd's hosts, as they were last written; absent where none are.
+    pub hosts: Option<Vec<HostsFolder>>,
+    /// The store.
+    pub cache: Cache,
+    /// Blobs that are arriving.
+    pub transfers: Vec<UnderWay>,
+    /// Upstreams that are configured or were asked lately.
+    pub upstreams: Vec<Upstream>,
+}
+
+/// The mirror's port.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Mirror {
+    /// Address and port.
+    pub listen: SocketAddr,
+    /// Whether hosts.toml names it by `https://`.
+    pub tls: bool,
+}
+
+/// One folder of containerd's hosts.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct HostsFolder {
+    /// Its name: a registry, or `_default`.
+    pub name: String,
+    /// Whether our entry stands in it.
+    pub applied: bool,
+    /// What is wrong, or worth knowing.
+    pub remarks: Vec<String>,
+}
+
+/// The store.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Cache {
+    /// Its folder.
+    pub dir: PathBuf,
+    /// Whether it takes blobs at the moment.
+    pub writable: bool,
+    /// How many blobs it holds.
+    pub blobs: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Bytes of blobs that are arriving, or arrived in part.
+    pub arriving_bytes: u64,
+    /// The bound that is configured.
+    pub max_bytes: Option<u64>,
+    /// The bound that is configured.
+    pub max_disk_percent: u8,
+    /// The disk, in bytes.
+    pub disk_size_bytes: Option<u64>,
+    /// What is used of it, by whomever, in bytes.
+    pub disk_used_bytes: Option<u64>,
+}
+
+/// How things last went with one upstream.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Upstream {
+    /// Whose content it serves.
+    pub registry: Registry,
+    /// Where it is.
+    pub url: String,
+    /// When it last answered.
+    pub last_success: Option<Timestamp>,
+    /// When it last failed, and how.
+    pub last_error: Option<LastError>,
+}
+
+/// The last thing that went wrong.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct LastError {
+    /// When.
+    pub at: Timestamp,
+    /// What.
+    pub text: String,
+}
+
+/// One line of `GET /v1/cache`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Kept {
+    /// The blob.
+    pub digest: Digest,
+    /// Bytes.
+    pub size: u64,
+    /// As its registry gave it.
+    pub media_type: Option<String>,
+    /// When it was last used, in seconds since 1970.
+    pub last_used: u64,
+    /// Which repositories it is known in.
+    pub repositories: Vec<String>,
+}
+
+/// One line of `POST /v1/cache/verify`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Checked {
+    /// The blob.
+    pub digest: Digest,
+    /// Bytes read for it.
+    pub bytes: u64,
+    /// What is wrong with it.
+    pub wrong: Option<String>,
+}
+
+/// `POST /v1/cache/gc`
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Collected {
+    /// How many blobs went.
+    pub blobs: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+/// An error of any call.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Failed {
+    /// For people.
+    pub error: String,
+}
+
+/// The outcome of writing the entries.
+#[must_use]
+pub fn hosts(applied: &Applied) -> Vec<HostsFolder> {
+    let row = |folder: &crate::containerd::hosts::AppliedFolder| {
+        let failure = folder.outcome.as_ref().err().map(ToString::to_string);
+        let warnings = folder.warnings.iter().map(ToString::to_string);
+        HostsFolder {
+            name: folder.name.clone(),
+            applied: failure.is_none(),
+            remarks: failure.into_iter().chain(warnings).collect(),
+        }
+    };
+    applied.folders.iter().map(row).collect()
+}

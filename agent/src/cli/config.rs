@@ -1,0 +1,43 @@
+//! `larder config`
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use clap::{Args, Subcommand};
+
+use super::environment;
+use crate::config::{Config, DEFAULT_FILE, commented_default};
+
+/// `larder config`
+#[derive(Debug, Args)]
+pub struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Read the configuration as the agent would, and say what is wrong with it
+    Check,
+    /// Print the default configuration, every key with its meaning
+    Default,
+}
+
+/// Checks without a running agent, and changes nothing.
+///
+/// # Errors
+/// When the configuration is wrong.
+pub fn run(arguments: &Arguments, file: Option<&Path>) -> anyhow::Result<ExitCode> {
+    match arguments.command {
+        Command::Check => {
+            Config::load(file, environment())?;
+            match file {
+                Some(file) => println!("{} is sound", file.display()),
+                None if Path::new(DEFAULT_FILE).exists() => println!("{DEFAULT_FILE} is sound"),
+                None => println!("there is no {DEFAULT_FILE}: the defaults and the environment, which is sound, hold"),
+            }
+        }
+        Command::Default => print!("{}", commented_default()),
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,156 @@
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use prometheus_client::registry::Registry;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::admin::{Agent, MetricsPort, Socket, view};
+use crate::config::{Config, HostsTarget};
+use crate::containerd::canary::Canary;
+use crate::containerd::client::Client;
+use crate::containerd::hosts::{self, Applied, Entry, HostsDir};
+use crate::keep;
+use crate::mirror::{Identity, Listener, Mirror};
+use crate::pull::Pull;
+use crate::store::{self, Store};
+use crate::upstream::Upstreams;
+
+/// How long background work may take to end.
+const END: Duration = Duration::from_secs(5);
+
+/// Runs the agent until a signal ends it.
+pub(super) fn run(config: &Config) -> anyhow::Result<ExitCode> {
+    // The process that watches us is ended with `kill -9`: go with it, rather than hold port and store as an orphan.
+    nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)?;
+    // A node's cores are for its Pods: four threads serve faster than any disk or link.
+    let threads = std::thread::available_parallelism().map_or(2, |n| n.get().min(4));
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(threads)
+        .max_blocking_threads(64)
+        .thread_keep_alive(Duration::from_secs(5))
+        .thread_stack_size(1 << 20)
+        .enable_all()
+        .build()?;
+    let outcome = runtime.block_on(serve(config));
+    runtime.shutdown_timeout(END);
+    outcome
+}
+
+/// Puts the house together, opens its doors, and closes them in the reverse order.
+async fn serve(config: &Config) -> anyhow::Result<ExitCode> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+
+    let store = open_store(config).await?;
+    let upstreams = Upstreams::new(config)?;
+    let containerd = Arc::new(Client::new(&config.containerd)?);
+    let canary = Arc::new(Canary::new());
+    let pull = Pull::new(
+        config,
+        store.clone(),
+        upstreams.clone(),
+        Some(Arc::clone(&containerd)),
+        tasks.clone(),
+        stop.clone(),
+    );
+    let mirror = Arc::new(Mirror::new(pull.clone(), Arc::clone(&canary), config.mirror.listen));
+    let identity = Arc::new(Identity::open(&config.cache.dir.join("tls"), config.mirror.listen)?);
+    let listener = Listener::bind(config.mirror.listen)?;
+    let serving = tokio::spawn(listener.serve(Arc::clone(&mirror), identity.server_config()?, stop.clone()));
+    tasks.spawn(Arc::clone(&identity).keep_fresh(stop.clone()));
+    tasks.spawn(keep::run(store.clone(), stop.clone()));
+
+    // containerd is told of the mirror only now that it answers.
+    let applied = watch::Sender::new(None);
+    let changed = Arc::new(Notify::new());
+    if !config.containerd.registries.is_empty() {
+        let folder = Arc::new(hosts_dir(config)?);
+        let (entry, follow) = entries(config, &identity);
+        tasks.spawn(follow);
+        let (applied, changed) = (applied.clone(), Arc::clone(&changed));
+        let told = move |outcome: &Applied| {
+            changed.notify_one();
+            applied.send_replace(Some(view::hosts(outcome)));
+        };
+        tasks.spawn(hosts::watch(folder, entry, told, stop.clone()));
+    }
+    {
+        let (canary, containerd, stop) = (Arc::clone(&canary), Arc::clone(&containerd), stop.clone());
+        let interval = config.containerd.canary_interval.0;
+        tasks.spawn(async move { canary.watch(&containerd, interval, &changed, &stop).await });
+    }
+
+    let agent = Arc::new(Agent::new(config, store.clone(), pull.clone(), upstreams.clone(), containerd, Arc::clone(&canary), applied.subscribe()));
+    let mut registry = Registry::default();
+    pull.metrics().register(&mut registry);
+    mirror.metrics().register(&mut registry);
+    store.metrics().register(&mut registry);
+    upstreams.metrics().register(&mut registry);
+    canary.register(&mut registry);
+    // Neither is worth a failing pull: without them the agent serves on, and says so.
+    match MetricsPort::bind(config.metrics.listen) {
+        Ok(port) => drop(tasks.spawn(port.serve(registry, stop.clone()))),
+        Err(e) => tracing::error!(error = %e, "no metrics"),
+    }
+    match Socket::bind(&config.admin.socket) {
+        Ok(socket) => drop(tasks.spawn(socket.serve(agent, stop.clone()))),
+        Err(e) => tracing::error!(error = %e, "no admin socket: larder status and its like find no agent"),
+    }
+    tracing::info!(mirror = %config.mirror.listen, cache = %config.cache.dir.display(), version = env!("CARGO_PKG_VERSION"), "serving");
+
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("ending: replies under way go on, hosts.toml stays");
+    stop.cancel();
+    serving.await.context("the mirror's listener")?;
+    tasks.close();
+    if tokio::time::timeout(END, tasks.wait()).await.is_err() {
+        tracing::warn!(tasks = tasks.len(), "background work is cut off");
+    }
+    upstreams.close().await;
+    store.close().await;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn open_store(config: &Config) -> anyhow::Result<Store> {
+    let options = store::Options {
+        dir: config.cache.dir.clone(),
+        max_bytes: config.cache.max_bytes.map(|bytes| bytes.0),
+        max_disk_percent: config.cache.max_disk_percent,
+    };
+    let opened = tokio::task::spawn_blocking(move || Store::open(options)).await?;
+    opened.with_context(|| format!("the cache in {}", config.cache.dir.display()))
+}
+
+/// The folder that hosts.toml files are written to. With named registries alone, the canary gets an entry too: it has
+/// to find its way to us.
+pub(super) fn hosts_dir(config: &Config) -> anyhow::Result<HostsDir> {
+    let mut targets = config.containerd.registries.clone();
+    if !targets.contains(&HostsTarget::Default) {
+        targets.push(HostsTarget::Registry(Canary::REGISTRY.parse()?));
+    }
+    Ok(HostsDir::new(config.containerd.hosts_dir.clone(), targets, config.containerd.templates.as_deref())?)
+}
+
+/// What hosts.toml says of us, as it changes with the CA; and the task that follows the CA.
+fn entries(config: &Config, identity: &Identity) -> (watch::Receiver<Arc<Entry>>, impl Future<Output = ()> + use<>) {
+    let (listen, tls) = (config.mirror.listen, config.mirror.tls);
+    let mut trusted = identity.trusted();
+    let entry = move |ca: &str| Arc::new(Entry { listen, ca_pem: tls.then(|| ca.to_owned()) });
+    let (sender, receiver) = watch::channel(entry(&trusted.borrow_and_update()));
+    let follow = async move {
+        // Ends with the identity, whose own task ends with the agent.
+        while trusted.changed().await.is_ok() {
+            sender.send_replace(entry(&trusted.borrow_and_update()));
+        }
+    };
+    (receiver, follow)
+}

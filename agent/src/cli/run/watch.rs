@@ -1,0 +1,116 @@
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::Path;
+use std::process::{ExitCode, ExitStatus};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::process::{Child, Command};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::config::Config;
+
+/// How long an answer may take. Within it, containerd's pulls wait.
+const PATIENCE: Duration = Duration::from_secs(5);
+const EVERY: Duration = Duration::from_secs(1);
+/// How long the agent may take until it answers for the first time.
+const START: Duration = Duration::from_secs(60);
+/// How long it may take to end once it is told to.
+const END: Duration = Duration::from_secs(30);
+
+/// What `sysexits.h` calls an internal error: the agent hung and was ended.
+const HUNG: u8 = 70;
+
+/// Starts the agent and watches it until it ends. Its exit status is ours.
+pub(super) fn run(config: &Config, file: Option<&Path>) -> anyhow::Result<ExitCode> {
+    super::super::block_on(watch(config.mirror.listen, file))?
+}
+
+async fn watch(mirror: SocketAddr, file: Option<&Path>) -> anyhow::Result<ExitCode> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut child = start(file).context("the agent can't be started")?;
+    let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).map(Pid::from_raw).context("the agent has no pid")?;
+    tokio::select! {
+        status = child.wait() => return Ok(code(status?)),
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+        () = hangs(mirror) => {
+            tracing::error!(%mirror, "the mirror does not answer: the agent is ended, and containerd goes to its upstreams");
+            child.kill().await?;
+            return Ok(ExitCode::from(HUNG));
+        }
+    }
+    // It may be gone already.
+    let _ = kill(pid, Signal::SIGTERM);
+    match timeout(END, child.wait()).await {
+        Ok(status) => Ok(code(status?)),
+        Err(_) => {
+            tracing::error!("the agent does not end by itself; it is ended");
+            child.kill().await?;
+            Ok(ExitCode::from(HUNG))
+        }
+    }
+}
+
+fn start(file: Option<&Path>) -> std::io::Result<Child> {
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0("larder").args(["run", "--unwatched"]);
+    if let Some(file) = file {
+        command.arg("--config").arg(file);
+    }
+    // glibc keeps an arena for each thread, and what large buffers leave in them: a third of the memory of a busy agent.
+    command.env("MALLOC_ARENA_MAX", "2");
+    // Of its own group, so that an interrupt from the terminal arrives once, through us.
+    command.process_group(0).kill_on_drop(true).spawn()
+}
+
+fn code(status: ExitStatus) -> ExitCode {
+    match status.code() {
+        Some(code) => ExitCode::from(u8::try_from(code).unwrap_or(1)),
+        None => {
+            tracing::error!(%status, "the agent was ended");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Ends when the mirror, having answered once, gives no answer in time; or never begins to answer.
+async fn hangs(mirror: SocketAddr) {
+    let address = reachable(mirror);
+    let started = Instant::now();
+    while !answers(address).await {
+        if started.elapsed() > START {
+            return;
+        }
+        sleep(Duration::from_millis(100)).await;
+    }
+    while answers(address).await {
+        sleep(EVERY).await;
+    }
+}
+
+/// Whether anything comes back. That a connection is closed at once is an answer too: the mirror is full, not stuck.
+async fn answers(mirror: SocketAddr) -> bool {
+    let ask = async {
+        let mut stream = TcpStream::connect(mirror).await?;
+        stream.write_all(b"GET /v2/ HTTP/1.1\r\nHost: larder\r\nConnection: close\r\n\r\n").await?;
+        let mut answer = [0; 12];
+        let _ = stream.read(&mut answer).await?;
+        std::io::Result::Ok(())
+    };
+    matches!(timeout(PATIENCE, ask).await, Ok(Ok(())))
+}
+
+fn reachable(mirror: SocketAddr) -> SocketAddr {
+    let ip = match mirror.ip() {
+        ip if !ip.is_unspecified() => ip,
+        IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+    };
+    SocketAddr::new(ip, mirror.port())
+}

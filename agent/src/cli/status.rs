@@ -1,0 +1,120 @@
+//! `larder status`
+
+use std::fmt::Write as _;
+use std::process::ExitCode;
+
+use clap::Args;
+use jiff::{SpanRound, Timestamp, Unit};
+
+use super::block_on;
+use crate::admin::Client;
+use crate::admin::view::{Cache, HostsFolder, Status, Upstream};
+use crate::config::{Bytes, Config};
+use crate::containerd::canary::{Report, Verdict};
+use crate::pull::UnderWay;
+
+/// `larder status`
+#[derive(Debug, Args)]
+pub struct Arguments {
+    /// As JSON, for programs
+    #[arg(long)]
+    json: bool,
+}
+
+/// Asks the running agent.
+///
+/// # Errors
+/// When no agent runs, or it doesn't answer.
+pub fn run(arguments: &Arguments, config: &Config) -> anyhow::Result<ExitCode> {
+    let status = block_on(Client::new(&config.admin.socket).status())??;
+    if arguments.json {
+        println!("{}", serde_json::to_string_pretty(&status)?);
+    } else {
+        print!("{}", text(&status, Timestamp::now()));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn text(status: &Status, now: Timestamp) -> String {
+    let mut out = String::new();
+    let mut line = |key: &str, value: &str| {
+        // Writing to a `String` never fails.
+        let _ = writeln!(out, "{key:<12}{value}");
+    };
+    let Status { version, pid, uptime_seconds, resident_bytes, mirror, .. } = status;
+    let up = humantime::format_duration(std::time::Duration::from_secs(*uptime_seconds));
+    line("larder", &format!("{version}, pid {pid}, up {up}, {} resident", Bytes(*resident_bytes)));
+    let scheme = if mirror.tls { "https" } else { "http" };
+    line("mirror", &format!("{scheme}://{}", mirror.listen));
+    line("containerd", &format!("{}: {}", status.containerd.display(), canary(status.canary.as_ref(), now)));
+    hosts(status.hosts.as_deref(), &mut line);
+    cache(&status.cache, &mut line);
+    for (i, transfer) in status.transfers.iter().enumerate() {
+        line(if i == 0 { "transfers" } else { "" }, &arriving(transfer));
+    }
+    for (i, seen) in status.upstreams.iter().enumerate() {
+        line(if i == 0 { "upstreams" } else { "" }, &upstream(seen, now));
+    }
+    out
+}
+
+fn canary(report: Option<&Report>, now: Timestamp) -> String {
+    let Some(report) = report else { return "not yet known whether it comes to us".to_owned() };
+    let at = i64::try_from(report.at).ok().and_then(|at| Timestamp::from_second(at).ok()).map_or(String::new(), |at| ago(at, now));
+    match &report.verdict {
+        Verdict::Used => format!("comes to us (proven {at})"),
+        Verdict::Failing { pull_error } => format!("comes to us, but its pull failed ({at}): {pull_error}"),
+        Verdict::Unused { pull_error } => {
+            format!("DOES NOT COME TO US ({at}): {pull_error}; `larder doctor` says why")
+        }
+        Verdict::Unknown { reason } => format!("not known whether it comes to us ({at}): {reason}"),
+    }
+}
+
+fn hosts(folders: Option<&[HostsFolder]>, line: &mut impl FnMut(&str, &str)) {
+    let Some(folders) = folders else { return line("hosts.toml", "none is written") };
+    let applied: Vec<&str> = folders.iter().filter(|folder| folder.applied).map(|folder| folder.name.as_str()).collect();
+    line("hosts.toml", &if applied.is_empty() { "none is written".to_owned() } else { applied.join(", ") });
+    for folder in folders {
+        for remark in &folder.remarks {
+            line("", &format!("{}: {remark}", folder.name));
+        }
+    }
+}
+
+fn cache(cache: &Cache, line: &mut impl FnMut(&str, &str)) {
+    let mut text = format!("{}: {} blobs, {}", cache.dir.display(), cache.blobs, Bytes(cache.bytes));
+    if cache.arriving_bytes > 0 {
+        let _ = write!(text, ", {} arriving", Bytes(cache.arriving_bytes));
+    }
+    if let Some(max) = cache.max_bytes {
+        let _ = write!(text, ", at most {}", Bytes(max));
+    }
+    if let (Some(size @ 1..), Some(used)) = (cache.disk_size_bytes, cache.disk_used_bytes) {
+        let _ = write!(text, "; disk {} % used of {}, at most {} %", used * 100 / size, Bytes(size), cache.max_disk_percent);
+    }
+    if !cache.writable {
+        text.push_str("; NOT WRITABLE: nothing new is kept");
+    }
+    line("cache", &text);
+}
+
+fn arriving(transfer: &UnderWay) -> String {
+    let of = transfer.size.map_or(String::new(), |size| format!(" of {}", Bytes(size)));
+    format!("{} {}: {}{of}, {} readers", transfer.image, transfer.digest, Bytes(transfer.present), transfer.readers)
+}
+
+fn upstream(upstream: &Upstream, now: Timestamp) -> String {
+    let answered = upstream.last_success.map_or("has not answered yet".to_owned(), |at| format!("answered {}", ago(at, now)));
+    let failed = upstream.last_error.as_ref().map_or(String::new(), |e| format!("; failed {}: {}", ago(e.at, now), e.text));
+    format!("{} at {}: {answered}{failed}", upstream.registry, upstream.url)
+}
+
+fn ago(at: Timestamp, now: Timestamp) -> String {
+    let round = SpanRound::new().largest(Unit::Hour).smallest(Unit::Second);
+    match now.since(at).and_then(|span| span.round(round)) {
+        Ok(span) if span.is_negative() || span.is_zero() => "just now".to_owned(),
+        Ok(span) => format!("{span:#} ago"),
+        Err(_) => format!("at {at}"),
+    }
+}

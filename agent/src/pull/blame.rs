@@ -1,0 +1,97 @@
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::image::Digest;
+
+/// How long a source stays suspect.
+const SUSPECT_FOR: Duration = Duration::from_secs(3600);
+/// How long a reply that was wrong may not be continued: containerd's own retries come within seconds.
+const POISONED_FOR: Duration = Duration::from_secs(60);
+/// The most entries of each kind; beyond, the oldest goes.
+const BOUND: usize = 1024;
+
+/// What is remembered of wrong bytes: who sent them, and how far they reached into containerd.
+#[derive(Default)]
+pub(super) struct Blame(Mutex<Memory>);
+
+#[derive(Default)]
+struct Memory {
+    suspects: HashMap<String, Instant>,
+    broke: HashMap<(String, Digest), Instant>,
+    poisoned: HashMap<Digest, (u64, Instant)>,
+}
+
+impl Blame {
+    /// `upstream` delivered bytes that broke `digest`.
+    pub(super) fn broke(&self, upstream: &str, digest: Digest) {
+        let mut memory = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        insert(&mut memory.suspects, upstream.to_owned(), now, |at| *at);
+        insert(&mut memory.broke, (upstream.to_owned(), digest), now, |at| *at);
+    }
+
+    /// Whether a blob from `upstream` has to be whole and verified before its first byte goes out.
+    pub(super) fn is_suspect(&self, upstream: &str) -> bool {
+        let memory = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        memory.suspects.get(upstream).is_some_and(|at| at.elapsed() < SUSPECT_FOR)
+    }
+
+    /// Whether `upstream` has broken this very blob: it is asked last.
+    pub(super) fn has_broken(&self, upstream: &str, digest: &Digest) -> bool {
+        let memory = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        memory.broke.get(&(upstream.to_owned(), *digest)).is_some_and(|at| at.elapsed() < SUSPECT_FOR)
+    }
+
+    /// A caller has the first `reached` bytes of a blob, and they are wrong.
+    pub(super) fn poisoned(&self, digest: Digest, reached: u64) {
+        let mut memory = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        insert(&mut memory.poisoned, digest, (reached, Instant::now()), |(_, at)| *at);
+    }
+
+    /// Whether a range from `start` would continue wrong bytes. Who starts at 0 starts clean, and ends the memory.
+    pub(super) fn continues_poison(&self, digest: &Digest, start: u64) -> bool {
+        let mut memory = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if start == 0 {
+            memory.poisoned.remove(digest);
+            return false;
+        }
+        memory.poisoned.get(digest).is_some_and(|(reached, at)| start <= *reached && at.elapsed() < POISONED_FOR)
+    }
+}
+
+fn insert<K: std::hash::Hash + Eq + Clone, V>(map: &mut HashMap<K, V>, key: K, value: V, at: impl Fn(&V) -> Instant) {
+    if map.len() >= BOUND {
+        let oldest = map.iter().min_by_key(|(_, value)| at(value)).map(|(key, _)| key.clone());
+        oldest.map(|key| map.remove(&key));
+    }
+    map.insert(key, value);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_poisoned_reply_is_not_continued_until_somebody_starts_clean() {
+        let blame = Blame::default();
+        let digest = Digest::of(b"x");
+        blame.poisoned(digest, 100);
+        assert!(blame.continues_poison(&digest, 100));
+        assert!(blame.continues_poison(&digest, 40));
+        assert!(!blame.continues_poison(&digest, 101), "bytes that we never sent");
+        assert!(!blame.continues_poison(&digest, 0));
+        assert!(!blame.continues_poison(&digest, 100));
+    }
+
+    #[test]
+    fn memory_is_bounded() {
+        let blame = Blame::default();
+        for i in 0..BOUND + 10 {
+            blame.broke(&i.to_string(), Digest::of(b"x"));
+        }
+        assert!(!blame.is_suspect("0"));
+        assert!(blame.is_suspect(&(BOUND + 9).to_string()));
+        assert_eq!(blame.0.lock().unwrap().suspects.len(), BOUND);
+    }
+}

@@ -1,0 +1,202 @@
+//! Finding a blob: the store, a transfer under way, a new transfer.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::time::{Instant, timeout_at};
+
+use super::drive::drive;
+use super::reader::Source;
+use super::transfer::{Failure, Following, State, Transfer, Unstored};
+use super::{Inner, Kind, Place, Pull, PullError, Reader};
+use crate::image::{Digest, MediaType};
+use crate::store::Blob;
+
+/// How often a blob is fetched anew within one request when its bytes turn out wrong before any has gone out.
+pub(super) const ATTEMPTS: usize = 2;
+/// The most that is read of a stored manifest to tell its type, in bytes. containerd takes no longer one.
+const MAX_MANIFEST: u64 = 4 << 20;
+
+/// A blob that can be read. Up to `verify_first` bytes, it is whole and verified already.
+pub struct Found {
+    /// Its name.
+    pub digest: Digest,
+    /// Bytes; unknown only where no upstream says and the disk takes nothing.
+    pub size: Option<u64>,
+    /// As its registry gave it.
+    pub media_type: MediaType,
+    pull: Arc<Inner>,
+    place: Place,
+    kind: Kind,
+    at: At,
+}
+
+/// Where it was found.
+enum At {
+    Store(Blob),
+    Transfer(Following),
+    Memory(Bytes),
+    Upstream(Unstored),
+}
+
+impl Pull {
+    /// Finds a blob, wherever it is; a transfer is begun if it must be. `start` is the first byte that will be read.
+    ///
+    /// # Errors
+    /// When nothing has it, or no source answers within the reply deadline.
+    pub async fn fetch(&self, place: &Place, digest: &Digest, kind: Kind, start: u64) -> Result<Found, PullError> {
+        let pull = &self.0;
+        if pull.blame.continues_poison(digest, start) {
+            return Err(PullError::Poisoned);
+        }
+        let deadline = Instant::now() + pull.options.reply_deadline;
+        let late = |_| PullError::Late(super::error::Said::default());
+        let found = |size, media_type, at| Found {
+            digest: *digest,
+            size,
+            media_type,
+            pull: Arc::clone(pull),
+            place: place.clone(),
+            kind,
+            at,
+        };
+        for _ in 0..ATTEMPTS {
+            if let Some(blob) = timeout_at(deadline, pull.held(place, digest)).await.map_err(late)? {
+                let media_type = media_type_of(&blob, kind).await;
+                return Ok(found(Some(blob.size()), media_type, At::Store(blob)));
+            }
+            let following = pull.follow(place, digest, kind);
+            match timeout_at(deadline, ready(&following, pull.options.verify_first)).await.map_err(late)? {
+                State::Whole(blob) => {
+                    let media_type = media_type_of(&blob, kind).await;
+                    return Ok(found(Some(blob.size()), media_type, At::Store(blob)));
+                }
+                State::Arriving(a) | State::Detached(a) => {
+                    return Ok(found(Some(a.ingest.size()), a.media_type, At::Transfer(following)));
+                }
+                State::InMemory(bytes, media_type) => {
+                    return Ok(found(Some(bytes.len() as u64), media_type, At::Memory(bytes)));
+                }
+                State::Unstored(unstored) => {
+                    return Ok(found(unstored.size, unstored.media_type.clone(), At::Upstream(unstored)));
+                }
+                State::Failed(Failure::Nothing(error) | Failure::Cut(error)) => return Err(error),
+                State::Failed(Failure::WrongBytes) | State::Asking => {}
+            }
+        }
+        Err(PullError::WrongBytes)
+    }
+}
+
+impl Inner {
+    /// What the store holds, if it may be given for this place.
+    pub(super) async fn held(&self, place: &Place, digest: &Digest) -> Option<Blob> {
+        let blob = self.store.blob(digest).await?;
+        // What only ever arrived under authorization is a miss here: another registry's own answer decides.
+        blob.provenance().may_be_given_for(&place.registry).then_some(blob)
+    }
+
+    /// Follows the transfer of `digest`, begun now if there is none.
+    pub(super) fn follow(self: &Arc<Self>, place: &Place, digest: &Digest, kind: Kind) -> Following {
+        self.transfers.follow(*digest, || {
+            let transfer = Arc::new(Transfer::new(place.clone(), *digest, kind));
+            self.tasks.spawn(drive(Arc::clone(self), Arc::clone(&transfer)));
+            transfer
+        })
+    }
+}
+
+/// Waits until the blob can be answered for: a small one whole, a large one begun.
+async fn ready(following: &Following, verify_first: u64) -> State {
+    let mut changes = following.changes();
+    loop {
+        match following.state() {
+            State::Asking => {}
+            State::Arriving(a) if a.ingest.size() <= verify_first && !a.verified => {}
+            state => return state,
+        }
+        // The transfer, and with it the sender, lives as long as `following`.
+        let _ = changes.changed().await;
+    }
+}
+
+impl Found {
+    /// Reads all of it.
+    #[must_use]
+    pub fn read(self) -> Reader {
+        let end = self.size;
+        self.reader(0, end)
+    }
+
+    /// Reads a part of it, which lies within the blob.
+    #[must_use]
+    pub fn read_range(self, range: Range<u64>) -> Reader {
+        self.reader(range.start, Some(range.end))
+    }
+
+    fn reader(self, start: u64, end: Option<u64>) -> Reader {
+        let source = match self.at {
+            At::Store(blob) => {
+                self.pull.store.used(&self.digest);
+                Source::store(&blob, start, end)
+            }
+            At::Transfer(following) => Source::transfer(following),
+            At::Memory(bytes) => {
+                let end = end.map_or(bytes.len(), |end| end as usize);
+                Source::Memory(bytes.slice(start as usize..end))
+            }
+            At::Upstream(unstored) => {
+                let whole = start == 0 && end == unstored.size;
+                let hasher = whole.then(|| self.digest.hasher());
+                Source::upstream(&self.pull, &self.place, self.digest, self.kind, (start, end), hasher, Some(&unstored))
+            }
+        };
+        Reader::new(self.pull, self.place, self.digest, self.kind, (start, end), source)
+    }
+}
+
+/// The media type of a stored blob. For a manifest whose type the index has lost, its content says it.
+async fn media_type_of(blob: &Blob, kind: Kind) -> MediaType {
+    let known = blob.media_type().cloned();
+    if kind == Kind::Blob || known.as_ref().is_some_and(MediaType::is_manifest) || blob.size() > MAX_MANIFEST {
+        return known.unwrap_or_else(MediaType::octet_stream);
+    }
+    let mut content = Vec::new();
+    let mut reader = blob.reader(0..blob.size());
+    while let Ok(Some(bytes)) = reader.next().await {
+        content.extend_from_slice(&bytes);
+    }
+    manifest_type(&content).or(known).unwrap_or_else(MediaType::octet_stream)
+}
+
+/// What a manifest says of its own type: its `mediaType`, or, since OCI makes that optional, its shape.
+fn manifest_type(content: &[u8]) -> Option<MediaType> {
+    let manifest: serde_json::Value = serde_json::from_slice(content).ok()?;
+    if let Some(own) = manifest.get("mediaType").and_then(|own| own.as_str()) {
+        return MediaType::new(own);
+    }
+    let of_shape = if manifest.get("manifests").is_some() {
+        "application/vnd.oci.image.index.v1+json"
+    } else if manifest.get("config").is_some() {
+        "application/vnd.oci.image.manifest.v1+json"
+    } else {
+        return None;
+    };
+    MediaType::new(of_shape)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_manifest_says_its_type() {
+        let type_of = |content: &str| manifest_type(content.as_bytes()).map(|m| m.to_string());
+        assert_eq!(type_of(r#"{"mediaType":"a/b","config":{}}"#).as_deref(), Some("a/b"));
+        assert_eq!(type_of(r#"{"config":{}}"#).as_deref(), Some("application/vnd.oci.image.manifest.v1+json"));
+        assert_eq!(type_of(r#"{"manifests":[]}"#).as_deref(), Some("application/vnd.oci.image.index.v1+json"));
+        assert_eq!(type_of("{}"), None);
+        assert_eq!(type_of("no JSON"), None);
+    }
+}

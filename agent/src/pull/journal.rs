@@ -1,0 +1,137 @@
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use super::Place;
+
+/// A pull is over when nothing was asked of its repository for so long.
+const QUIET: Duration = Duration::from_secs(3);
+/// The most pulls that are kept apart at a time; what comes beyond is not written.
+const BOUND: usize = 1024;
+
+/// One log line a pull: what came, how much, and from where.
+///
+/// containerd doesn't say where a pull ends, so one is what is asked of a repository without a long pause.
+#[derive(Clone, Default)]
+pub(super) struct Journal(Arc<Shared>);
+
+#[derive(Default)]
+struct Shared {
+    pulls: Mutex<HashMap<Place, Entry>>,
+    begun: Notify,
+}
+
+#[derive(Debug, Clone)]
+struct Entry {
+    first: Instant,
+    last: Instant,
+    reference: Option<String>,
+    blobs: u64,
+    cut_short: u64,
+    bytes: [u64; SOURCES.len()],
+}
+
+/// Where bytes come from, as logs and metrics name it.
+pub(super) const SOURCES: [&str; 3] = ["store", "transfer", "upstream"];
+
+impl Journal {
+    /// A tag was asked for.
+    pub(super) fn resolved(&self, place: &Place, reference: &str) {
+        self.enter(place, |entry| entry.reference = Some(reference.to_owned()));
+    }
+
+    /// A reply with a blob ended.
+    pub(super) fn delivered(&self, place: &Place, bytes: [u64; SOURCES.len()], cut_short: bool) {
+        self.enter(place, |entry| {
+            entry.blobs += 1;
+            entry.cut_short += u64::from(cut_short);
+            for (sum, bytes) in entry.bytes.iter_mut().zip(bytes) {
+                *sum += bytes;
+            }
+        });
+    }
+
+    fn enter(&self, place: &Place, change: impl FnOnce(&mut Entry)) {
+        let mut pulls = self.0.pulls.lock().unwrap_or_else(PoisonError::into_inner);
+        if pulls.len() >= BOUND && !pulls.contains_key(place) {
+            return;
+        }
+        let now = Instant::now();
+        let entry = pulls.entry(place.clone()).or_insert_with(|| {
+            self.0.begun.notify_one();
+            Entry { first: now, last: now, reference: None, blobs: 0, cut_short: 0, bytes: Default::default() }
+        });
+        entry.last = now;
+        change(entry);
+    }
+
+    /// Writes the lines of pulls that are over, until `stop`; then those of all.
+    pub(super) async fn write_lines(self, stop: CancellationToken) {
+        loop {
+            let next = self.write_those_quiet_for(QUIET);
+            let wait = async {
+                match next {
+                    Some(wait) => tokio::time::sleep(wait).await,
+                    None => self.0.begun.notified().await,
+                }
+            };
+            tokio::select! {
+                () = wait => {}
+                () = stop.cancelled() => break,
+            }
+        }
+        self.write_those_quiet_for(Duration::ZERO);
+    }
+
+    /// Returns when the next one will be due.
+    fn write_those_quiet_for(&self, quiet: Duration) -> Option<Duration> {
+        let mut pulls = self.0.pulls.lock().unwrap_or_else(PoisonError::into_inner);
+        pulls.retain(|place, entry| {
+            let goes_on = entry.last.elapsed() < quiet;
+            if !goes_on {
+                entry.write(place);
+            }
+            goes_on
+        });
+        pulls.values().map(|entry| quiet.saturating_sub(entry.last.elapsed())).min()
+    }
+}
+
+impl Entry {
+    fn write(&self, place: &Place) {
+        let [store, transfer, upstream] = self.bytes;
+        let image = match &self.reference {
+            Some(reference) if reference.contains(':') => format!("{place}@{reference}"),
+            Some(reference) => format!("{place}:{reference}"),
+            None => place.to_string(),
+        };
+        let seconds = (self.last - self.first).as_secs_f64();
+        if self.cut_short > 0 {
+            tracing::warn!(
+                image,
+                blobs = self.blobs,
+                cut_short = self.cut_short,
+                bytes_from_store = store,
+                bytes_from_transfers = transfer,
+                bytes_from_upstream = upstream,
+                seconds,
+                "a pull in which replies ended short"
+            );
+        } else if self.blobs > 0 {
+            tracing::info!(
+                image,
+                blobs = self.blobs,
+                bytes_from_store = store,
+                bytes_from_transfers = transfer,
+                bytes_from_upstream = upstream,
+                seconds,
+                "pulled"
+            );
+        } else {
+            tracing::debug!(image, "looked up");
+        }
+    }
+}

@@ -1,0 +1,69 @@
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::{Registry, Unit};
+
+/// What is counted of pulls. Cheap clones of the same counters.
+#[derive(Debug, Clone, Default)]
+pub struct PullMetrics {
+    served: Family<SourceLabel, Counter>,
+    transfers: Family<ResultLabel, Counter>,
+    pub(super) under_way: Gauge,
+    tags: Family<ResultLabel, Counter>,
+    stale_age: Gauge,
+    pub(super) poisoned: Counter,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct SourceLabel {
+    source: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ResultLabel {
+    result: &'static str,
+}
+
+impl PullMetrics {
+    /// Enters them all.
+    pub fn register(&self, registry: &mut Registry) {
+        registry.register_with_unit(
+            "larder_served",
+            "Bytes of blobs and manifests given to callers, by where they came from",
+            Unit::Bytes,
+            self.served.clone(),
+        );
+        registry.register("larder_transfers", "Transfers that ended, by how", self.transfers.clone());
+        registry.register("larder_transfers_active", "Transfers under way", self.under_way.clone());
+        registry.register("larder_tag_answers", "Answers about tags, by where they came from", self.tags.clone());
+        registry.register_with_unit(
+            "larder_tag_stale_age",
+            "Age of the last tag answer that was given because no upstream answered",
+            Unit::Seconds,
+            self.stale_age.clone(),
+        );
+        registry.register(
+            "larder_wrong_blobs_aborted",
+            "Blobs that turned out wrong after their first bytes had gone out, taken back from containerd",
+            self.poisoned.clone(),
+        );
+    }
+
+    pub(super) fn served(&self, source: &'static str, bytes: u64) {
+        self.served.get_or_create(&SourceLabel { source }).inc_by(bytes);
+    }
+
+    pub(super) fn transfer_ended(&self, result: &'static str) {
+        self.transfers.get_or_create(&ResultLabel { result }).inc();
+    }
+
+    pub(super) fn tag_answered(&self, result: &'static str) {
+        self.tags.get_or_create(&ResultLabel { result }).inc();
+    }
+
+    pub(super) fn tag_stale(&self, age: std::time::Duration) {
+        self.tag_answered("stale");
+        self.stale_age.set(i64::try_from(age.as_secs()).unwrap_or(i64::MAX));
+    }
+}

@@ -1,0 +1,83 @@
+//! What is passed on as upstream says it: tag lists and referrers; and whether a blob is there at all.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::HeaderValue;
+use http::header::LINK;
+use tokio::time::timeout;
+
+use super::direct::Opened;
+use super::error::Said;
+use super::{Place, Pull, PullError};
+use crate::image::{Digest, MediaType};
+use crate::upstream::{Upstream, UpstreamError};
+
+/// The longest answer that is passed on, in bytes.
+const MAX_ANSWER: u64 = 8 << 20;
+
+/// An upstream's answer.
+pub struct Passed {
+    /// What it is.
+    pub media_type: MediaType,
+    /// Where the next page is, as upstream says; relative to this same host.
+    pub link: Option<HeaderValue>,
+    /// The answer, at most 8 MiB.
+    pub body: Bytes,
+}
+
+impl Pull {
+    /// The answer of the first upstream that has one. `suffix` is what stands behind the repository, as it was asked:
+    /// `tags/list?n=10`, `referrers/sha256:…`.
+    ///
+    /// # Errors
+    /// When no upstream gives one within the reply deadline.
+    pub async fn pass(&self, place: &Place, suffix: &str) -> Result<Passed, PullError> {
+        let ask = async {
+            let mut said = Vec::new();
+            for upstream in self.0.upstreams.of(&place.registry).iter() {
+                match pass_one(upstream, place, suffix).await {
+                    Ok(answer) => return Ok(answer),
+                    Err(e) => said.push(Arc::new(e)),
+                }
+            }
+            Err(PullError::from_all(said))
+        };
+        timeout(self.0.options.reply_deadline, ask).await.unwrap_or_else(|_| Err(PullError::Late(Said::default())))
+    }
+
+    /// The length of a blob in bytes, without fetching it.
+    ///
+    /// # Errors
+    /// When nothing has it, or nothing answers within the reply deadline.
+    pub async fn stat(&self, place: &Place, digest: &Digest) -> Result<u64, PullError> {
+        let ask = async {
+            if let Some(blob) = self.0.held(place, digest).await {
+                return Ok(blob.size());
+            }
+            let mut said = Vec::new();
+            for upstream in self.0.upstreams.of(&place.registry).iter() {
+                match upstream.head_blob(&place.repository, digest).await {
+                    Ok(answer) => match answer.size {
+                        Some(size) => return Ok(size),
+                        None => said.push(Arc::new(upstream.wrong_answer("gives no length"))),
+                    },
+                    Err(e) => said.push(Arc::new(e)),
+                }
+            }
+            Err(PullError::from_all(said))
+        };
+        timeout(self.0.options.reply_deadline, ask).await.unwrap_or_else(|_| Err(PullError::Late(Said::default())))
+    }
+}
+
+async fn pass_one(upstream: &Arc<Upstream>, place: &Place, suffix: &str) -> Result<Passed, UpstreamError> {
+    let answer = upstream.pass(&place.repository, suffix).await?;
+    let link = answer.headers.get(LINK).cloned();
+    let mut opened = Opened::from(upstream, answer);
+    opened.read_ahead(MAX_ANSWER).await?;
+    if opened.read().len() as u64 > MAX_ANSWER {
+        return Err(upstream.wrong_answer("sends an answer of more than 8 MiB"));
+    }
+    Ok(Passed { media_type: opened.media_type.clone(), link, body: opened.into_read() })
+}

@@ -1,0 +1,281 @@
+//! One stream of a blob's bytes, wherever they are.
+
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use super::direct::{Direct, DirectEnd};
+use super::fetch::ATTEMPTS;
+use super::journal::SOURCES;
+use super::transfer::{Arriving, Failure, Following, State, Unstored};
+use super::{Inner, Kind, Place};
+use crate::image::{Digest, Hasher};
+use crate::store::{Blob, BlobReader, CHUNK, read_at};
+
+/// A transfer moves, or ends, within its own deadlines; this one is there so that no reader waits on a fault of ours.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// How long containerd may take to give up what it took in of a wrong blob.
+const ABORT_DEADLINE: Duration = Duration::from_secs(2);
+/// What is read of a growing file at a time, in bytes.
+const PIECE: u64 = 256 << 10;
+
+/// Reads a range of a blob. While it does, the bytes may change their source: the store, a transfer, an upstream.
+///
+/// The last [`CHUNK`] of a blob goes out only when its digest holds, and the whole of it when its source is suspect.
+pub struct Reader {
+    pull: Arc<Inner>,
+    place: Place,
+    digest: Digest,
+    kind: Kind,
+    start: u64,
+    /// The next byte to go out.
+    at: u64,
+    /// `None`: to the end of a blob whose length nobody said.
+    end: Option<u64>,
+    source: Source,
+    attempts: usize,
+    bytes: [u64; SOURCES.len()],
+    cut_short: bool,
+}
+
+/// Where a reader's bytes come from at the moment.
+pub(super) enum Source {
+    Store(BlobReader),
+    Transfer(Box<Following>, watch::Receiver<()>),
+    Memory(Bytes),
+    Upstream(Box<Direct>),
+}
+
+/// The rest can't be had, or the digest doesn't hold: the reply has to end short of its length, so that its reader
+/// doesn't take it for whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the rest of the blob can't be had")]
+pub struct EndedShort;
+
+enum Step {
+    Bytes(Bytes),
+    /// The source changed: look again.
+    Again,
+    End,
+}
+
+impl Source {
+    pub(super) fn store(blob: &Blob, start: u64, end: Option<u64>) -> Self {
+        Self::Store(blob.reader(start..end.unwrap_or(blob.size())))
+    }
+
+    pub(super) fn transfer(following: Following) -> Self {
+        let changes = following.changes();
+        Self::Transfer(Box::new(following), changes)
+    }
+
+    pub(super) fn upstream(
+        pull: &Arc<Inner>,
+        place: &Place,
+        digest: Digest,
+        kind: Kind,
+        range: (u64, Option<u64>),
+        hasher: Option<Hasher>,
+        unstored: Option<&Unstored>,
+    ) -> Self {
+        let mut direct = Direct::new(Arc::clone(pull), place.clone(), digest, kind, range, hasher);
+        let opened = unstored.and_then(|u| u.opened.lock().unwrap_or_else(PoisonError::into_inner).take());
+        if let Some(opened) = opened {
+            direct.take_over(opened);
+        }
+        Self::Upstream(Box::new(direct))
+    }
+
+    const fn label(&self) -> usize {
+        match self {
+            Self::Store(_) => 0,
+            Self::Transfer(..) | Self::Memory(_) => 1,
+            Self::Upstream(_) => 2,
+        }
+    }
+}
+
+impl Reader {
+    pub(super) fn new(
+        pull: Arc<Inner>,
+        place: Place,
+        digest: Digest,
+        kind: Kind,
+        (start, end): (u64, Option<u64>),
+        source: Source,
+    ) -> Self {
+        let bytes = Default::default();
+        Self { pull, place, digest, kind, start, at: start, end, source, attempts: 1, bytes, cut_short: false }
+    }
+
+    /// The next bytes; `None` when all that was asked for has been given.
+    ///
+    /// # Errors
+    /// [`EndedShort`]: nothing more comes, and what was given is not all.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, EndedShort> {
+        loop {
+            if self.cut_short {
+                return Err(EndedShort);
+            }
+            if self.end.is_some_and(|end| self.at >= end) {
+                return Ok(None);
+            }
+            let label = self.source.label();
+            let step = self.step().await.inspect_err(|EndedShort| self.cut_short = true)?;
+            match step {
+                Step::Bytes(bytes) => {
+                    self.at += bytes.len() as u64;
+                    self.bytes[label] += bytes.len() as u64;
+                    return Ok(Some(bytes));
+                }
+                Step::Again => {}
+                Step::End => return Ok(None),
+            }
+        }
+    }
+
+    async fn step(&mut self) -> Result<Step, EndedShort> {
+        match &mut self.source {
+            Source::Store(reader) => match reader.next().await {
+                Ok(Some(bytes)) => Ok(Step::Bytes(bytes)),
+                Ok(None) => Ok(Step::End),
+                Err(e) => {
+                    tracing::warn!(digest = %self.digest, error = %e, "a stored blob can't be read; the rest comes from upstream");
+                    self.pull.store.set_aside(&self.digest).await;
+                    self.follow_anew();
+                    Ok(Step::Again)
+                }
+            },
+            Source::Memory(bytes) => Ok(Step::Bytes(std::mem::take(bytes))),
+            Source::Upstream(direct) => match direct.next().await {
+                Ok(Some(bytes)) => Ok(Step::Bytes(bytes)),
+                Ok(None) if self.end.is_none() => Ok(Step::End),
+                Ok(None) | Err(DirectEnd::Cut) => Err(EndedShort),
+                Err(DirectEnd::WrongBytes) => Err(self.take_back().await),
+            },
+            Source::Transfer(following, changes) => {
+                // Before looking, so that a change after the look is not missed.
+                changes.mark_unchanged();
+                match following.state() {
+                    State::Asking => {}
+                    State::Arriving(arriving) => {
+                        let to = arriving.ingest.available(self.at).min(self.permitted_to(&arriving));
+                        if to > self.at {
+                            return self.read(&arriving, to).await;
+                        }
+                    }
+                    State::Detached(arriving) => {
+                        let to = arriving.ingest.available(self.at).min(self.permitted_to(&arriving));
+                        if to > self.at {
+                            return self.read(&arriving, to).await;
+                        }
+                        self.leave_disk(&arriving);
+                        return Ok(Step::Again);
+                    }
+                    State::Whole(blob) => {
+                        self.source = Source::store(&blob, self.at, self.end);
+                        return Ok(Step::Again);
+                    }
+                    State::InMemory(bytes, _) => {
+                        let end = self.end.map_or(bytes.len(), |end| end as usize);
+                        self.source = Source::Memory(bytes.slice((self.at as usize).min(end)..end));
+                        return Ok(Step::Again);
+                    }
+                    State::Unstored(unstored) => {
+                        self.read_upstream(None, Some(&unstored));
+                        return Ok(Step::Again);
+                    }
+                    State::Failed(Failure::WrongBytes) if self.at == self.start && self.attempts < ATTEMPTS => {
+                        self.follow_anew();
+                        return Ok(Step::Again);
+                    }
+                    State::Failed(Failure::WrongBytes) => return Err(self.take_back().await),
+                    State::Failed(Failure::Nothing(error) | Failure::Cut(error)) => {
+                        tracing::warn!(digest = %self.digest, image = %self.place, error = %error, "a reply ends short");
+                        return Err(EndedShort);
+                    }
+                }
+                // An error would mean that the transfer is gone, which `following` rules out.
+                match timeout(PATIENCE, changes.changed()).await {
+                    Ok(_) => Ok(Step::Again),
+                    Err(_) => Err(EndedShort),
+                }
+            }
+        }
+    }
+
+    /// How far an unverified blob may go out.
+    fn permitted_to(&self, arriving: &Arriving) -> u64 {
+        let size = arriving.ingest.size();
+        let permitted = if arriving.verified {
+            size
+        } else if arriving.verify_whole || size <= self.pull.options.verify_first {
+            0
+        } else {
+            (size - 1) / CHUNK * CHUNK
+        };
+        permitted.min(self.end.unwrap_or(size))
+    }
+
+    async fn read(&self, arriving: &Arriving, to: u64) -> Result<Step, EndedShort> {
+        let length = (to - self.at).min(PIECE) as usize;
+        match read_at(&arriving.ingest.file(), self.at, length).await {
+            Ok(bytes) => Ok(Step::Bytes(bytes)),
+            Err(e) => {
+                tracing::warn!(digest = %self.digest, error = %e, "what arrived can't be read back");
+                Err(EndedShort)
+            }
+        }
+    }
+
+    /// Goes on by a new transfer: what was stored, or what came, was no good.
+    fn follow_anew(&mut self) {
+        self.attempts += 1;
+        self.source = Source::transfer(self.pull.follow(&self.place, &self.digest, self.kind));
+    }
+
+    /// The disk failed under a transfer, and all that is on it has been read: the rest comes past the disk.
+    fn leave_disk(&mut self, arriving: &Arriving) {
+        let to_the_end = self.end == Some(arriving.ingest.size());
+        let hasher = arriving.ingest.running_hash().filter(|(_, hashed_to)| to_the_end && *hashed_to == self.at);
+        self.read_upstream(hasher.map(|(hasher, _)| hasher), None);
+    }
+
+    fn read_upstream(&mut self, hasher: Option<Hasher>, unstored: Option<&Unstored>) {
+        let whole = self.at == 0 && unstored.is_some_and(|u| u.size == self.end);
+        let hasher = hasher.or_else(|| whole.then(|| self.digest.hasher()));
+        let range = (self.at, self.end);
+        self.source = Source::upstream(&self.pull, &self.place, self.digest, self.kind, range, hasher, unstored);
+    }
+
+    /// The digest doesn't hold. What went out is remembered, so that nobody continues it, and containerd, which would
+    /// keep it and fail again without asking, is told to forget it.
+    async fn take_back(&self) -> EndedShort {
+        if self.at > self.start {
+            self.pull.blame.poisoned(self.digest, self.at);
+            self.pull.metrics.poisoned.inc();
+            if let Some(containerd) = &self.pull.containerd {
+                match timeout(ABORT_DEADLINE, containerd.abort_ingest(&self.digest)).await {
+                    Ok(Ok(_)) => {}
+                    Ok(Err(e)) => tracing::warn!(digest = %self.digest, error = %e, "containerd keeps wrong bytes"),
+                    Err(_) => tracing::warn!(digest = %self.digest, "containerd keeps wrong bytes: it doesn't answer"),
+                }
+            }
+        }
+        EndedShort
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        for (source, bytes) in SOURCES.into_iter().zip(self.bytes) {
+            if bytes > 0 {
+                self.pull.metrics.served(source, bytes);
+            }
+        }
+        self.pull.journal.delivered(&self.place, self.bytes, self.cut_short);
+    }
+}

@@ -1,0 +1,203 @@
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use tokio::sync::{Notify, watch};
+
+use super::direct::Opened;
+use super::{Kind, Place, PullError};
+use crate::image::{Digest, MediaType};
+use crate::store::{Blob, Ingest};
+
+/// One blob arriving on this node, which many read while it is written.
+///
+/// Its driver alone changes the state; readers wait for a change and look again.
+pub(super) struct Transfer {
+    pub(super) digest: Digest,
+    pub(super) kind: Kind,
+    pub(super) place: Place,
+    state: Mutex<State>,
+    changed: watch::Sender<()>,
+    readers: AtomicUsize,
+    /// Told when the last reader leaves.
+    pub(super) left: Notify,
+}
+
+/// Where a transfer stands.
+#[derive(Clone)]
+pub(super) enum State {
+    /// No source has answered yet.
+    Asking,
+    /// The file grows.
+    Arriving(Arriving),
+    /// In the store.
+    Whole(Blob),
+    /// Small, verified, and in memory alone: the disk took it not.
+    InMemory(Bytes, MediaType),
+    /// The disk takes nothing: each reader reads from a source of its own. The first takes over what was opened.
+    Unstored(Unstored),
+    /// The disk failed on the way: what is there can be read, the rest comes from a source of each reader's own.
+    Detached(Arriving),
+    /// Over, and nothing more comes.
+    Failed(Failure),
+}
+
+#[derive(Clone)]
+pub(super) struct Arriving {
+    pub(super) ingest: Arc<Ingest>,
+    pub(super) media_type: MediaType,
+    /// Nothing goes out before everything is verified: the source has lied before.
+    pub(super) verify_whole: bool,
+    /// The digest holds, though the blob could not be put into the store.
+    pub(super) verified: bool,
+}
+
+impl Arriving {
+    pub(super) const fn new(ingest: Arc<Ingest>, media_type: MediaType) -> Self {
+        Self { ingest, media_type, verify_whole: false, verified: false }
+    }
+}
+
+#[derive(Clone)]
+pub(super) struct Unstored {
+    pub(super) size: Option<u64>,
+    pub(super) media_type: MediaType,
+    pub(super) opened: Arc<Mutex<Option<Opened>>>,
+}
+
+#[derive(Clone)]
+pub(super) enum Failure {
+    /// Nothing has it.
+    Nothing(PullError),
+    /// It began, and no source is left that goes on.
+    Cut(PullError),
+    /// All the bytes came, and they are wrong.
+    WrongBytes,
+}
+
+/// A transfer as people see it.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct UnderWay {
+    /// The blob.
+    pub digest: Digest,
+    /// Where it was asked for first.
+    pub image: String,
+    /// Bytes that are here.
+    pub present: u64,
+    /// Bytes in all, once a source has said.
+    pub size: Option<u64>,
+    /// Replies that read along.
+    pub readers: usize,
+}
+
+impl Transfer {
+    pub(super) fn new(place: Place, digest: Digest, kind: Kind) -> Self {
+        Self {
+            digest,
+            kind,
+            place,
+            state: Mutex::new(State::Asking),
+            changed: watch::Sender::new(()),
+            readers: AtomicUsize::new(0),
+            left: Notify::new(),
+        }
+    }
+
+    pub(super) fn state(&self) -> State {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn become_(&self, state: State) {
+        *self.state.lock().unwrap_or_else(PoisonError::into_inner) = state;
+        self.advanced();
+    }
+
+    /// Bytes arrived, or the state changed: whoever waits looks again.
+    pub(super) fn advanced(&self) {
+        self.changed.send_replace(());
+    }
+
+    /// To wait by. What changes after this call is not missed.
+    pub(super) fn changes(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
+    }
+
+    pub(super) fn readers(&self) -> usize {
+        self.readers.load(Ordering::Acquire)
+    }
+}
+
+/// A reader's hold on a transfer. As long as one exists, the driver doesn't give up for want of readers.
+pub(super) struct Following(Arc<Transfer>);
+
+impl Following {
+    fn new(transfer: Arc<Transfer>) -> Self {
+        transfer.readers.fetch_add(1, Ordering::AcqRel);
+        Self(transfer)
+    }
+}
+
+impl std::ops::Deref for Following {
+    type Target = Transfer;
+
+    fn deref(&self) -> &Transfer {
+        &self.0
+    }
+}
+
+impl Drop for Following {
+    fn drop(&mut self) {
+        if self.0.readers.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.0.left.notify_one();
+        }
+    }
+}
+
+/// The transfers under way, one for each digest.
+#[derive(Default)]
+pub(super) struct Transfers(Mutex<HashMap<Digest, Arc<Transfer>>>);
+
+impl Transfers {
+    /// Follows the transfer of `digest`, which `begin` starts if there is none.
+    pub(super) fn follow(&self, digest: Digest, begin: impl FnOnce() -> Arc<Transfer>) -> Following {
+        let mut transfers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let transfer = match transfers.entry(digest) {
+            Entry::Occupied(transfer) => Arc::clone(transfer.get()),
+            Entry::Vacant(place) => Arc::clone(place.insert(begin())),
+        };
+        // Counted under the lock: the driver of a transfer without readers takes it off the map under the same lock.
+        Following::new(transfer)
+    }
+
+    /// Takes it off: who comes from now on begins a new one.
+    pub(super) fn remove(&self, digest: &Digest) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(digest);
+    }
+
+    /// Takes it off if nobody reads it.
+    pub(super) fn remove_unread(&self, digest: &Digest) -> bool {
+        let mut transfers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match transfers.entry(*digest) {
+            Entry::Occupied(transfer) if transfer.get().readers() == 0 => {
+                transfer.remove();
+                true
+            }
+            _ => false,
+        }
+    }
+
+    pub(super) fn under_way(&self) -> Vec<UnderWay> {
+        let transfers: Vec<_> = self.0.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
+        let row = |transfer: &Arc<Transfer>| {
+            let (present, size) = match transfer.state() {
+                State::Arriving(arriving) => (arriving.ingest.present(), Some(arriving.ingest.size())),
+                _ => (0, None),
+            };
+            let image = transfer.place.to_string();
+            UnderWay { digest: transfer.digest, image, present, size, readers: transfer.readers() }
+        };
+        transfers.iter().map(row).collect()
+    }
+}

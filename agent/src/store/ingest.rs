@@ -1,0 +1,630 @@
+//! One blob arriving: a file that grows, the map of its chunks, and the running hash.
+//!
+//! Two files: `ingest/<algorithm>-<hex>.part` has the bytes, `.map` a header and one record for each chunk that was
+//! finished, appended after its bytes were written. After `kill -9` the map is never ahead of the file; after a power
+//! loss it may be, and the checksums tell.
+//!
+//! Whoever fetches a chunk writes it from where it stands to its end, in order; different chunks may arrive in any
+//! order and at the same time. The hash runs along the frontier: the first byte that isn't there yet.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, IoSlice, Read, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use nix::fcntl::{FallocateFlags, fallocate};
+
+use crate::image::{Access, Digest, Hasher, Registry};
+
+/// The unit of claims, checksums and held-back bytes: 1 MiB.
+pub const CHUNK: u64 = 1 << 20;
+
+const MAGIC: &[u8; 8] = b"LARDER01";
+const RECORD: usize = 8;
+
+/// From where the bytes of an ingest come: what arrived under authorization is not continued for anyone else.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origin {
+    /// The registry that delivers.
+    pub registry: Registry,
+    /// Whether it delivers to anyone.
+    pub access: Access,
+}
+
+/// One blob arriving. All methods block on the disk: call them from a blocking thread.
+#[derive(Debug)]
+pub struct Ingest {
+    digest: Digest,
+    size: u64,
+    path: PathBuf,
+    map_path: PathBuf,
+    file: Arc<File>,
+    map: File,
+    state: Mutex<State>,
+}
+
+/// The proof that every byte of an ingest is there and that they hash to its digest. Only [`Ingest::verify`] makes
+/// one, so what isn't verified can't be committed.
+#[derive(Debug)]
+pub struct Verified {
+    pub(super) ingest: Arc<Ingest>,
+    /// CRC-32 of each chunk, in order.
+    pub(super) checksums: Vec<u32>,
+}
+
+/// The bytes are all there, and they are not what the digest says; or some are missing.
+#[derive(Debug, thiserror::Error)]
+#[error("the bytes hash to {found}, not to {expected}")]
+pub struct Mismatch {
+    /// The digest that was asked for.
+    pub expected: Digest,
+    /// The digest of what arrived.
+    pub found: Digest,
+}
+
+#[derive(Debug)]
+struct State {
+    chunks: Vec<Chunk>,
+    /// Absent while a thread hashes.
+    hasher: Option<Hasher>,
+    hashed_to: u64,
+}
+
+#[derive(Debug, Clone)]
+enum Chunk {
+    Missing,
+    /// The first bytes are there.
+    Filling {
+        filled: u64,
+        checksum: crc32fast::Hasher,
+    },
+    /// An earlier process finished it; not checked since.
+    Recorded {
+        checksum: u32,
+    },
+    Present {
+        checksum: u32,
+    },
+}
+
+impl Ingest {
+    /// Opens what lies in `dir` for this digest, size and origin, or begins anew. Room for the whole blob is reserved,
+    /// where the filesystem can.
+    ///
+    /// # Errors
+    /// `StorageFull` when there is no room for it; anything else that the disk says.
+    pub(super) fn open(dir: &Path, digest: Digest, size: u64, origin: &Origin) -> io::Result<Self> {
+        let stem = format!("{}-{}", digest.algorithm(), digest.hex());
+        let path = dir.join(format!("{stem}.part"));
+        let map_path = dir.join(format!("{stem}.map"));
+        let recorded = Recorded::read(&map_path).filter(|r| r.size == size && r.permits(origin) && path.exists());
+
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(recorded.is_none());
+        let file = options.open(&path)?;
+        reserve(&file, size)?;
+        let mut map = OpenOptions::new().append(true).create(true).open(&map_path)?;
+        let mut chunks = vec![Chunk::Missing; usize::try_from(size.div_ceil(CHUNK)).map_err(io::Error::other)?];
+        if let Some(recorded) = recorded {
+            // A torn record at the end would shift all that follow.
+            map.set_len(recorded.length)?;
+            for (index, checksum) in recorded.chunks {
+                if let Some(chunk) = chunks.get_mut(index as usize) {
+                    *chunk = Chunk::Recorded { checksum };
+                }
+            }
+        } else {
+            map.set_len(0)?;
+            map.write_all(&header(size, origin))?;
+        }
+        let state = State { chunks, hasher: Some(digest.hasher()), hashed_to: 0 };
+        Ok(Self { digest, size, path, map_path, file: Arc::new(file), map, state: Mutex::new(state) })
+    }
+
+    /// The size of the blob that lies half arrived in `dir` and may be continued by anyone's fetch; `None` where
+    /// nothing lies or only what came under authorization.
+    pub(super) fn resumable(dir: &Path, digest: &Digest) -> Option<u64> {
+        let path = dir.join(format!("{}-{}.map", digest.algorithm(), digest.hex()));
+        Recorded::read(&path).filter(|r| r.access == Access::Anonymous).map(|r| r.size)
+    }
+
+    /// The digest that the bytes shall have.
+    #[must_use]
+    pub const fn digest(&self) -> &Digest {
+        &self.digest
+    }
+
+    /// The whole blob's length in bytes.
+    #[must_use]
+    pub const fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// The file with the bytes.
+    #[must_use]
+    pub fn file(&self) -> Arc<File> {
+        Arc::clone(&self.file)
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) fn map_path(&self) -> &Path {
+        &self.map_path
+    }
+
+    /// How far the bytes reach without a gap from `offset` on; `offset` itself where there are none. Looks no further
+    /// than some chunks ahead.
+    #[must_use]
+    pub fn available(&self, offset: u64) -> u64 {
+        self.state().available(offset, self.size.min(offset + 4 * CHUNK), self.size)
+    }
+
+    /// The first byte at or after `offset` that isn't there and that nobody is known to have written: where a source
+    /// has to begin. `None` when nothing is missing.
+    #[must_use]
+    pub fn first_gap(&self, offset: u64) -> Option<u64> {
+        let end = self.state().available(offset, self.size, self.size);
+        (end < self.size).then_some(end)
+    }
+
+    /// Bytes that are there, in whole chunks or parts of them.
+    #[must_use]
+    pub fn present(&self) -> u64 {
+        let state = self.state();
+        (0..).zip(&state.chunks).map(|(index, chunk)| chunk.filled(self.chunk_len(index))).sum()
+    }
+
+    /// Checks what an earlier process left, chunk by chunk, and calls `advanced` after each. What doesn't match its
+    /// checksum counts as missing.
+    ///
+    /// # Errors
+    /// What the disk says on reading.
+    pub fn recheck(&self, mut advanced: impl FnMut()) -> io::Result<()> {
+        let mut buffer = Vec::new();
+        let count = self.state().chunks.len() as u64;
+        for index in 0..count {
+            let Chunk::Recorded { checksum } = self.state().chunks[index as usize] else { continue };
+            buffer.resize(self.chunk_len(index) as usize, 0);
+            let sound = match self.file.read_exact_at(&mut buffer, index * CHUNK) {
+                Ok(()) => crc32fast::hash(&buffer) == checksum,
+                Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => false,
+                Err(e) => return Err(e),
+            };
+            self.state().chunks[index as usize] = if sound { Chunk::Present { checksum } } else { Chunk::Missing };
+            if sound {
+                self.hash(index * CHUNK, &[Bytes::from(std::mem::take(&mut buffer))])?;
+            }
+            advanced();
+        }
+        Ok(())
+    }
+
+    /// Writes the next bytes at `offset`, which is where the chunk there stands. Bytes beyond the blob's size are
+    /// refused.
+    ///
+    /// # Errors
+    /// `StorageFull` and its like from the disk; `InvalidInput` for bytes that don't continue their chunk.
+    pub fn write(&self, offset: u64, parts: &[Bytes]) -> io::Result<()> {
+        let length: u64 = parts.iter().map(|part| part.len() as u64).sum();
+        if offset + length > self.size || self.state().position(offset) != Some(offset) {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "bytes that don't continue their chunk"));
+        }
+        write_all_vectored(&self.file, offset, parts)?;
+        let mut finished = Vec::new();
+        {
+            let mut state = self.state();
+            let mut at = offset;
+            for part in parts {
+                let mut rest = &part[..];
+                while !rest.is_empty() {
+                    let index = at / CHUNK;
+                    let room = (self.chunk_len(index) - at % CHUNK) as usize;
+                    let (now, later) = rest.split_at(room.min(rest.len()));
+                    if let Some(checksum) = state.fill(index, now, self.chunk_len(index)) {
+                        finished.extend_from_slice(&(index as u32).to_le_bytes());
+                        finished.extend_from_slice(&checksum.to_le_bytes());
+                    }
+                    at += now.len() as u64;
+                    rest = later;
+                }
+            }
+        }
+        if !finished.is_empty() {
+            (&self.map).write_all(&finished)?;
+        }
+        Ok(())
+    }
+
+    /// Carries the running hash on: over `parts` if it stands at `offset`, and over whatever follows that is already
+    /// on disk. Returns at once when another thread is hashing; that one goes on over what was written here.
+    ///
+    /// # Errors
+    /// What the disk says when bytes have to be read again.
+    pub fn hash(&self, offset: u64, parts: &[Bytes]) -> io::Result<()> {
+        let mut buffer = Vec::new();
+        let mut parts = Some(parts);
+        loop {
+            let (mut hasher, from, to) = {
+                let mut state = self.state();
+                let from = state.hashed_to;
+                let to = state.available(from, self.size.min(from + CHUNK), self.size);
+                if to == from {
+                    return Ok(());
+                }
+                let Some(hasher) = state.hasher.take() else { return Ok(()) };
+                (hasher, from, to)
+            };
+            let mut read = Ok(());
+            let mut reached = from;
+            match parts.take() {
+                Some(parts) if from == offset => {
+                    for part in parts {
+                        hasher.update(part);
+                        reached += part.len() as u64;
+                    }
+                }
+                _ => {
+                    buffer.resize((to.min(from + CHUNK) - from) as usize, 0);
+                    read = self.file.read_exact_at(&mut buffer, from);
+                    if read.is_ok() {
+                        hasher.update(&buffer);
+                        reached += buffer.len() as u64;
+                    }
+                }
+            }
+            let mut state = self.state();
+            state.hasher = Some(hasher);
+            state.hashed_to = reached;
+            read?;
+        }
+    }
+
+    /// The hash over everything up to the frontier, for a reader that goes on from there with a source of its own;
+    /// `None` while a thread is hashing.
+    #[must_use]
+    pub fn running_hash(&self) -> Option<(Hasher, u64)> {
+        let state = self.state();
+        state.hasher.clone().map(|hasher| (hasher, state.hashed_to))
+    }
+
+    /// Whether every byte is there and hashed.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        let state = self.state();
+        state.hasher.is_some() && state.hashed_to == self.size
+    }
+
+    /// The proof that the blob is what its digest says.
+    ///
+    /// # Errors
+    /// When it isn't, or isn't whole. The caller discards it then.
+    pub fn verify(self: Arc<Self>) -> Result<Verified, Mismatch> {
+        let (found, whole, checksums) = {
+            let state = self.state();
+            let hasher = state.hasher.clone().unwrap_or_else(|| self.digest.hasher());
+            let checksums: Option<Vec<u32>> = state.chunks.iter().map(Chunk::checksum).collect();
+            (hasher.finish(), state.hashed_to == self.size, checksums)
+        };
+        match checksums {
+            Some(checksums) if whole && found == self.digest => Ok(Verified { ingest: self, checksums }),
+            _ => Err(Mismatch { expected: self.digest, found }),
+        }
+    }
+
+    /// Removes its files. Readers that have them open go on reading what is there.
+    ///
+    /// # Errors
+    /// What the disk says, other than that they are gone already.
+    pub fn discard(&self) -> io::Result<()> {
+        for path in [&self.map_path, &self.path] {
+            match std::fs::remove_file(path) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn chunk_len(&self, index: u64) -> u64 {
+        CHUNK.min(self.size - index * CHUNK)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Nothing panics while it is held; were it so, the state is whole after each statement.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn available(&self, offset: u64, limit: u64, size: u64) -> u64 {
+        let mut end = offset;
+        while end < limit {
+            let index = end / CHUNK;
+            let length = CHUNK.min(size - index * CHUNK);
+            let filled = index * CHUNK + self.chunks[index as usize].filled(length);
+            end = end.max(filled);
+            if filled < index * CHUNK + length {
+                break;
+            }
+        }
+        end
+    }
+
+    /// Where the chunk around `offset` stands; `None` when it takes no more bytes.
+    fn position(&self, offset: u64) -> Option<u64> {
+        let index = offset / CHUNK;
+        match self.chunks.get(index as usize)? {
+            Chunk::Missing => Some(index * CHUNK),
+            Chunk::Filling { filled, .. } => Some(index * CHUNK + filled),
+            Chunk::Recorded { .. } | Chunk::Present { .. } => None,
+        }
+    }
+
+    /// Takes bytes into a chunk's checksum, which is returned when the chunk is finished by them.
+    fn fill(&mut self, index: u64, bytes: &[u8], length: u64) -> Option<u32> {
+        let chunk = &mut self.chunks[index as usize];
+        let (filled, mut checksum) = match std::mem::replace(chunk, Chunk::Missing) {
+            Chunk::Filling { filled, checksum } => (filled, checksum),
+            // A chunk that follows one just filled in the same write begins here.
+            _ => (0, crc32fast::Hasher::new()),
+        };
+        checksum.update(bytes);
+        let filled = filled + bytes.len() as u64;
+        if filled < length {
+            *chunk = Chunk::Filling { filled, checksum };
+            return None;
+        }
+        let checksum = checksum.finalize();
+        *chunk = Chunk::Present { checksum };
+        Some(checksum)
+    }
+}
+
+impl Chunk {
+    const fn filled(&self, length: u64) -> u64 {
+        match self {
+            Self::Missing | Self::Recorded { .. } => 0,
+            Self::Filling { filled, .. } => *filled,
+            Self::Present { .. } => length,
+        }
+    }
+
+    const fn checksum(&self) -> Option<u32> {
+        match self {
+            Self::Present { checksum } => Some(*checksum),
+            _ => None,
+        }
+    }
+}
+
+fn reserve(file: &File, size: u64) -> io::Result<()> {
+    if size == 0 {
+        return Ok(());
+    }
+    let length = i64::try_from(size).map_err(io::Error::other)?;
+    match fallocate(file, FallocateFlags::FALLOC_FL_KEEP_SIZE, 0, length) {
+        // Filesystems without it find out while writing.
+        Ok(()) | Err(nix::errno::Errno::EOPNOTSUPP | nix::errno::Errno::ENOSYS) => Ok(()),
+        Err(e) => Err(e.into()),
+    }
+}
+
+fn write_all_vectored(file: &File, mut offset: u64, parts: &[Bytes]) -> io::Result<()> {
+    let mut slices: Vec<IoSlice<'_>> = parts.iter().map(|part| IoSlice::new(part)).collect();
+    let mut slices = &mut slices[..];
+    while !slices.is_empty() {
+        // The kernel takes at most 1,024 slices a call.
+        let some = &slices[..slices.len().min(1024)];
+        let written = nix::sys::uio::pwritev(file, some, i64::try_from(offset).map_err(io::Error::other)?)?;
+        if written == 0 && some.iter().any(|slice| !slice.is_empty()) {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+        offset += written as u64;
+        IoSlice::advance_slices(&mut slices, written);
+        if written == 0 {
+            break;
+        }
+    }
+    Ok(())
+}
+
+fn header(size: u64, origin: &Origin) -> Vec<u8> {
+    let registry = origin.registry.as_str().as_bytes();
+    let mut header = MAGIC.to_vec();
+    header.extend_from_slice(&size.to_le_bytes());
+    header.push(u8::from(origin.access == Access::Authorized));
+    // A registry's name has at most 255 bytes.
+    header.push(registry.len() as u8);
+    header.extend_from_slice(registry);
+    header
+}
+
+/// What a map says.
+struct Recorded {
+    size: u64,
+    registry: Registry,
+    access: Access,
+    /// Finished chunks and their checksums.
+    chunks: Vec<(u32, u32)>,
+    /// Up to the last whole record.
+    length: u64,
+}
+
+impl Recorded {
+    fn read(path: &Path) -> Option<Self> {
+        let mut bytes = Vec::new();
+        File::open(path).ok()?.read_to_end(&mut bytes).ok()?;
+        let rest = bytes.strip_prefix(MAGIC)?;
+        let (size, rest) = rest.split_first_chunk::<8>()?;
+        let (&[authorized, length], rest) = rest.split_first_chunk::<2>()?;
+        let (registry, records) = rest.split_at_checked(length as usize)?;
+        let record = |r: &[u8]| {
+            let (index, checksum) = r.split_first_chunk::<4>()?;
+            Some((u32::from_le_bytes(*index), u32::from_le_bytes(checksum.try_into().ok()?)))
+        };
+        Some(Self {
+            size: u64::from_le_bytes(*size),
+            registry: std::str::from_utf8(registry).ok()?.parse().ok()?,
+            access: if authorized == 0 { Access::Anonymous } else { Access::Authorized },
+            chunks: records.chunks_exact(RECORD).map(record).collect::<Option<_>>()?,
+            length: (bytes.len() - records.len() % RECORD) as u64,
+        })
+    }
+
+    fn permits(&self, origin: &Origin) -> bool {
+        self.access == origin.access && (self.access == Access::Anonymous || self.registry == origin.registry)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn origin(access: Access) -> Origin {
+        Origin { registry: "reg.test".parse().unwrap(), access }
+    }
+
+    fn content(length: usize) -> Bytes {
+        (0..length).map(|i| (i * 31 % 251) as u8).collect::<Vec<_>>().into()
+    }
+
+    fn open(dir: &Path, content: &Bytes) -> Arc<Ingest> {
+        Arc::new(Ingest::open(dir, Digest::of(content), content.len() as u64, &origin(Access::Anonymous)).unwrap())
+    }
+
+    fn put(ingest: &Ingest, content: &Bytes, from: u64, to: u64) {
+        let part = [content.slice(from as usize..to as usize)];
+        ingest.write(from, &part).unwrap();
+        ingest.hash(from, &part).unwrap();
+    }
+
+    #[test]
+    fn in_order() {
+        let dir = tempfile::tempdir().unwrap();
+        let content = content(2 * CHUNK as usize + 17);
+        let ingest = open(dir.path(), &content);
+        put(&ingest, &content, 0, 100);
+        assert_eq!((ingest.available(0), ingest.available(50), ingest.first_gap(0)), (100, 100, Some(100)));
+        put(&ingest, &content, 100, content.len() as u64);
+        assert_eq!(ingest.first_gap(0), None);
+        assert_eq!(ingest.verify().unwrap().checksums.len(), 3);
+    }
+
+    #[test]
+    fn the_empty_blob() {
+        let dir = tempfile::tempdir().unwrap();
+        let ingest = open(dir.path(), &Bytes::new());
+        assert!(ingest.is_whole());
+        assert!(ingest.verify().is_ok());
+    }
+
+    #[test]
+    fn wrong_bytes_are_no_proof() {
+        let dir = tempfile::tempdir().unwrap();
+        let right = content(1000);
+        let ingest = open(dir.path(), &right);
+        let wrong = [Bytes::from(vec![0; 1000])];
+        ingest.write(0, &wrong).unwrap();
+        ingest.hash(0, &wrong).unwrap();
+        assert!(ingest.verify().is_err());
+        let ingest = open(dir.path(), &right);
+        assert!(ingest.verify().is_err(), "nothing arrived");
+    }
+
+    #[test]
+    fn refuses_gaps_and_what_is_too_long() {
+        let dir = tempfile::tempdir().unwrap();
+        let content = content(CHUNK as usize + 10);
+        let ingest = open(dir.path(), &content);
+        assert!(ingest.write(5, &[content.slice(5..10)]).is_err());
+        assert!(ingest.write(CHUNK, &[Bytes::from(vec![0; 11])]).is_err());
+        put(&ingest, &content, CHUNK, CHUNK + 10);
+        assert!(ingest.write(CHUNK, &[content.slice(0..1)]).is_err(), "that chunk is finished");
+    }
+
+    #[test]
+    fn resumes_where_it_stood() {
+        let dir = tempfile::tempdir().unwrap();
+        let content = content(4 * CHUNK as usize);
+        let first = open(dir.path(), &content);
+        put(&first, &content, 0, 2 * CHUNK + 5);
+        put(&first, &content, 3 * CHUNK, 4 * CHUNK);
+        // A byte rots meanwhile.
+        first.file().write_all_at(&[0xff], CHUNK + 3).unwrap();
+        drop(first);
+        let second = open(dir.path(), &content);
+        assert_eq!(second.available(0), 0, "nothing counts before it is checked");
+        second.recheck(|| ()).unwrap();
+        assert_eq!(second.available(0), CHUNK);
+        assert_eq!(second.available(3 * CHUNK), 4 * CHUNK);
+        put(&second, &content, CHUNK, 3 * CHUNK);
+        assert!(second.verify().is_ok());
+    }
+
+    #[test]
+    fn what_came_under_authorization_is_continued_for_its_registry_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let content = content(2 * CHUNK as usize);
+        let size = content.len() as u64;
+        let digest = Digest::of(&content);
+        let begin = |origin: &Origin| {
+            let ingest = Ingest::open(dir.path(), digest, size, origin).unwrap();
+            ingest.recheck(|| ()).unwrap();
+            ingest
+        };
+        put(&begin(&origin(Access::Authorized)), &content, 0, CHUNK);
+        assert_eq!(begin(&origin(Access::Authorized)).available(0), CHUNK);
+        let other = Origin { registry: "evil.test".parse().unwrap(), access: Access::Authorized };
+        assert_eq!(begin(&other).available(0), 0);
+        put(&begin(&other), &content, 0, CHUNK);
+        assert_eq!(begin(&origin(Access::Anonymous)).available(0), 0);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(40))]
+
+        /// Chunks in any order, in pieces of any size, and a stop in between: the same blob.
+        #[test]
+        fn any_order_any_pieces(
+            length in 1_usize..(5 << 20),
+            order in proptest::collection::vec(any::<proptest::sample::Index>(), 8),
+            piece in 1_usize..(2 << 20),
+            stop_every in 1_usize..4,
+            torn in 0_usize..RECORD,
+        ) {
+            let dir = tempfile::tempdir().unwrap();
+            let content = content(length);
+            let mut ingest = open(dir.path(), &content);
+            let mut missing: Vec<u64> = (0..(length as u64).div_ceil(CHUNK)).collect();
+            let mut done = 0;
+            for pick in order.iter().cycle() {
+                if missing.is_empty() {
+                    break;
+                }
+                if done % stop_every == 0 {
+                    let map = OpenOptions::new().append(true).open(ingest.map_path()).unwrap();
+                    (&map).write_all(&[7; RECORD][..torn]).unwrap();
+                    ingest = open(dir.path(), &content);
+                    ingest.recheck(|| ()).unwrap();
+                    prop_assert_eq!(ingest.present().div_ceil(CHUNK) as usize, done);
+                }
+                let index = missing.swap_remove(pick.index(missing.len()));
+                let (mut at, end) = (index * CHUNK, ((index + 1) * CHUNK).min(length as u64));
+                while at < end {
+                    let to = (at + piece as u64).min(end);
+                    put(&ingest, &content, at, to);
+                    at = to;
+                }
+                done += 1;
+            }
+            prop_assert_eq!(ingest.present(), length as u64);
+            prop_assert!(ingest.verify().is_ok());
+        }
+    }
+}

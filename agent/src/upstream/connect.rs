@@ -1,0 +1,253 @@
+use std::future::ready;
+use std::io;
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::Uri;
+use http::uri::Scheme;
+use http_body_util::Empty;
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder, MaybeHttpsStream};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::dns::Name;
+use hyper_util::client::legacy::connect::{Connected, Connection, HttpConnector};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use rustls::ClientConfig;
+use tokio::io::{AsyncRead, AsyncWrite, BufReader, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
+use tower_service::Service;
+
+use super::tasks::Tasks;
+
+/// Idle connections that are kept for each host, and for how long.
+const IDLE_CONNECTIONS: usize = 8;
+const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+/// Looking up a name blocks a thread for as long as the resolver likes.
+const LOOKUPS_AT_ONCE: usize = 32;
+/// rustls reads 4 KiB at a time; a buffer below it makes one system call out of sixteen.
+const SOCKET_BUFFER: usize = 64 << 10;
+/// The most that HTTP/1.1 buffers for a connection, and so its largest frame.
+const HTTP1_BUFFER: usize = 256 << 10;
+/// HTTP/2: 4 MiB in flight for each stream fills 1 Gbit/s at a round trip of 30 ms.
+const STREAM_WINDOW: u32 = 4 << 20;
+const CONNECTION_WINDOW: u32 = 8 << 20;
+const FRAME: u32 = 256 << 10;
+const PING_INTERVAL: Duration = Duration::from_secs(15);
+const PING_TIMEOUT: Duration = Duration::from_secs(10);
+const TCP_KEEPALIVE: Duration = Duration::from_secs(30);
+
+pub(super) type HttpClient = Client<Connector, Empty<Bytes>>;
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+type Connecting<T> = Pin<Box<dyn Future<Output = Result<T, BoxError>> + Send>>;
+
+/// What kind of address an address is, if it is one that nobody is sent to.
+pub(super) type Refused = fn(IpAddr) -> Option<&'static str>;
+
+/// Where a client may go.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Reach {
+    /// Anywhere: its requests go to what the configuration names, and nowhere else.
+    Named,
+    /// By HTTPS, and to no refused address.
+    Guarded(Refused),
+}
+
+/// Why nothing was dialled.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum DialError {
+    #[error("{0}")]
+    Forbidden(String),
+    #[error("{0}")]
+    Lookup(io::Error),
+    #[error("no connection within {0:?}")]
+    Timeout(Duration),
+}
+
+/// Makes clients that share their limits.
+#[derive(Debug, Clone)]
+pub(super) struct Clients {
+    lookups: Arc<Semaphore>,
+    tasks: Tasks,
+    connect_timeout: Duration,
+}
+
+impl Clients {
+    pub(super) fn new(connect_timeout: Duration, tasks: Tasks) -> Self {
+        Self { lookups: Arc::new(Semaphore::new(LOOKUPS_AT_ONCE)), tasks, connect_timeout }
+    }
+
+    pub(super) fn client(&self, reach: Reach, tls: ClientConfig) -> HttpClient {
+        let mut tcp = HttpConnector::new_with_resolver(Resolver { lookups: Arc::clone(&self.lookups), reach });
+        tcp.enforce_http(false);
+        tcp.set_nodelay(true);
+        tcp.set_keepalive(Some(TCP_KEEPALIVE));
+        // Shared out among the addresses of a name: one that is dead leaves time for the next.
+        tcp.set_connect_timeout(Some(self.connect_timeout));
+        let https = HttpsConnectorBuilder::new()
+            .with_tls_config(tls)
+            .https_or_http()
+            .enable_http1()
+            .enable_http2()
+            .wrap_connector(Dial { tcp, reach });
+        Client::builder(self.tasks.clone())
+            .timer(TokioTimer::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(IDLE_TIMEOUT)
+            .pool_max_idle_per_host(IDLE_CONNECTIONS)
+            .http1_max_buf_size(HTTP1_BUFFER)
+            .http2_initial_stream_window_size(STREAM_WINDOW)
+            .http2_initial_connection_window_size(CONNECTION_WINDOW)
+            .http2_max_frame_size(FRAME)
+            .http2_keep_alive_interval(PING_INTERVAL)
+            .http2_keep_alive_timeout(PING_TIMEOUT)
+            .build(Connector { https, within: self.connect_timeout })
+    }
+}
+
+impl Reach {
+    /// What can be told before a name is looked up.
+    fn check(self, uri: &Uri) -> Result<(), DialError> {
+        let Self::Guarded(refused) = self else { return Ok(()) };
+        let host = uri.host().unwrap_or_default();
+        if uri.scheme() != Some(&Scheme::HTTPS) {
+            return Err(DialError::Forbidden(format!("plain HTTP at {host}")));
+        }
+        let Ok(ip) = host.trim_start_matches('[').trim_end_matches(']').parse() else { return Ok(()) };
+        refused(ip).map_or(Ok(()), |kind| Err(DialError::Forbidden(format!("{kind} {ip}"))))
+    }
+
+    /// The addresses of a name that may be dialled.
+    fn filter(self, name: &Name, found: Vec<SocketAddr>) -> Result<Vec<SocketAddr>, DialError> {
+        let Self::Guarded(refused) = self else { return Ok(found) };
+        let mut because = None;
+        let mut allowed = found;
+        allowed.retain(|address| match refused(address.ip()) {
+            Some(kind) => {
+                because = Some(format!("{kind} {} (of {name})", address.ip()));
+                false
+            }
+            None => true,
+        });
+        match because {
+            Some(because) if allowed.is_empty() => Err(DialError::Forbidden(because)),
+            _ => Ok(allowed),
+        }
+    }
+}
+
+/// Name, TCP and TLS within one deadline.
+#[derive(Clone)]
+pub(super) struct Connector {
+    https: HttpsConnector<Dial>,
+    within: Duration,
+}
+
+impl Service<Uri> for Connector {
+    type Response = MaybeHttpsStream<TokioIo<Socket>>;
+    type Error = BoxError;
+    type Future = Connecting<Self::Response>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.https.poll_ready(cx)
+    }
+
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        let connecting = self.https.call(uri);
+        let within = self.within;
+        Box::pin(async move { tokio::time::timeout(within, connecting).await.map_err(|_| DialError::Timeout(within))? })
+    }
+}
+
+/// TCP, to where the guard allows it.
+#[derive(Clone)]
+pub(super) struct Dial {
+    tcp: HttpConnector<Resolver>,
+    reach: Reach,
+}
+
+impl Service<Uri> for Dial {
+    type Response = TokioIo<Socket>;
+    type Error = BoxError;
+    type Future = Connecting<Self::Response>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.tcp.poll_ready(cx).map_err(Into::into)
+    }
+
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        if let Err(forbidden) = self.reach.check(&uri) {
+            return Box::pin(ready(Err(forbidden.into())));
+        }
+        let connecting = self.tcp.call(uri);
+        Box::pin(async move {
+            let stream = connecting.await?.into_inner();
+            Ok(TokioIo::new(Socket(BufReader::with_capacity(SOCKET_BUFFER, stream))))
+        })
+    }
+}
+
+/// Looks names up, and drops the addresses that the guard refuses: what it returns is what gets dialled.
+#[derive(Clone)]
+struct Resolver {
+    lookups: Arc<Semaphore>,
+    reach: Reach,
+}
+
+impl Service<Name> for Resolver {
+    type Response = std::vec::IntoIter<SocketAddr>;
+    type Error = DialError;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, DialError>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), DialError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, name: Name) -> Self::Future {
+        let (lookups, reach) = (Arc::clone(&self.lookups), self.reach);
+        Box::pin(async move {
+            let failed = |e: BoxError| DialError::Lookup(io::Error::other(e));
+            let permit = lookups.acquire_owned().await.map_err(|e| failed(e.into()))?;
+            let host = name.as_str().to_owned();
+            // The permit goes along: the thread is busy until the resolver answers, whether we still wait or not.
+            let lookup = tokio::task::spawn_blocking(move || {
+                let _permit = permit;
+                (host.as_str(), 0).to_socket_addrs().map(Vec::from_iter)
+            });
+            let found = lookup.await.map_err(|e| failed(e.into()))?.map_err(DialError::Lookup)?;
+            Ok(reach.filter(&name, found)?.into_iter())
+        })
+    }
+}
+
+/// A TCP connection, read in large pieces.
+pub(super) struct Socket(BufReader<TcpStream>);
+
+impl Connection for Socket {
+    fn connected(&self) -> Connected {
+        self.0.get_ref().connected()
+    }
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,166 @@
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::StatusCode;
+
+/// What an upstream did not give: who, where, and how it failed.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{upstream}{}: {kind}", Elsewhere(at.as_deref()))]
+pub struct UpstreamError {
+    upstream: Arc<str>,
+    at: Option<Arc<str>>,
+    kind: ErrorKind,
+}
+
+/// How a request to an upstream failed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ErrorKind {
+    /// The registry says that there is no such thing (404, 410).
+    #[error("not found")]
+    NotFound,
+    /// The registry wants credentials, and an anonymous token did not do (401).
+    #[error("unauthorized")]
+    Unauthorized,
+    /// The registry refuses (403, 451).
+    #[error("access denied")]
+    Denied,
+    /// The registry's quota is used up (429).
+    #[error("too many requests{}", After(*retry_after))]
+    RateLimited {
+        /// How long it wants to be left alone, if it said so; at most a day.
+        retry_after: Option<Duration>,
+    },
+    /// No connection.
+    #[error(transparent)]
+    Unreachable(Unreachable),
+    /// No head of an answer within `header_timeout`, tokens and redirects included.
+    #[error("no answer within {}", humantime::format_duration(*.0))]
+    Timeout(Duration),
+    /// A status that says nothing about the content: 5xx, 408, and all that have no place here.
+    #[error("status {0}")]
+    Server(StatusCode),
+    /// The body paused for longer than `stall_timeout`.
+    #[error("no byte for {}", humantime::format_duration(*.0))]
+    Stalled(Duration),
+    /// The body ended early.
+    #[error("ended early, after {at} bytes")]
+    Cut {
+        /// The offset in the blob of the first byte that did not come.
+        at: u64,
+    },
+    /// The answer is wrong in itself.
+    #[error("a wrong answer: {0}")]
+    Protocol(String),
+    /// The guard does not let us go there.
+    #[error("{0} is only contacted where the configuration names it as an upstream")]
+    Forbidden(String),
+}
+
+/// Why there is no connection.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Unreachable {
+    /// The name has no address.
+    #[error("the name can't be resolved: {0}")]
+    Dns(String),
+    /// Nobody listens.
+    #[error("connection refused")]
+    Refused,
+    /// Name, TCP and TLS took longer than `connect_timeout`.
+    #[error("no connection within {}", humantime::format_duration(*.0))]
+    ConnectTimeout(Duration),
+    /// The TLS handshake failed: mostly a certificate that is not trusted.
+    #[error("TLS: {0}")]
+    Tls(String),
+    /// Anything else: no route, reset, closed before the head of an answer.
+    #[error("{0}")]
+    Broken(String),
+}
+
+impl UpstreamError {
+    pub(super) const fn new(upstream: Arc<str>, kind: ErrorKind) -> Self {
+        Self { upstream, at: None, kind }
+    }
+
+    /// The same, with the host where it happened, if that is not the upstream itself.
+    pub(super) fn at(mut self, host: &str) -> Self {
+        self.at = (*host != *self.upstream).then(|| host.into());
+        self
+    }
+
+    /// Host and port of the upstream.
+    #[must_use]
+    pub fn upstream(&self) -> &str {
+        &self.upstream
+    }
+
+    /// How it failed.
+    #[must_use]
+    pub const fn kind(&self) -> &ErrorKind {
+        &self.kind
+    }
+
+    /// Whether the registry did answer, with no. Where it did not, another upstream of the same registry may do better.
+    #[must_use]
+    pub const fn is_answer(&self) -> bool {
+        matches!(self.kind, ErrorKind::NotFound | ErrorKind::Unauthorized | ErrorKind::Denied)
+    }
+}
+
+impl ErrorKind {
+    /// A short name that never changes, for metrics.
+    #[must_use]
+    pub const fn label(&self) -> &'static str {
+        match self {
+            Self::NotFound => "not_found",
+            Self::Unauthorized => "unauthorized",
+            Self::Denied => "denied",
+            Self::RateLimited { .. } => "rate_limited",
+            Self::Unreachable(Unreachable::Dns(_)) => "dns",
+            Self::Unreachable(Unreachable::Refused) => "refused",
+            Self::Unreachable(Unreachable::ConnectTimeout(_)) => "connect_timeout",
+            Self::Unreachable(Unreachable::Tls(_)) => "tls",
+            Self::Unreachable(Unreachable::Broken(_)) => "connection",
+            Self::Timeout(_) => "timeout",
+            Self::Server(_) => "server",
+            Self::Stalled(_) => "stalled",
+            Self::Cut { .. } => "cut",
+            Self::Protocol(_) => "protocol",
+            Self::Forbidden(_) => "forbidden",
+        }
+    }
+}
+
+struct Elsewhere<'a>(Option<&'a str>);
+
+impl fmt::Display for Elsewhere<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.map_or(Ok(()), |host| write!(f, ", at {host}"))
+    }
+}
+
+struct After(Option<Duration>);
+
+impl fmt::Display for After {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.map_or(Ok(()), |after| write!(f, ", try again in {}", humantime::format_duration(after)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn says_who_and_where_and_what() {
+        let error = UpstreamError::new("registry-1.docker.io".into(), ErrorKind::Unreachable(Unreachable::Refused));
+        assert_eq!(error.to_string(), "registry-1.docker.io: connection refused");
+        assert_eq!(error.clone().at("registry-1.docker.io").to_string(), error.to_string());
+        assert_eq!(
+            error.at("auth.docker.io").to_string(),
+            "registry-1.docker.io, at auth.docker.io: connection refused"
+        );
+        let limited = ErrorKind::RateLimited { retry_after: Some(Duration::from_secs(90)) };
+        assert_eq!(limited.to_string(), "too many requests, try again in 1m 30s");
+    }
+}

@@ -1,0 +1,213 @@
+use std::error::Error;
+use std::io;
+use std::iter::successors;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, RANGE, USER_AGENT};
+use http::uri::Scheme;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri};
+use http_body_util::{BodyExt, Empty};
+use hyper::body::{Body as _, Incoming};
+use tokio::time::{Instant, timeout, timeout_at};
+
+use super::connect::{DialError, HttpClient};
+use super::error::{ErrorKind, Unreachable, UpstreamError};
+use super::record::Record;
+use super::redirect;
+use crate::config::UpstreamUrl;
+
+const MAX_REDIRECTS: usize = 5;
+/// What is read of a body that nobody wants, so that its connection can be used again, and for how long.
+const DRAIN_BYTES: u64 = 64 << 10;
+const DRAIN_TIME: Duration = Duration::from_millis(250);
+
+/// Carries requests to one upstream, and to where it sends us.
+#[derive(Debug)]
+pub(super) struct Exchange {
+    /// Host and port of the upstream: what errors call it.
+    pub(super) name: Arc<str>,
+    /// The upstream's own address.
+    pub(super) home: UpstreamUrl,
+    /// For the upstream's own host and port, if the configuration names them.
+    pub(super) named: Option<HttpClient>,
+    /// For everything else.
+    pub(super) guarded: HttpClient,
+    /// From a request to the head of the last answer.
+    pub(super) header_timeout: Duration,
+    /// The longest pause in a body.
+    pub(super) stall_timeout: Duration,
+    /// Where it is written down how things go.
+    pub(super) record: Record,
+}
+
+/// One request.
+#[derive(Debug, Clone)]
+pub(super) struct Call {
+    pub(super) method: Method,
+    pub(super) uri: Uri,
+    pub(super) accept: HeaderValue,
+    /// The first byte that is wanted.
+    pub(super) from: u64,
+    /// Goes to the upstream itself only, never along with a redirect elsewhere.
+    pub(super) authorization: Option<HeaderValue>,
+    pub(super) deadline: Instant,
+}
+
+/// The head of an answer, with who gave it.
+#[derive(Debug)]
+pub(super) struct Reply {
+    pub(super) response: Response<Incoming>,
+    /// Where the last redirect led.
+    pub(super) uri: Uri,
+    /// Whether the upstream itself answered.
+    pub(super) is_home: bool,
+}
+
+impl Exchange {
+    /// Asks, follows redirects, and returns the first answer that is none, whatever its status.
+    pub(super) async fn follow(&self, call: &Call) -> Result<Reply, UpstreamError> {
+        let mut uri = call.uri.clone();
+        let mut authorization = call.authorization.as_ref();
+        for _ in 0..=MAX_REDIRECTS {
+            let response = self.send(call, &uri, authorization).await?;
+            let Some(next) = redirect::target(&uri, response.status(), response.headers()) else {
+                return Ok(Reply { response, is_home: self.is_home(&uri), uri });
+            };
+            let next = next.map_err(|what| self.error(&uri, ErrorKind::Protocol(what)))?;
+            if !redirect::same_origin(&uri, &next) {
+                authorization = None;
+            }
+            drain(response.into_body()).await;
+            tracing::debug!(upstream = %self.name, to = next.host(), "redirected");
+            uri = next;
+        }
+        Err(self.error(&uri, ErrorKind::Protocol(format!("more than {MAX_REDIRECTS} redirects"))))
+    }
+
+    /// An error that happened there.
+    pub(super) fn error(&self, uri: &Uri, kind: ErrorKind) -> UpstreamError {
+        let host = uri.authority().map_or("", |a| a.as_str());
+        UpstreamError::new(Arc::clone(&self.name), kind).at(host)
+    }
+
+    async fn send(
+        &self,
+        call: &Call,
+        uri: &Uri,
+        authorization: Option<&HeaderValue>,
+    ) -> Result<Response<Incoming>, UpstreamError> {
+        let client = self.client_for(uri);
+        let mut again = true;
+        loop {
+            let answer = timeout_at(call.deadline, client.request(call.request(uri, authorization))).await;
+            match answer {
+                Ok(Ok(response)) => return Ok(response),
+                // A kept connection that the other side closes as we write looks like this. Once more, on a new one.
+                Ok(Err(error)) if again && !error.is_connect() && !is_wrong_http(&error) => again = false,
+                Ok(Err(error)) => return Err(self.error(uri, classify(&error))),
+                Err(_) => return Err(self.error(uri, ErrorKind::Timeout(self.header_timeout))),
+            }
+        }
+    }
+
+    /// The client whose reach covers a URL. Plain HTTP at a host that is named with `https://` is not named.
+    fn client_for(&self, uri: &Uri) -> &HttpClient {
+        let is_tls = uri.scheme() == Some(&Scheme::HTTPS);
+        match &self.named {
+            Some(named) if self.is_home(uri) && (is_tls || self.home.is_plain()) => named,
+            _ => &self.guarded,
+        }
+    }
+
+    /// Whether a URL leads to the upstream's own host and port.
+    fn is_home(&self, uri: &Uri) -> bool {
+        let home = self.home.authority();
+        let port = home.port_u16().unwrap_or(if self.home.is_plain() { 80 } else { 443 });
+        uri.host().is_some_and(|host| host.eq_ignore_ascii_case(home.host())) && redirect::port(uri) == port
+    }
+}
+
+impl Call {
+    fn request(&self, uri: &Uri, authorization: Option<&HeaderValue>) -> Request<Empty<Bytes>> {
+        const AGENT: HeaderValue = HeaderValue::from_static(concat!("larder/", env!("CARGO_PKG_VERSION")));
+        const IDENTITY: HeaderValue = HeaderValue::from_static("identity");
+        let mut headers = HeaderMap::with_capacity(6);
+        headers.insert(USER_AGENT, AGENT);
+        headers.insert(ACCEPT, self.accept.clone());
+        headers.insert(ACCEPT_ENCODING, IDENTITY);
+        if let Some(authorization) = authorization {
+            headers.insert(AUTHORIZATION, authorization.clone());
+        }
+        if self.from > 0
+            && let Ok(range) = HeaderValue::from_str(&format!("bytes={}-", self.from))
+        {
+            headers.insert(RANGE, range);
+        }
+        let mut request = Request::new(Empty::new());
+        *request.method_mut() = self.method.clone();
+        *request.uri_mut() = uri.clone();
+        *request.headers_mut() = headers;
+        request
+    }
+}
+
+/// Reads a small body to its end, so that its connection is free for the next request. Costs little, fails silently.
+pub(super) async fn drain(mut body: Incoming) {
+    if body.size_hint().lower() > DRAIN_BYTES {
+        return;
+    }
+    let reading = async {
+        let mut read = 0;
+        while let Some(Ok(frame)) = body.frame().await {
+            read += frame.data_ref().map_or(0, |data| data.len() as u64);
+            if read > DRAIN_BYTES {
+                break;
+            }
+        }
+    };
+    // What does not come in time is given up with its connection.
+    let _ = timeout(DRAIN_TIME, reading).await;
+}
+
+fn classify(error: &(dyn Error + 'static)) -> ErrorKind {
+    let mut innermost = error;
+    for cause in causes(error) {
+        innermost = cause;
+        if let Some(dial) = cause.downcast_ref::<DialError>() {
+            return match dial {
+                DialError::Forbidden(what) => ErrorKind::Forbidden(what.clone()),
+                DialError::Lookup(why) => ErrorKind::Unreachable(Unreachable::Dns(why.to_string())),
+                DialError::Timeout(within) => ErrorKind::Unreachable(Unreachable::ConnectTimeout(*within)),
+            };
+        }
+        if let Some(tls) = cause.downcast_ref::<rustls::Error>() {
+            return ErrorKind::Unreachable(Unreachable::Tls(tls.to_string()));
+        }
+        match cause.downcast_ref::<io::Error>().map(io::Error::kind) {
+            Some(io::ErrorKind::ConnectionRefused) => return ErrorKind::Unreachable(Unreachable::Refused),
+            // One of several addresses used up its share of the time.
+            Some(io::ErrorKind::TimedOut) => {
+                return ErrorKind::Unreachable(Unreachable::Broken("the connection timed out".to_owned()));
+            }
+            _ => {}
+        }
+    }
+    if is_wrong_http(error) {
+        return ErrorKind::Protocol(innermost.to_string());
+    }
+    ErrorKind::Unreachable(Unreachable::Broken(innermost.to_string()))
+}
+
+fn is_wrong_http(error: &(dyn Error + 'static)) -> bool {
+    causes(error).any(|cause| cause.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_parse))
+}
+
+/// An error and its causes. `io::Error` hides the one that it was made of, so that is looked into.
+fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    successors(Some(error), |&error| match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+        Some(inner) => Some(inner as &(dyn Error + 'static)),
+        None => error.source(),
+    })
+}

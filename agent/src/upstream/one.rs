@@ -1,0 +1,187 @@
+use std::sync::Arc;
+
+use http::{HeaderValue, Method, StatusCode};
+use tokio::time::Instant;
+
+use super::answer::{Answer, Asked};
+use super::error::{ErrorKind, UpstreamError};
+use super::exchange::{Call, Exchange, Reply, drain};
+use super::record::State;
+use super::token::{Ask, Tokens};
+use crate::config::UpstreamUrl;
+use crate::image::{Digest, MediaType, Reference, Repository};
+
+/// One URL that serves a registry's content.
+///
+/// Every request ends within `header_timeout` with the head of an answer or an error, tokens and redirects included.
+/// Errors are [`UpstreamError`]s: [`UpstreamError::is_answer`] tells a registry's no from no answer.
+#[derive(Debug)]
+pub struct Upstream {
+    pub(super) number: u64,
+    pub(super) url: UpstreamUrl,
+    pub(super) exchange: Arc<Exchange>,
+    pub(super) tokens: Arc<Tokens>,
+    pub(super) manifest_types: HeaderValue,
+}
+
+impl Upstream {
+    /// Host and port: what errors and logs call it.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.exchange.name
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub const fn url(&self) -> &UpstreamUrl {
+        &self.url
+    }
+
+    /// How things last went.
+    #[must_use]
+    pub fn state(&self) -> State {
+        self.exchange.record.state()
+    }
+
+    /// The error of an answer that is wrong in a way that only its reader can tell.
+    #[must_use]
+    pub fn wrong_answer(&self, what: impl Into<String>) -> UpstreamError {
+        UpstreamError::new(Arc::clone(&self.exchange.name), ErrorKind::Protocol(what.into()))
+    }
+
+    /// Asks what a reference means, without the manifest itself.
+    ///
+    /// # Errors
+    /// Any [`ErrorKind`] but those of bodies. Some registries know no HEAD (405) or leave the digest out: then
+    /// [`Upstream::manifest`] tells.
+    pub async fn head_manifest(&self, repository: &Repository, reference: &Reference) -> Result<Answer, UpstreamError> {
+        self.ask(Method::HEAD, repository, &format!("manifests/{reference}"), asked_by(reference)).await
+    }
+
+    /// Asks for a manifest.
+    ///
+    /// # Errors
+    /// Any [`ErrorKind`] but those of bodies.
+    pub async fn manifest(&self, repository: &Repository, reference: &Reference) -> Result<Answer, UpstreamError> {
+        self.ask(Method::GET, repository, &format!("manifests/{reference}"), asked_by(reference)).await
+    }
+
+    /// Asks whether a blob is there, and how large it is.
+    ///
+    /// # Errors
+    /// Any [`ErrorKind`] but those of bodies.
+    pub async fn head_blob(&self, repository: &Repository, digest: &Digest) -> Result<Answer, UpstreamError> {
+        let asked = Asked { digest: Some(digest), from: 0 };
+        self.ask(Method::HEAD, repository, &format!("blobs/{digest}"), asked).await
+    }
+
+    /// Asks for a blob, from byte `from` on. [`Answer::offset`] tells where the body really starts.
+    ///
+    /// # Errors
+    /// Any [`ErrorKind`] but those of bodies; [`ErrorKind::Protocol`] for an answer whose range is not what was asked
+    /// for.
+    pub async fn blob(&self, repository: &Repository, digest: &Digest, from: u64) -> Result<Answer, UpstreamError> {
+        let asked = Asked { digest: Some(digest), from };
+        self.ask(Method::GET, repository, &format!("blobs/{digest}"), asked).await
+    }
+
+    /// Passes on a request for a list: `tags/list` or `referrers/<digest>`, with its query.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Forbidden`] for anything else, and any kind but those of bodies.
+    pub async fn pass(&self, repository: &Repository, path_and_query: &str) -> Result<Answer, UpstreamError> {
+        if !is_list(path_and_query) {
+            return Err(self.error(ErrorKind::Forbidden("a path that is neither tags/list nor referrers".to_owned())));
+        }
+        self.ask(Method::GET, repository, path_and_query, Asked { digest: None, from: 0 }).await
+    }
+
+    async fn ask(
+        &self,
+        method: Method,
+        repository: &Repository,
+        path: &str,
+        asked: Asked<'_>,
+    ) -> Result<Answer, UpstreamError> {
+        let began = Instant::now();
+        let answer = match self.reply(&method, repository, path, asked.from, began).await {
+            Ok(reply) => Answer::read(asked, &method, reply, &self.exchange),
+            Err(error) => Err(error),
+        };
+        self.exchange.record.request(began.elapsed(), answer.as_ref().err());
+        answer
+    }
+
+    /// Asks, with a token if one was needed before; and once more with a new one when that is what the answer wants.
+    async fn reply(
+        &self,
+        method: &Method,
+        repository: &Repository,
+        path: &str,
+        from: u64,
+        began: Instant,
+    ) -> Result<Reply, UpstreamError> {
+        let deadline = began + self.exchange.header_timeout;
+        let uri = self.url.v2(&format!("{repository}/{path}"));
+        let uri = uri.map_err(|e| self.error(ErrorKind::Protocol(format!("no URL can be made of {path:?}: {e}"))))?;
+        let known = self.tokens.known(self.number, &self.exchange, repository, deadline).await;
+        let mut call = Call {
+            method: method.clone(),
+            uri,
+            accept: if path.starts_with("manifests/") { self.manifest_types.clone() } else { ANYTHING },
+            from,
+            authorization: known.as_ref().map(|token| token.header.clone()),
+            deadline,
+        };
+        let reply = self.exchange.follow(&call).await?;
+        if reply.response.status() != StatusCode::UNAUTHORIZED || !reply.is_home {
+            return Ok(reply);
+        }
+        let Some(ask) = Ask::read(reply.response.headers(), repository) else { return Ok(reply) };
+        drain(reply.response.into_body()).await;
+        let token = self.tokens.fetch(self.number, &self.exchange, repository, ask, known.as_ref(), deadline).await?;
+        call.authorization = Some(token.header);
+        self.exchange.follow(&call).await
+    }
+
+    fn error(&self, kind: ErrorKind) -> UpstreamError {
+        UpstreamError::new(Arc::clone(&self.exchange.name), kind)
+    }
+}
+
+const ANYTHING: HeaderValue = HeaderValue::from_static("*/*");
+
+/// The Accept header of requests for manifests.
+pub(super) fn manifest_types() -> HeaderValue {
+    let types = format!("{}, */*", MediaType::MANIFESTS.join(", "));
+    HeaderValue::from_str(&types).unwrap_or(ANYTHING)
+}
+
+const fn asked_by(reference: &Reference) -> Asked<'_> {
+    let digest = match reference {
+        Reference::Digest(digest) => Some(digest),
+        Reference::Tag(_) => None,
+    };
+    Asked { digest, from: 0 }
+}
+
+fn is_list(path_and_query: &str) -> bool {
+    let path = path_and_query.split('?').next().unwrap_or_default();
+    path == "tags/list" || path.strip_prefix("referrers/").is_some_and(|digest| digest.parse::<Digest>().is_ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_lists_are_passed_on() {
+        let digest = Digest::of(b"");
+        for good in ["tags/list", "tags/list?n=5&last=a", &format!("referrers/{digest}?artifactType=x")] {
+            assert!(is_list(good), "{good}");
+        }
+        for bad in ["", "tags/list/", "tags/../blobs/x", "referrers/x", "referrers/", &format!("blobs/{digest}")] {
+            assert!(!is_list(bad), "{bad}");
+        }
+    }
+}
