@@ -1,16 +1,15 @@
 //! The calls that kubelet makes for images.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, anyhow};
-use http::uri::PathAndQuery;
 use hyper_util::rt::TokioIo;
-use prost::Message;
+use larder_proto::cri::image_service_client::ImageServiceClient;
+use larder_proto::cri::runtime_service_client::RuntimeServiceClient;
+use larder_proto::cri::{AuthConfig, ImageSpec, ListImagesRequest, PullImageRequest, VersionRequest};
 use tokio::net::UnixStream;
-use tonic::client::Grpc;
+use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
-use tonic_prost::ProstCodec;
 use tower::service_fn;
 
 /// CRI at a socket, connected anew for each call: containerd comes and goes.
@@ -26,35 +25,34 @@ impl Cri {
 
     /// The runtime's version.
     pub(super) async fn version(&self) -> Result<String> {
+        let mut runtime = RuntimeServiceClient::new(self.connect().await?);
         let request = VersionRequest { version: "v1".to_owned() };
-        let reply: VersionResponse = self.call("/runtime.v1.RuntimeService/Version", request).await?;
-        Ok(reply.runtime_version)
+        Ok(runtime.version(request).await.map_err(|status| said(&status))?.into_inner().runtime_version)
     }
 
     /// Pulls; returns the image's id.
     pub(super) async fn pull(&self, image: &str, account: Option<(&str, &str)>) -> Result<String> {
-        let auth = account.map(|(user, password)| AuthConfig { username: user.into(), password: password.into() });
-        let request = PullImageRequest { image: Some(ImageSpec::named(image)), auth };
-        let reply: PullImageResponse = self.call("/runtime.v1.ImageService/PullImage", request).await?;
-        Ok(reply.image_ref)
+        let auth = account.map(|(user, password)| AuthConfig {
+            username: user.to_owned(),
+            password: password.to_owned(),
+            ..AuthConfig::default()
+        });
+        let image = Some(ImageSpec { image: image.to_owned(), ..ImageSpec::default() });
+        let mut images = ImageServiceClient::new(self.connect().await?);
+        Ok(images
+            .pull_image(PullImageRequest { image, auth })
+            .await
+            .map_err(|status| said(&status))?
+            .into_inner()
+            .image_ref)
     }
 
     /// Tags and digests of every image.
     pub(super) async fn images(&self) -> Result<Vec<String>> {
-        let reply: ListImagesResponse = self.call("/runtime.v1.ImageService/ListImages", ListImagesRequest {}).await?;
+        let mut images = ImageServiceClient::new(self.connect().await?);
+        let reply =
+            images.list_images(ListImagesRequest::default()).await.map_err(|status| said(&status))?.into_inner();
         Ok(reply.images.into_iter().flat_map(|image| image.repo_tags.into_iter().chain(image.repo_digests)).collect())
-    }
-
-    async fn call<Q, A>(&self, method: &'static str, request: Q) -> Result<A>
-    where
-        Q: Message + 'static,
-        A: Message + Default + 'static,
-    {
-        let mut grpc = Grpc::new(self.connect().await?);
-        grpc.ready().await?;
-        let path = PathAndQuery::from_static(method);
-        let reply = grpc.unary(tonic::Request::new(request), path, ProstCodec::<Q, A>::default()).await;
-        Ok(reply.map_err(|status| anyhow!("{}", status.message()))?.into_inner())
     }
 
     async fn connect(&self) -> Result<Channel> {
@@ -68,71 +66,7 @@ impl Cri {
     }
 }
 
-// The fields of `runtime.v1` that are used here.
-
-#[derive(Clone, PartialEq, Message)]
-struct VersionRequest {
-    #[prost(string, tag = "1")]
-    version: String,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct VersionResponse {
-    #[prost(string, tag = "3")]
-    runtime_version: String,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct ImageSpec {
-    #[prost(string, tag = "1")]
-    image: String,
-    #[prost(btree_map = "string, string", tag = "2")]
-    annotations: BTreeMap<String, String>,
-}
-
-impl ImageSpec {
-    fn named(image: &str) -> Self {
-        Self { image: image.to_owned(), annotations: BTreeMap::new() }
-    }
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct AuthConfig {
-    #[prost(string, tag = "1")]
-    username: String,
-    #[prost(string, tag = "2")]
-    password: String,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct PullImageRequest {
-    #[prost(message, optional, tag = "1")]
-    image: Option<ImageSpec>,
-    #[prost(message, optional, tag = "2")]
-    auth: Option<AuthConfig>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct PullImageResponse {
-    #[prost(string, tag = "1")]
-    image_ref: String,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct ListImagesRequest {}
-
-#[derive(Clone, PartialEq, Message)]
-struct ListImagesResponse {
-    #[prost(message, repeated, tag = "1")]
-    images: Vec<CriImage>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct CriImage {
-    #[prost(string, tag = "1")]
-    id: String,
-    #[prost(string, repeated, tag = "2")]
-    repo_tags: Vec<String>,
-    #[prost(string, repeated, tag = "3")]
-    repo_digests: Vec<String>,
+/// containerd's own message, as kubelet shows it.
+fn said(status: &Status) -> anyhow::Error {
+    anyhow!("{}", status.message())
 }
