@@ -168,7 +168,8 @@ impl Agent {
         Ok(kill(Pid::from_raw(self.serving()?.cast_signed()), signal)?)
     }
 
-    fn process(&self) -> Result<&Process> {
+    /// Its process, to measure it.
+    pub fn process(&self) -> Result<&Process> {
         self.process.as_ref().context("the agent isn't running")
     }
 }

@@ -123,6 +123,11 @@ impl Containerd {
         ctr::run(&self.release.program("ctr")?, &self.socket(), "default", arguments).await
     }
 
+    /// Where it keeps a blob.
+    pub fn blob(&self, digest: &str) -> PathBuf {
+        self.root().join("io.containerd.content.v1.content/blobs").join(digest.replace(':', "/"))
+    }
+
     /// The names of the images that CRI has.
     pub async fn images(&self) -> Result<Vec<String>> {
         self.cri().images().await

@@ -8,6 +8,7 @@ use super::digest_of;
 
 const BLOCK: usize = 512;
 
+#[derive(Debug)]
 pub(super) struct Layer {
     pub(super) gzip: Bytes,
     /// The digest of the tar, which configs name.

@@ -39,7 +39,7 @@ pub struct Image {
 pub struct ImageBuilder {
     seed: u64,
     architecture: &'static str,
-    layers: Vec<usize>,
+    layers: Vec<Layer>,
 }
 
 impl Image {
@@ -113,7 +113,13 @@ impl Image {
 impl ImageBuilder {
     /// One more layer, with a file of `bytes`.
     pub fn layer(mut self, bytes: usize) -> Self {
-        self.layers.push(bytes);
+        self.layers.push(Layer::random(self.seed, self.layers.len() as u64, bytes));
+        self
+    }
+
+    /// One more layer, made elsewhere: a tar as gzip, and the digest of the tar.
+    pub fn given_layer(mut self, gzip: Bytes, diff_id: String) -> Self {
+        self.layers.push(Layer { gzip, diff_id });
         self
     }
 
@@ -126,9 +132,9 @@ impl ImageBuilder {
     /// The image. One without layers gets a small one.
     pub fn build(mut self) -> Image {
         if self.layers.is_empty() {
-            self.layers.push(1 << 10);
+            self = self.layer(1 << 10);
         }
-        let layers: Vec<Layer> = (0..).zip(&self.layers).map(|(n, &size)| Layer::random(self.seed, n, size)).collect();
+        let layers = self.layers;
         let config = Blob::json(
             CONFIG,
             &json!({
