@@ -21,9 +21,10 @@ pub use socket::Socket;
 use self::socket::Lines;
 use crate::config::Config;
 use crate::containerd::canary::{self, Canary};
+use crate::image::Digest;
 use crate::keep;
 use crate::pull::Pull;
-use crate::store::{Proof, Store};
+use crate::store::{Listed, Proof, Store};
 use crate::upstream::Upstreams;
 
 /// How many blobs are listed at a time.
@@ -37,7 +38,7 @@ pub struct Agent {
     started: Instant,
     store: Store,
     pull: Pull,
-    upstreams: Upstreams,
+    upstreams: Arc<Upstreams>,
     containerd: Arc<crate::containerd::client::Client>,
     canary: Arc<Canary>,
     hosts: watch::Receiver<Option<Vec<view::HostsFolder>>>,
@@ -50,7 +51,7 @@ impl Agent {
         config: &Config,
         store: Store,
         pull: Pull,
-        upstreams: Upstreams,
+        upstreams: Arc<Upstreams>,
         containerd: Arc<crate::containerd::client::Client>,
         canary: Arc<Canary>,
         hosts: watch::Receiver<Option<Vec<view::HostsFolder>>>,
@@ -106,55 +107,66 @@ impl Agent {
         view::Collected { blobs, bytes }
     }
 
-    async fn kept(&self, lines: &Lines) {
-        list(&self.store, async |row| lines.write(&row).await).await;
+    async fn kept(&self, lines: Lines) {
+        let mut rows = Rows::default();
+        while let Some(row) = rows.next(&self.store).await {
+            let kept = kept(&self.store, row).await;
+            if !lines.write(&kept).await {
+                return;
+            }
+        }
     }
 
-    async fn verify(&self, lines: &Lines) {
-        check(&self.store, async |row| lines.write(&row).await).await;
-    }
-}
-
-/// Shows what a store keeps, blob by blob, until `row` wants no more.
-pub async fn list(store: &Store, mut row: impl AsyncFnMut(view::Kept) -> bool) {
-    let mut after = None;
-    loop {
-        let batch = store.list(after.as_ref(), BATCH).await;
-        let Some(last) = batch.last() else { return };
-        after = Some(last.digest);
-        for listed in batch {
-            let repositories = store.repositories(&listed.digest).await;
-            let kept = view::Kept {
-                digest: listed.digest,
-                size: listed.size,
-                media_type: listed.media_type.map(|media_type| media_type.to_string()),
-                last_used: listed.used,
-                repositories: repositories.iter().map(|(registry, name)| format!("{registry}/{name}")).collect(),
-            };
-            if !row(kept).await {
+    async fn verify(&self, lines: Lines) {
+        let mut rows = Rows::default();
+        while let Some(row) = rows.next(&self.store).await {
+            if let Some(checked) = check(&self.store, &row).await
+                && !lines.write(&checked).await
+            {
                 return;
             }
         }
     }
 }
 
-/// Hashes what a store keeps, blob by blob, until `row` wants no more.
-pub async fn check(store: &Store, mut row: impl AsyncFnMut(view::Checked) -> bool) {
-    let mut after = None;
-    loop {
-        let batch = store.list(after.as_ref(), BATCH).await;
-        let Some(last) = batch.last() else { return };
-        after = Some(last.digest);
-        for listed in batch {
-            let wrong = match store.check(&listed.digest).await {
-                Proof::Sound => None,
-                Proof::Gone => continue,
-                Proof::Wrong => Some("its bytes are not what its name says; it was taken out of service".to_owned()),
-                Proof::Unknown => Some("it can't be read".to_owned()),
-            };
-            if !row(view::Checked { digest: listed.digest, bytes: listed.size, wrong }).await {
-                return;
-            }
+/// What a store holds, one after the other, in the order of digests.
+#[derive(Debug, Default)]
+pub struct Rows {
+    batch: std::vec::IntoIter<Listed>,
+    after: Option<Digest>,
+}
+
+impl Rows {
+    /// The next blob; `None` at the end.
+    pub async fn next(&mut self, store: &Store) -> Option<Listed> {
+        if self.batch.len() == 0 {
+            self.batch = store.list(self.after.as_ref(), BATCH).await.into_iter();
         }
+        let row = self.batch.next()?;
+        self.after = Some(row.digest);
+        Some(row)
     }
+}
+
+/// One blob as `larder cache ls` shows it.
+pub async fn kept(store: &Store, listed: Listed) -> view::Kept {
+    let repositories = store.repositories(&listed.digest).await;
+    view::Kept {
+        digest: listed.digest,
+        size: listed.size,
+        media_type: listed.media_type.map(|media_type| media_type.to_string()),
+        last_used: listed.used,
+        repositories: repositories.iter().map(|(registry, name)| format!("{registry}/{name}")).collect(),
+    }
+}
+
+/// Hashes one blob; `None` when it is gone by now.
+pub async fn check(store: &Store, listed: &Listed) -> Option<view::Checked> {
+    let wrong = match store.check(&listed.digest).await {
+        Proof::Sound => None,
+        Proof::Gone => return None,
+        Proof::Wrong => Some("its bytes are not what its name says; it was taken out of service".to_owned()),
+        Proof::Unknown => Some("it can't be read".to_owned()),
+    };
+    Some(view::Checked { digest: listed.digest, bytes: listed.size, wrong })
 }

@@ -12,7 +12,7 @@ pub(super) struct ProcessFigures;
 
 fn with_own_process<T>(read: impl FnOnce(&Process) -> T) -> Option<T> {
     let pid = Pid::from_u32(std::process::id());
-    let mut system = System::new();
+    let mut system = System::new().ok()?;
     let kind = ProcessRefreshKind::nothing().with_memory().with_cpu().without_tasks();
     system.refresh_processes_specifics(ProcessesToUpdate::Some(&[pid]), false, kind);
     system.process(pid).map(read)

@@ -99,8 +99,8 @@ async fn answer(agent: Arc<Agent>, request: &Request<Incoming>) -> Response<Body
         (&Method::GET, "/v1/status") => json(StatusCode::OK, &agent.status().await),
         (&Method::POST, "/v1/canary") => json(StatusCode::OK, &agent.prove().await),
         (&Method::POST, "/v1/cache/gc") => json(StatusCode::OK, &agent.collect().await),
-        (&Method::GET, "/v1/cache") => lines(|line| async move { agent.kept(&line).await }),
-        (&Method::POST, "/v1/cache/verify") => lines(|line| async move { agent.verify(&line).await }),
+        (&Method::GET, "/v1/cache") => lines(|lines| async move { agent.kept(lines).await }),
+        (&Method::POST, "/v1/cache/verify") => lines(|lines| async move { agent.verify(lines).await }),
         (method, path) => {
             let error = format!("there is no {method} {path}: agent and command line are of different versions");
             json(StatusCode::NOT_FOUND, &Failed { error })

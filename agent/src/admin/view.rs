@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::containerd::canary;
-use crate::containerd::hosts::Applied;
+use crate::containerd::hosts::{Applied, HostsError};
 use crate::image::{Digest, Registry};
 use crate::pull::UnderWay;
 
@@ -147,7 +147,11 @@ pub struct Failed {
 
 /// The outcome of writing the entries.
 #[must_use]
-pub fn hosts(applied: &Applied) -> Vec<HostsFolder> {
+pub fn hosts(outcome: &Result<Applied, HostsError>) -> Vec<HostsFolder> {
+    let applied = match outcome {
+        Ok(applied) => applied,
+        Err(e) => return vec![HostsFolder { name: "all".to_owned(), applied: false, remarks: vec![e.to_string()] }],
+    };
     let row = |folder: &crate::containerd::hosts::AppliedFolder| {
         let failure = folder.outcome.as_ref().err().map(ToString::to_string);
         let warnings = folder.warnings.iter().map(ToString::to_string);

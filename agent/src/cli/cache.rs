@@ -9,7 +9,7 @@ use jiff::Timestamp;
 
 use super::block_on;
 use crate::admin::view::{Checked, Kept};
-use crate::admin::{Client, ClientError};
+use crate::admin::{Client, ClientError, Rows, check, kept};
 use crate::config::{Bytes, Config};
 use crate::store::{self, Store};
 
@@ -54,11 +54,10 @@ async fn list(config: &Config, json: bool) -> anyhow::Result<ExitCode> {
         Ok(()) => {}
         Err(ClientError::NoAgent { .. }) => {
             let store = open(config).await?;
-            crate::admin::list(&store, async |row| {
-                rows.push(row);
-                true
-            })
-            .await;
+            let mut blobs = Rows::default();
+            while let Some(blob) = blobs.next(&store).await {
+                rows.push(kept(&store, blob).await);
+            }
             store.close().await;
         }
         Err(e) => return Err(e.into()),
@@ -92,11 +91,12 @@ async fn verify(config: &Config) -> anyhow::Result<ExitCode> {
         Ok(()) => {}
         Err(ClientError::NoAgent { .. }) => {
             let store = open(config).await?;
-            crate::admin::check(&store, async |row| {
-                progress.row(&row);
-                true
-            })
-            .await;
+            let mut blobs = Rows::default();
+            while let Some(blob) = blobs.next(&store).await {
+                if let Some(row) = check(&store, &blob).await {
+                    progress.row(&row);
+                }
+            }
             store.close().await;
         }
         Err(e) => return Err(e.into()),

@@ -14,6 +14,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::config::Config;
+use crate::mirror::Identity;
 
 /// Makes container image pulls survive: a mirror on every node, with a cache, that containerd pulls through.
 #[derive(Debug, Parser)]
@@ -33,7 +34,7 @@ enum Command {
     /// Show what the agent is doing
     Status(status::Arguments),
     /// Write, take back or show the entries in containerd's hosts folder
-    Hosts(hosts::Arguments),
+    Hosts(hosts::HostsArgs),
     /// Find out whether containerd really comes to us, and if not, why
     Doctor(doctor::Arguments),
     /// Show, check or shrink what is kept
@@ -64,11 +65,24 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     match arguments.command {
         Command::Run(run) => run::run(&run, &config, file.as_deref()),
         Command::Status(status) => status::run(&status, &config),
-        Command::Hosts(hosts) => hosts::run(&hosts, &config).map(|()| ExitCode::SUCCESS),
+        Command::Hosts(hosts) => {
+            let ca = mirror_ca(&config)?;
+            hosts::run(&hosts, &config, ca).map(|()| ExitCode::SUCCESS)
+        }
         Command::Doctor(doctor) => doctor::run(&doctor, &config),
         Command::Cache(cache) => cache::run(&cache, &config),
         Command::Config(_) => Ok(ExitCode::SUCCESS),
     }
+}
+
+/// The CA that hosts.toml pins, made now if there is none yet; `None` where the mirror is named by plain HTTP.
+fn mirror_ca(config: &Config) -> anyhow::Result<Option<String>> {
+    if !config.mirror.tls {
+        return Ok(None);
+    }
+    let identity = Identity::open(&config.cache.dir.join("tls"), config.mirror.listen)?;
+    let trusted = identity.trusted().borrow().clone();
+    Ok(Some(trusted))
 }
 
 /// The environment as far as it is text.

@@ -1,5 +1,6 @@
-//! containerd: its hosts.toml files, its API, and the proof that it comes to us.
+//! containerd: its hosts.toml files, its API, how it is set up, and the proof that it comes to us.
 
 pub mod canary;
 pub mod client;
+pub mod hosts;
 pub mod setup;

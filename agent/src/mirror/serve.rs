@@ -173,7 +173,7 @@ impl Mirror {
                 if let Ok(media_type) = HeaderValue::from_str(media_type.as_str()) {
                     headers.insert(CONTENT_TYPE, media_type);
                 }
-                if let Some(link) = link {
+                if let Some(link) = link.as_ref().and_then(|link| here(link, asked.uri)) {
                     headers.insert(LINK, link);
                 }
                 response
@@ -222,10 +222,39 @@ fn is_canary(place: &Place) -> bool {
     place.registry.as_str() == Canary::REGISTRY
 }
 
+/// An upstream's link to the next page, as a link to the same list here: its path there may have a prefix, and its
+/// registry is known here by `ns`.
+fn here(link: &HeaderValue, asked: &Uri) -> Option<HeaderValue> {
+    let (target, parameters) = link.to_str().ok()?.trim().strip_prefix('<')?.split_once('>')?;
+    let next = target.split_once('?').map_or("", |(_, query)| query);
+    let mut query = form_urlencoded::Serializer::new(String::new());
+    for (key, value) in form_urlencoded::parse(next.as_bytes()).filter(|(key, _)| key != "ns") {
+        query.append_pair(&key, &value);
+    }
+    for (key, value) in form_urlencoded::parse(asked.query().unwrap_or_default().as_bytes()).filter(|(key, _)| key == "ns") {
+        query.append_pair(&key, &value);
+    }
+    HeaderValue::from_str(&format!("<{}?{}>{parameters}", asked.path(), query.finish())).ok()
+}
+
 fn base() -> Response<Body> {
     let mut response = Response::new(reply::whole("{}"));
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert("docker-distribution-api-version", HeaderValue::from_static("registry/2.0"));
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_next_page_is_here() {
+        let link = HeaderValue::from_static("</hub/v2/a/b/tags/list?last=x%2Fy&n=2>; rel=\"next\"");
+        let asked: Uri = "/v2/a/b/tags/list?n=2&ns=reg.corp%3A5000".parse().unwrap();
+        let link = here(&link, &asked).unwrap();
+        assert_eq!(link, "</v2/a/b/tags/list?last=x%2Fy&n=2&ns=reg.corp%3A5000>; rel=\"next\"");
+        assert_eq!(here(&HeaderValue::from_static("nonsense"), &asked), None);
+    }
 }

@@ -359,15 +359,6 @@ impl Driver {
     }
 }
 
-fn unstored(opened: Opened) -> End {
-    let unstored = Unstored {
-        size: opened.size,
-        media_type: opened.media_type.clone(),
-        opened: Arc::new(Mutex::new(Some(opened))),
-    };
-    End::State("unstored", State::Unstored(unstored))
-}
-
 fn hashes_to(bytes: &[u8], digest: &Digest) -> bool {
     let mut hasher = digest.hasher();
     hasher.update(bytes);

@@ -34,6 +34,7 @@ pub use pass::Passed;
 pub use place::{Kind, Place};
 pub use reader::{EndedShort, Reader};
 pub use resolve::Resolved;
+pub use transfer::UnderWay;
 
 use crate::config::Config;
 use crate::containerd::client::Client;
@@ -44,7 +45,6 @@ use crate::upstream::Upstreams;
 #[derive(Debug, Clone, Copy)]
 struct Options {
     reply_deadline: Duration,
-    stall_timeout: Duration,
     /// Bytes.
     verify_first: u64,
     tag_max_age: Duration,
@@ -57,7 +57,7 @@ pub struct Pull(Arc<Inner>);
 struct Inner {
     options: Options,
     store: Store,
-    upstreams: Upstreams,
+    upstreams: Arc<Upstreams>,
     /// To abort what containerd took in of a blob that turned out wrong.
     containerd: Option<Arc<Client>>,
     transfers: transfer::Transfers,
@@ -75,14 +75,13 @@ impl Pull {
     pub fn new(
         config: &Config,
         store: Store,
-        upstreams: Upstreams,
+        upstreams: Arc<Upstreams>,
         containerd: Option<Arc<Client>>,
         tasks: TaskTracker,
         stop: CancellationToken,
     ) -> Self {
         let options = Options {
             reply_deadline: config.mirror.reply_deadline.0,
-            stall_timeout: config.mirror.stall_timeout.0,
             verify_first: config.mirror.verify_first.0,
             tag_max_age: config.tags.max_age.0,
         };
@@ -111,7 +110,7 @@ impl Pull {
 
     /// The transfers under way, for people to look at.
     #[must_use]
-    pub fn under_way(&self) -> Vec<transfer::UnderWay> {
+    pub fn under_way(&self) -> Vec<UnderWay> {
         self.0.transfers.under_way()
     }
 }

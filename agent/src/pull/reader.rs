@@ -13,7 +13,7 @@ use super::journal::SOURCES;
 use super::transfer::{Arriving, Failure, Following, State, Unstored};
 use super::{Inner, Kind, Place};
 use crate::image::{Digest, Hasher};
-use crate::store::{Blob, BlobReader, CHUNK, read_at};
+use crate::store::{Blob, BlobReader, CHUNK};
 
 /// A transfer moves, or ends, within its own deadlines; this one is there so that no reader waits on a fault of ours.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -138,6 +138,7 @@ impl Reader {
     }
 
     async fn step(&mut self) -> Result<Step, EndedShort> {
+        let verify_first = self.pull.options.verify_first;
         match &mut self.source {
             Source::Store(reader) => match reader.next().await {
                 Ok(Some(bytes)) => Ok(Step::Bytes(bytes)),
@@ -162,13 +163,13 @@ impl Reader {
                 match following.state() {
                     State::Asking => {}
                     State::Arriving(arriving) => {
-                        let to = arriving.ingest.available(self.at).min(self.permitted_to(&arriving));
+                        let to = arriving.ingest.available(self.at).min(Self::permitted_to(&arriving, verify_first, self.end));
                         if to > self.at {
                             return self.read(&arriving, to).await;
                         }
                     }
                     State::Detached(arriving) => {
-                        let to = arriving.ingest.available(self.at).min(self.permitted_to(&arriving));
+                        let to = arriving.ingest.available(self.at).min(Self::permitted_to(&arriving, verify_first, self.end));
                         if to > self.at {
                             return self.read(&arriving, to).await;
                         }
@@ -208,21 +209,21 @@ impl Reader {
     }
 
     /// How far an unverified blob may go out.
-    fn permitted_to(&self, arriving: &Arriving) -> u64 {
+    fn permitted_to(arriving: &Arriving, verify_first: u64, end: Option<u64>) -> u64 {
         let size = arriving.ingest.size();
         let permitted = if arriving.verified {
             size
-        } else if arriving.verify_whole || size <= self.pull.options.verify_first {
+        } else if arriving.verify_whole || size <= verify_first {
             0
         } else {
             (size - 1) / CHUNK * CHUNK
         };
-        permitted.min(self.end.unwrap_or(size))
+        permitted.min(end.unwrap_or(size))
     }
 
     async fn read(&self, arriving: &Arriving, to: u64) -> Result<Step, EndedShort> {
         let length = (to - self.at).min(PIECE) as usize;
-        match read_at(&arriving.ingest.file(), self.at, length).await {
+        match self.pull.store.read_arrived(&arriving.ingest, self.at, length).await {
             Ok(bytes) => Ok(Step::Bytes(bytes)),
             Err(e) => {
                 tracing::warn!(digest = %self.digest, error = %e, "what arrived can't be read back");

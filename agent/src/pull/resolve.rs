@@ -68,17 +68,13 @@ impl Inner {
             match self.ask_one(upstream, place, tag).await {
                 Ok(answer) => {
                     self.metrics.tag_answered("upstream");
-                    self.store.record_tag(
-                        &place.registry,
-                        &place.repository,
-                        tag,
-                        &TagRecord {
-                            digest: answer.digest,
-                            media_type: answer.media_type.clone(),
-                            size: answer.size,
-                            confirmed_at: now(),
-                        },
-                    );
+                    let record = TagRecord {
+                        digest: answer.digest,
+                        media_type: answer.media_type.clone(),
+                        size: answer.size,
+                        confirmed_at: now(),
+                    };
+                    self.store.record_tag(&place.registry, &place.repository, tag, record).await;
                     return Ok(answer);
                 }
                 Err(e) => {

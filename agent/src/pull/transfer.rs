@@ -78,7 +78,7 @@ pub(super) enum Failure {
 }
 
 /// A transfer as people see it.
-#[derive(Debug, Clone, serde::Serialize)]
+#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
 pub struct UnderWay {
     /// The blob.
     pub digest: Digest,

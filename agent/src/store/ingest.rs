@@ -16,10 +16,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use nix::fcntl::{FallocateFlags, fallocate};
 
+use super::CHUNK;
 use crate::image::{Access, Digest, Hasher, Registry};
-
-/// The unit of claims, checksums and held-back bytes: 1 MiB.
-pub const CHUNK: u64 = 1 << 20;
 
 const MAGIC: &[u8; 8] = b"LARDER01";
 const RECORD: usize = 8;

@@ -41,7 +41,7 @@ impl Body {
         self.at
     }
 
-    /// The next bytes, up to 256 KiB, never none; `None` after the last. Cancelling loses no bytes.
+    /// The next bytes, about 100 KiB at line rate and at most 512 KiB, never none; `None` after the last. Cancelling loses no bytes.
     ///
     /// # Errors
     /// [`ErrorKind::Stalled`] when no byte comes for `stall_timeout`; [`ErrorKind::Cut`] when the body ends before the

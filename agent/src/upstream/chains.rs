@@ -123,6 +123,11 @@ impl Upstreams {
     pub async fn close(&self) {
         self.tasks.close().await;
     }
+
+    #[cfg(test)]
+    pub(super) fn running(&self) -> usize {
+        self.tasks.running()
+    }
 }
 
 #[derive(Debug, Default)]

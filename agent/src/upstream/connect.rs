@@ -12,11 +12,10 @@ use http::uri::Scheme;
 use http_body_util::Empty;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder, MaybeHttpsStream};
 use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::client::legacy::connect::dns::Name;
-use hyper_util::client::legacy::connect::{Connected, Connection, HttpConnector};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::ClientConfig;
-use tokio::io::{AsyncRead, AsyncWrite, BufReader, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tower_service::Service;
@@ -28,9 +27,7 @@ const IDLE_CONNECTIONS: usize = 8;
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 /// Looking up a name blocks a thread for as long as the resolver likes.
 const LOOKUPS_AT_ONCE: usize = 32;
-/// rustls reads 4 KiB at a time; a buffer below it makes one system call out of sixteen.
-const SOCKET_BUFFER: usize = 64 << 10;
-/// The most that HTTP/1.1 buffers for a connection, and so its largest frame.
+/// The most that HTTP/1.1 reads at a time; it starts small and doubles while reads fill it.
 const HTTP1_BUFFER: usize = 256 << 10;
 /// HTTP/2: 4 MiB in flight for each stream fills 1 Gbit/s at a round trip of 30 ms.
 const STREAM_WINDOW: u32 = 4 << 20;
@@ -147,7 +144,7 @@ pub(super) struct Connector {
 }
 
 impl Service<Uri> for Connector {
-    type Response = MaybeHttpsStream<TokioIo<Socket>>;
+    type Response = MaybeHttpsStream<TokioIo<TcpStream>>;
     type Error = BoxError;
     type Future = Connecting<Self::Response>;
 
@@ -170,7 +167,7 @@ pub(super) struct Dial {
 }
 
 impl Service<Uri> for Dial {
-    type Response = TokioIo<Socket>;
+    type Response = TokioIo<TcpStream>;
     type Error = BoxError;
     type Future = Connecting<Self::Response>;
 
@@ -183,10 +180,7 @@ impl Service<Uri> for Dial {
             return Box::pin(ready(Err(forbidden.into())));
         }
         let connecting = self.tcp.call(uri);
-        Box::pin(async move {
-            let stream = connecting.await?.into_inner();
-            Ok(TokioIo::new(Socket(BufReader::with_capacity(SOCKET_BUFFER, stream))))
-        })
+        Box::pin(async move { Ok(connecting.await?) })
     }
 }
 
@@ -220,34 +214,5 @@ impl Service<Name> for Resolver {
             let found = lookup.await.map_err(|e| failed(e.into()))?.map_err(DialError::Lookup)?;
             Ok(reach.filter(&name, found)?.into_iter())
         })
-    }
-}
-
-/// A TCP connection, read in large pieces.
-pub(super) struct Socket(BufReader<TcpStream>);
-
-impl Connection for Socket {
-    fn connected(&self) -> Connected {
-        self.0.get_ref().connected()
-    }
-}
-
-impl AsyncRead for Socket {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, buffer)
-    }
-}
-
-impl AsyncWrite for Socket {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
     }
 }

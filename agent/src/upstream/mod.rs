@@ -25,6 +25,9 @@ mod tasks;
 mod tls;
 mod token;
 
+#[cfg(test)]
+mod tests;
+
 pub use answer::Answer;
 pub use body::Body;
 pub use chains::{SetupError, Upstreams};

@@ -13,7 +13,7 @@ use crate::admin::{Agent, MetricsPort, Socket, view};
 use crate::config::{Config, HostsTarget};
 use crate::containerd::canary::Canary;
 use crate::containerd::client::Client;
-use crate::containerd::hosts::{self, Applied, Entry, HostsDir};
+use crate::containerd::hosts::{self, Applied, Entry, HostsDir, HostsError};
 use crate::keep;
 use crate::mirror::{Identity, Listener, Mirror};
 use crate::pull::Pull;
@@ -48,13 +48,13 @@ async fn serve(config: &Config) -> anyhow::Result<ExitCode> {
     let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
 
     let store = open_store(config).await?;
-    let upstreams = Upstreams::new(config)?;
+    let upstreams = Arc::new(Upstreams::new(config)?);
     let containerd = Arc::new(Client::new(&config.containerd)?);
     let canary = Arc::new(Canary::new());
     let pull = Pull::new(
         config,
         store.clone(),
-        upstreams.clone(),
+        Arc::clone(&upstreams),
         Some(Arc::clone(&containerd)),
         tasks.clone(),
         stop.clone(),
@@ -64,7 +64,7 @@ async fn serve(config: &Config) -> anyhow::Result<ExitCode> {
     let listener = Listener::bind(config.mirror.listen)?;
     let serving = tokio::spawn(listener.serve(Arc::clone(&mirror), identity.server_config()?, stop.clone()));
     tasks.spawn(Arc::clone(&identity).keep_fresh(stop.clone()));
-    tasks.spawn(keep::run(store.clone(), stop.clone()));
+    tasks.spawn(keep::hold_bounds(store.clone(), stop.clone()));
 
     // containerd is told of the mirror only now that it answers.
     let applied = watch::Sender::new(None);
@@ -74,7 +74,7 @@ async fn serve(config: &Config) -> anyhow::Result<ExitCode> {
         let (entry, follow) = entries(config, &identity);
         tasks.spawn(follow);
         let (applied, changed) = (applied.clone(), Arc::clone(&changed));
-        let told = move |outcome: &Applied| {
+        let told = move |outcome: &Result<Applied, HostsError>| {
             changed.notify_one();
             applied.send_replace(Some(view::hosts(outcome)));
         };
@@ -86,7 +86,7 @@ async fn serve(config: &Config) -> anyhow::Result<ExitCode> {
         tasks.spawn(async move { canary.watch(&containerd, interval, &changed, &stop).await });
     }
 
-    let agent = Arc::new(Agent::new(config, store.clone(), pull.clone(), upstreams.clone(), containerd, Arc::clone(&canary), applied.subscribe()));
+    let agent = Arc::new(Agent::new(config, store.clone(), pull.clone(), Arc::clone(&upstreams), containerd, Arc::clone(&canary), applied.subscribe()));
     let mut registry = Registry::default();
     pull.metrics().register(&mut registry);
     mirror.metrics().register(&mut registry);

@@ -1,0 +1,305 @@
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::compose::Mirror;
+use super::error::{HostsError, Warning};
+use super::folder::{self, Folder, Undone};
+use super::root::{self, Root};
+use super::show::{self, Shown};
+use super::targets;
+use super::template::Templates;
+use crate::config::HostsTarget;
+
+/// What is to stand in the files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// Where the mirror listens. For an unspecified address the loopback address of its family is written.
+    pub listen: SocketAddr,
+    /// The CA of the mirror's certificate as PEM, or several while one replaces another. `None`: plain HTTP.
+    pub ca_pem: Option<String>,
+}
+
+/// containerd's `hosts_dir`, and what we want in it.
+pub struct HostsDir {
+    dir: PathBuf,
+    targets: Vec<HostsTarget>,
+    templates: Templates,
+    rewrites: AtomicU64,
+}
+
+/// What [`HostsDir::apply`] did.
+#[derive(Debug, Default)]
+pub struct Applied {
+    /// The folders that have our entry, and those from which it went; by name.
+    pub folders: Vec<AppliedFolder>,
+}
+
+/// One folder.
+#[derive(Debug)]
+pub struct AppliedFolder {
+    /// Its name, as in `certs.d`.
+    pub name: String,
+    /// What was done, or why it couldn't be. The other folders are done nevertheless.
+    pub outcome: Result<Outcome, HostsError>,
+    /// What a person should know.
+    pub warnings: Vec<Warning>,
+}
+
+/// What was done to a folder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// Our entry was written.
+    Written,
+    /// It stood there already.
+    Unchanged,
+    /// The folder is none of the targets any more: our entry was taken back.
+    Restored,
+}
+
+/// What [`HostsDir::restore`] did.
+#[derive(Debug, Default)]
+pub struct Restored {
+    /// The folders that had something of ours; by name.
+    pub folders: Vec<RestoredFolder>,
+    /// Whether `hosts_dir` itself was ours and is gone.
+    pub removed_dir: bool,
+}
+
+/// One folder.
+#[derive(Debug)]
+pub struct RestoredFolder {
+    /// Its name.
+    pub name: String,
+    /// What was done, or why it couldn't be.
+    pub outcome: Result<Undone, HostsError>,
+}
+
+impl HostsDir {
+    /// Reads and checks the templates; looks at nothing else yet.
+    ///
+    /// # Errors
+    /// A template that can't be read, or makes no sound host table.
+    pub fn new(dir: PathBuf, targets: Vec<HostsTarget>, templates: Option<&Path>) -> Result<Self, HostsError> {
+        Ok(Self { dir, targets, templates: Templates::load(templates)?, rewrites: AtomicU64::new(0) })
+    }
+
+    /// The folder.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// How often [`super::watch`] wrote an entry again because somebody had changed it.
+    pub fn rewrites(&self) -> u64 {
+        self.rewrites.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn count_rewrite(&self) {
+        self.rewrites.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Brings every folder to what it should be. Blocking: call it where that is allowed; it waits up to 10 s for
+    /// another process that does the same. Nothing is written where everything stands as it should.
+    ///
+    /// # Errors
+    /// What concerns all folders: the templates, the CA, `hosts_dir` itself. The rest is told folder by folder.
+    pub fn apply(&self, entry: &Entry) -> Result<Applied, HostsError> {
+        let mirror = self.mirror(entry)?;
+        if self.targets.is_empty() && !self.dir.exists() {
+            return Ok(Applied::default());
+        }
+        let root = Root::open_or_make(&self.dir)?;
+        root.clear()?;
+        let existing = root.names()?;
+        let mut wanted = targets::folders(&existing, &self.targets);
+        wanted.extend(sharers(&root, &existing, &wanted));
+
+        // In three rounds, each over all folders: the CAs, the files, the CAs that no file names any more.
+        let mut brought: BTreeMap<&str, Result<bool, HostsError>> = wanted
+            .iter()
+            .filter(|name| root.folder(name).path().is_dir())
+            .map(|name| (name.as_str(), root.folder(name).bring_ca(&mirror)))
+            .collect();
+        let mut folders: Vec<AppliedFolder> = Vec::new();
+        for name in &wanted {
+            let mut warnings = Vec::new();
+            let outcome = match brought.remove(name.as_str()).unwrap_or(Ok(false)) {
+                Ok(brought) => apply(&root, name, existing.contains(name), &mirror, &mut warnings)
+                    .map(|outcome| if brought { Outcome::Written } else { outcome }),
+                Err(e) => Err(e),
+            };
+            folders.push(AppliedFolder { name: name.clone(), outcome, warnings });
+        }
+        for name in existing.difference(&wanted) {
+            let folder = root.folder(name);
+            if let Some(outcome) = restore(&root, &folder).transpose() {
+                folders.push(AppliedFolder {
+                    name: name.clone(),
+                    outcome: outcome.map(|_| Outcome::Restored),
+                    warnings: vec![],
+                });
+            }
+        }
+        for folder in folders.iter_mut().filter(|f| matches!(f.outcome, Ok(Outcome::Restored)) || mirror.ca.is_none()) {
+            match root.folder(&folder.name).drop_ca() {
+                Ok(false) => {}
+                Ok(true) if matches!(folder.outcome, Ok(Outcome::Unchanged)) => folder.outcome = Ok(Outcome::Written),
+                Ok(true) => {}
+                Err(e) => folder.outcome = Err(e),
+            }
+        }
+        folders.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(Applied { folders })
+    }
+
+    /// Puts everything back as it was, byte for byte, and removes only what is ours. Needs nothing but the folder.
+    /// Blocking, as [`Self::apply`] is.
+    ///
+    /// # Errors
+    /// What concerns all folders. The rest is told folder by folder.
+    pub fn restore(dir: &Path) -> Result<Restored, HostsError> {
+        let Some(root) = Root::open(dir)? else {
+            root::clear_beside(dir)?;
+            return Ok(Restored::default());
+        };
+        root.clear()?;
+        let mut restored = Restored::default();
+        for name in root.names()? {
+            if let Some(outcome) = restore(&root, &root.folder(&name)).transpose() {
+                restored.folders.push(RestoredFolder { name, outcome });
+            }
+        }
+        for folder in &mut restored.folders {
+            if let Err(e) = root.folder(&folder.name).drop_ca() {
+                folder.outcome = Err(e);
+            }
+        }
+        if restored.folders.iter().all(|folder| folder.outcome.is_ok()) {
+            restored.removed_dir = root.remove_if_made()?;
+        }
+        root::clear_beside(dir)?;
+        Ok(restored)
+    }
+
+    /// What stands there, folder by folder; nothing for a missing `hosts_dir`. Blocking.
+    ///
+    /// # Errors
+    /// When `hosts_dir` can't be read. What can't be read in it is told in its place.
+    pub fn show(dir: &Path) -> Result<Vec<Shown>, HostsError> {
+        show::show(dir)
+    }
+
+    fn mirror(&self, entry: &Entry) -> Result<Mirror, HostsError> {
+        let address = reachable(entry.listen);
+        let (url, table) = match &entry.ca_pem {
+            Some(pem) => {
+                folder::check_pem(pem)?;
+                let url = format!("https://{address}");
+                (url.clone(), self.templates.https(&url, folder::CA)?)
+            }
+            None => {
+                let url = format!("http://{address}");
+                (url.clone(), self.templates.http(&url)?)
+            }
+        };
+        Ok(Mirror { url, table, ca: entry.ca_pem.clone() })
+    }
+}
+
+impl fmt::Debug for HostsDir {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HostsDir").field("dir", &self.dir).field("targets", &self.targets).finish_non_exhaustive()
+    }
+}
+
+impl Applied {
+    /// Whether anything was written or taken back.
+    #[must_use]
+    pub fn changed(&self) -> bool {
+        self.folders.iter().any(|f| matches!(f.outcome, Ok(Outcome::Written | Outcome::Restored)))
+    }
+
+    /// The folders that could not be done, with the reason.
+    pub fn failures(&self) -> impl Iterator<Item = (&str, &HostsError)> {
+        self.folders.iter().filter_map(|f| Some((f.name.as_str(), f.outcome.as_ref().err()?)))
+    }
+}
+
+fn apply(
+    root: &Root,
+    name: &str,
+    exists: bool,
+    mirror: &Mirror,
+    warnings: &mut Vec<Warning>,
+) -> Result<Outcome, HostsError> {
+    let folder = root.folder(name);
+    let base = || match name {
+        targets::DEFAULT => Ok(super::compose::Source::default()),
+        _ => root.default_source(),
+    };
+    if !exists {
+        *warnings = folder.create(mirror, &base()?, &root.aside())?;
+        return Ok(Outcome::Written);
+    }
+    if !folder.path().is_dir() {
+        return Err(HostsError::DanglingFolder { path: folder.path().to_owned() });
+    }
+    let (wrote, said) = folder.apply(mirror, base)?;
+    *warnings = said;
+    Ok(if wrote { Outcome::Written } else { Outcome::Unchanged })
+}
+
+/// Takes our entry out of a folder, but for the CA; `None` if there is nothing of ours.
+fn restore(root: &Root, folder: &Folder) -> Result<Option<Undone>, HostsError> {
+    if folder.path().is_dir() { folder.restore(&root.aside()) } else { Ok(None) }
+}
+
+/// The folders whose file is a link to one that is to have our entry: containerd reads ours in them too, and looks for
+/// our CA beside the link. So they get an entry of their own.
+fn sharers(root: &Root, existing: &BTreeSet<String>, wanted: &BTreeSet<String>) -> BTreeSet<String> {
+    let homes: Vec<_> = wanted.iter().filter_map(|name| root.folder(name).path().canonicalize().ok()).collect();
+    let shares = |name: &&String| root.folder(name).shares_with().is_some_and(|home| homes.contains(&home));
+    existing.difference(wanted).filter(shares).cloned().collect()
+}
+
+/// An address that a client on this node can use.
+fn reachable(listen: SocketAddr) -> SocketAddr {
+    let ip = match listen.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    SocketAddr::new(ip, listen.port())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_url_names_an_address_that_can_be_reached() {
+        for (listen, url) in [
+            ("127.0.0.1:7439", "http://127.0.0.1:7439"),
+            ("0.0.0.0:7439", "http://127.0.0.1:7439"),
+            ("[::]:7439", "http://[::1]:7439"),
+            ("[fd00::1]:80", "http://[fd00::1]:80"),
+        ] {
+            let hosts = HostsDir::new("/nowhere".into(), vec![], None).unwrap();
+            let mirror = hosts.mirror(&Entry { listen: listen.parse().unwrap(), ca_pem: None }).unwrap();
+            assert_eq!(mirror.url, url);
+            assert!(mirror.table.contains(url));
+        }
+    }
+
+    #[test]
+    fn an_unsound_ca_is_refused() {
+        let hosts = HostsDir::new("/nowhere".into(), vec![HostsTarget::Default], None).unwrap();
+        for pem in ["", "no pem", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"] {
+            let entry = Entry { listen: "127.0.0.1:1".parse().unwrap(), ca_pem: Some(pem.into()) };
+            assert!(matches!(hosts.apply(&entry), Err(HostsError::UnsoundCa)), "{pem}");
+        }
+    }
+}

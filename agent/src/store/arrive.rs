@@ -1,0 +1,245 @@
+use std::fs::File;
+use std::io;
+use std::path::Path;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError, Weak};
+
+use bytes::Bytes;
+use tracing::debug;
+
+use super::blob::Blob;
+use super::bounds::Usage;
+use super::errors::{CommitError, IngestError};
+use super::index::{Change, Row};
+use super::ingest::{Ingest, Origin, Verified};
+use super::label::Label;
+use super::locks::held;
+use super::lookup::Found;
+use super::record::{BlobRecord, State};
+use super::shelves::Shelves;
+use super::space::Trouble;
+use super::{CHUNK, chunks};
+use crate::image::{Access, Digest, MediaType, Registry, Repository};
+
+/// Who delivered a blob, and how.
+#[derive(Debug, Clone)]
+pub(super) struct Delivery {
+    pub(super) registry: Registry,
+    pub(super) repository: Repository,
+    pub(super) access: Access,
+}
+
+impl Shelves {
+    /// Opens the place where a blob arrives; the same one for all who ask while it does. Blocks on the disk.
+    pub(super) fn begin(&self, digest: Digest, size: u64, origin: &Origin) -> Result<Arc<Ingest>, IngestError> {
+        let _arrival = self.hold_arrival(&digest);
+        if let Some(ingest) = held(&self.arriving).get(&digest).and_then(Weak::upgrade) {
+            let same = ingest.size() == size;
+            return if same { Ok(ingest) } else { Err(IngestError::Busy { digest, size: ingest.size() }) };
+        }
+        self.space.allows(size).map_err(|trouble| match trouble {
+            Trouble::Full => IngestError::Full,
+            Trouble::ReadOnly => IngestError::NotWritable,
+        })?;
+        if self.index.is_backed_up() {
+            return Err(IngestError::NotWritable);
+        }
+        if !self.bounds.admit(size, &self.usage()) {
+            return Err(IngestError::TooLarge { size });
+        }
+        let dir = self.layout.ingest();
+        let opened = match Ingest::open(&dir, digest, size, origin) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                self.keep_folder();
+                Ingest::open(&dir, digest, size, origin)
+            }
+            other => other,
+        };
+        let ingest = Arc::new(opened.map_err(|source| {
+            self.space.note(&source);
+            IngestError::io(&dir, source)
+        })?);
+        let mut arriving = held(&self.arriving);
+        arriving.retain(|_, ingest| ingest.strong_count() > 0);
+        arriving.insert(digest, Arc::downgrade(&ingest));
+        drop(arriving);
+        self.grown.notify_one();
+        Ok(ingest)
+    }
+
+    /// Takes what arrived, and is wrong, off the disk and out of sight. Blocks on the disk.
+    pub(super) fn discard(&self, ingest: &Arc<Ingest>) {
+        let _arrival = self.hold_arrival(ingest.digest());
+        held(&self.arriving).retain(|_, arriving| !std::ptr::eq(arriving.as_ptr(), Arc::as_ptr(ingest)));
+        if let Err(e) = ingest.discard() {
+            tracing::warn!(digest = %ingest.digest(), error = %e, "wrong bytes stay in ingest/; they are never served");
+        }
+    }
+
+    /// Puts a blob that arrived in its place. Blocks on the disk, but for no fsync.
+    pub(super) fn commit(
+        &self,
+        verified: &Verified,
+        media_type: Option<MediaType>,
+        delivery: &Delivery,
+    ) -> Result<Blob, CommitError> {
+        let ingest = &verified.ingest;
+        let placed = self.place(
+            ingest.file(),
+            ingest.path(),
+            ingest.digest(),
+            Row { record: self.new_record(ingest.size(), media_type), checksums: verified.checksums.as_slice().into() },
+            delivery,
+        );
+        held(&self.arriving).remove(ingest.digest());
+        if placed.is_ok() {
+            // A map without its bytes says nothing; one that stays is swept up as a leftover.
+            let _ = self.disk.unlink(ingest.map_path());
+        } else {
+            let _ = ingest.discard();
+        }
+        placed
+    }
+
+    /// Stores a small blob that is in memory. Blocks on the disk, but for no fsync.
+    pub(super) fn put(
+        &self,
+        digest: &Digest,
+        bytes: &Bytes,
+        media_type: Option<MediaType>,
+        delivery: &Delivery,
+    ) -> Result<Blob, CommitError> {
+        let mut hasher = digest.hasher();
+        hasher.update(bytes);
+        let found = hasher.finish();
+        if found != *digest {
+            return Err(CommitError::Mismatch { expected: *digest, found });
+        }
+        let size = bytes.len() as u64;
+        if let Found::Whole(blob) = self.look(digest)
+            && (media_type.is_none() || blob.media_type() == media_type.as_ref())
+        {
+            self.note_delivery(digest, delivery);
+            return Ok(blob);
+        }
+        self.space.allows(size).map_err(|trouble| match trouble {
+            Trouble::Full => CommitError::Full,
+            Trouble::ReadOnly => CommitError::NotWritable,
+        })?;
+        if self.index.is_backed_up() {
+            return Err(CommitError::NotWritable);
+        }
+        if !self.bounds.admit(size, &self.usage()) {
+            return Err(CommitError::TooLarge { size });
+        }
+        let number = self.numbers.fetch_add(1, Ordering::Relaxed);
+        let path = self.layout.ingest().join(format!("put-{:016x}-{number}.tmp", self.run));
+        let file = match self.disk.open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                self.keep_folder();
+                self.disk.open(&path)
+            }
+            other => other,
+        };
+        let placed = file.and_then(|file| self.disk.write_at(&file, 0, bytes).map(|()| file));
+        let placed = placed.map_err(|source| {
+            self.space.note(&source);
+            CommitError::io(&path, source)
+        });
+        let checksums: Arc<[u32]> = bytes.chunks(CHUNK as usize).map(crc32fast::hash).collect();
+        let row = Row { record: self.new_record(size, media_type), checksums };
+        let placed = placed.and_then(|file| self.place(Arc::new(file), &path, digest, row, delivery));
+        if placed.is_err() {
+            let _ = self.disk.unlink(&path);
+        }
+        placed
+    }
+
+    fn new_record(&self, size: u64, media_type: Option<MediaType>) -> BlobRecord {
+        BlobRecord { size, state: State::Unsynced(self.boot), media_type, provenance: Default::default() }
+    }
+
+    /// Renames a proven file to its blob's name and enters it.
+    fn place(
+        &self,
+        file: Arc<File>,
+        from: &Path,
+        digest: &Digest,
+        mut row: Row,
+        delivery: &Delivery,
+    ) -> Result<Blob, CommitError> {
+        debug_assert_eq!(row.checksums.len() as u64, chunks(row.record.size));
+        let to = self.layout.blob(digest);
+        let _name = self.hold_name(digest);
+        if let Some(known) = self.index.record(digest) {
+            row.record.provenance = known.provenance;
+            row.record.media_type = row.record.media_type.or(known.media_type);
+        }
+        row.record.provenance.add(&delivery.registry, delivery.access);
+        let label =
+            Label { media_type: row.record.media_type.clone(), provenance: row.record.provenance.clone() };
+        label.write(&*self.disk, &file);
+        self.index.forget_durably(digest);
+        let renamed = match self.disk.rename(from, &to) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                self.keep_folder();
+                self.disk.rename(from, &to)
+            }
+            other => other,
+        };
+        renamed.map_err(|source| {
+            self.space.note(&source);
+            CommitError::io(&to, source)
+        })?;
+        held(&self.shunned).remove(digest);
+        self.index.update(digest, |_| Change::Put(row.record.clone(), Some(Arc::clone(&row.checksums))));
+        self.index.touch(digest);
+        self.index.add_repository(digest, &delivery.registry, &delivery.repository);
+        let blob = self.enter(digest, file, row);
+        self.to_sync.push(digest);
+        self.show_totals();
+        self.grown.notify_one();
+        debug!(%digest, size = blob.size(), "stored");
+        Ok(blob)
+    }
+
+    /// Remembers that a registry delivered, or confirmed, a blob that is held. Blocks on the disk.
+    pub(super) fn note_delivery(&self, digest: &Digest, delivery: &Delivery) {
+        let (mut known_here, mut news) = (false, None);
+        self.index.update(digest, |known| {
+            let Some(mut record) = known else { return Change::Keep };
+            known_here = true;
+            if !record.provenance.add(&delivery.registry, delivery.access) {
+                return Change::Keep;
+            }
+            news = Some(Label { media_type: record.media_type.clone(), provenance: record.provenance.clone() });
+            Change::Put(record, None)
+        });
+        if let Some(label) = news {
+            if let Some(blob) = self.open.find(digest) {
+                let mut provenance = blob.opened.provenance.write().unwrap_or_else(PoisonError::into_inner);
+                *provenance = label.provenance.clone();
+            }
+            if let Ok(Some((file, _))) = self.layout.open_blob(digest) {
+                label.write(&*self.disk, &file);
+            }
+        }
+        if known_here {
+            self.index.add_repository(digest, &delivery.registry, &delivery.repository);
+        }
+    }
+
+    /// Blocks on the disk.
+    pub(super) fn usage(&self) -> Usage {
+        let (totals, _) = self.index.totals();
+        let arriving: Vec<_> = held(&self.arriving).values().filter_map(Weak::upgrade).collect();
+        Usage {
+            blobs: totals.blobs,
+            bytes: totals.bytes,
+            ingest_bytes: self.ingest_bytes(),
+            reserved_bytes: arriving.iter().map(|ingest| ingest.size()).sum(),
+            disk: self.space.disk(),
+            full: self.space.is_full(),
+        }
+    }
+}

@@ -1,0 +1,88 @@
+use super::lookup::Found;
+use super::provenance::Provenance;
+use super::record::{BlobRecord, State};
+use super::shelves::Shelves;
+use super::verify::Proof;
+use crate::image::{Digest, MediaType};
+
+/// One blob of the store, as it is shown to a person.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listed {
+    /// Its name.
+    pub digest: Digest,
+    /// Bytes.
+    pub size: u64,
+    /// What its registry called it, if it said.
+    pub media_type: Option<MediaType>,
+    /// Where it came from.
+    pub provenance: Provenance,
+    /// When it was last used, in seconds since 1970; 0 for never.
+    pub used: u64,
+    /// How far it is known to be sound.
+    pub condition: Condition,
+}
+
+/// How far a blob is known to be sound.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Condition {
+    /// Proven, and on the disk.
+    Synced,
+    /// Proven, and on its way to the disk.
+    Syncing,
+    /// Hashed before its next use: found on the disk, or not synced before the machine went down.
+    Suspect,
+}
+
+/// What a verification of the whole store found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Audit {
+    /// Blobs that are what their names say.
+    pub sound: u64,
+    /// Their bytes.
+    pub sound_bytes: u64,
+    /// Blobs that weren't; they were set aside.
+    pub wrong: u64,
+    /// Blobs that couldn't be read.
+    pub unreadable: u64,
+}
+
+impl Audit {
+    /// Counts one more.
+    pub(super) fn count(&mut self, proof: Proof, size: u64) {
+        match proof {
+            Proof::Sound => {
+                self.sound += 1;
+                self.sound_bytes += size;
+            }
+            Proof::Wrong => self.wrong += 1,
+            Proof::Unknown => self.unreadable += 1,
+            Proof::Gone => {}
+        }
+    }
+}
+
+impl Shelves {
+    /// Blocks on the disk.
+    pub(super) fn list(&self, after: Option<&Digest>, limit: usize) -> Vec<Listed> {
+        let records = self.index.scan(after, limit);
+        records.into_iter().map(|(digest, record)| self.listed(digest, record)).collect()
+    }
+
+    fn listed(&self, digest: Digest, record: BlobRecord) -> Listed {
+        let BlobRecord { size, state, media_type, provenance } = record;
+        let condition = match state {
+            State::Synced => Condition::Synced,
+            State::Unsynced(boot) if boot == self.boot => Condition::Syncing,
+            State::Unsynced(_) | State::Suspect => Condition::Suspect,
+        };
+        Listed { digest, size, media_type, provenance, used: self.index.last_used(&digest), condition }
+    }
+
+    /// Hashes one blob whole, whatever is known of it. Blocks as long as that takes.
+    pub(super) fn check(&self, digest: &Digest) -> Proof {
+        if matches!(self.look(digest), Found::Nothing) {
+            return Proof::Gone;
+        }
+        self.prove(digest)
+    }
+}

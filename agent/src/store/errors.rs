@@ -1,0 +1,159 @@
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::image::Digest;
+
+/// Why a store can't be opened at all. A folder that is read-only, full or impossible to make is no such reason.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Another process works in the folder.
+    #[error("another process holds {path}: stop it, or give each its own cache.dir")]
+    Locked {
+        /// The lock file.
+        path: PathBuf,
+    },
+    /// The system gives us no thread.
+    #[error("can't start a thread for the store")]
+    Thread(#[source] io::Error),
+}
+
+/// Why a blob isn't stored while it arrives. Each means: stream it through.
+#[derive(Debug, thiserror::Error)]
+pub enum IngestError {
+    /// The disk is full, or was moments ago.
+    #[error("the store's disk is full")]
+    Full,
+    /// Nothing can be written there.
+    #[error("the store can't be written to")]
+    NotWritable,
+    /// It would not fit within the store's bounds even if everything else went.
+    #[error("a blob of {size} bytes exceeds what the store may hold")]
+    TooLarge {
+        /// Bytes.
+        size: u64,
+    },
+    /// The same digest is arriving with another size; one of the sources is wrong.
+    #[error("{digest} is arriving with {size} bytes already")]
+    Busy {
+        /// Which blob.
+        digest: Digest,
+        /// The size it arrives with, in bytes.
+        size: u64,
+    },
+    /// The disk doesn't answer in time.
+    #[error("the store's disk does not answer")]
+    Stuck,
+    /// The disk refuses.
+    #[error("can't prepare {path}")]
+    Io {
+        /// What was being opened.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// Why a verified blob wasn't kept. Its bytes are good all the same.
+#[derive(Debug, thiserror::Error)]
+pub enum CommitError {
+    /// The disk is full, or was moments ago.
+    #[error("the store's disk is full")]
+    Full,
+    /// Nothing can be written there.
+    #[error("the store can't be written to")]
+    NotWritable,
+    /// It would not fit within the store's bounds even if everything else went.
+    #[error("a blob of {size} bytes exceeds what the store may hold")]
+    TooLarge {
+        /// Bytes.
+        size: u64,
+    },
+    /// The bytes given are no bytes of this digest.
+    #[error("the bytes hash to {found} in place of {expected}")]
+    Mismatch {
+        /// The name it was given under.
+        expected: Digest,
+        /// What it is.
+        found: Digest,
+    },
+    /// The disk doesn't answer in time.
+    #[error("the store's disk does not answer")]
+    Stuck,
+    /// The disk refuses.
+    #[error("can't put {path} in place")]
+    Io {
+        /// Where the blob belongs.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// Why a reader can't go on. What it gave before was right.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// A chunk isn't what was committed: the disk changed it. [`Store::set_aside`](super::Store::set_aside) is next.
+    #[error("chunk {chunk} of {digest} is not what was committed: it rotted on disk")]
+    Rotten {
+        /// Which blob.
+        digest: Digest,
+        /// Which chunk, from 0.
+        chunk: u64,
+    },
+    /// The file ends early: somebody cut it. [`Store::set_aside`](super::Store::set_aside) is next.
+    #[error("the file of {digest} ends in chunk {chunk}, before its {size} bytes")]
+    Truncated {
+        /// Which blob.
+        digest: Digest,
+        /// Which chunk, from 0.
+        chunk: u64,
+        /// What it should have, in bytes.
+        size: u64,
+    },
+    /// The disk doesn't answer in time.
+    #[error("the disk did not give chunk {chunk} of {digest} in time")]
+    Stuck {
+        /// Which blob.
+        digest: Digest,
+        /// Which chunk, from 0.
+        chunk: u64,
+    },
+    /// The disk refuses.
+    #[error("can't read chunk {chunk} of {digest}")]
+    Io {
+        /// Which blob.
+        digest: Digest,
+        /// Which chunk, from 0.
+        chunk: u64,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+impl ReadError {
+    /// Whether the blob's file is at fault, and the blob is to be set aside.
+    #[must_use]
+    pub const fn is_damage(&self) -> bool {
+        matches!(self, Self::Rotten { .. } | Self::Truncated { .. })
+    }
+}
+
+impl CommitError {
+    pub(super) fn io(path: &Path, source: io::Error) -> Self {
+        match super::space::Trouble::of(&source) {
+            Some(super::space::Trouble::Full) => Self::Full,
+            Some(super::space::Trouble::ReadOnly) => Self::NotWritable,
+            None => Self::Io { path: path.to_owned(), source },
+        }
+    }
+}
+
+impl IngestError {
+    pub(super) fn io(path: &Path, source: io::Error) -> Self {
+        match super::space::Trouble::of(&source) {
+            Some(super::space::Trouble::Full) => Self::Full,
+            Some(super::space::Trouble::ReadOnly) => Self::NotWritable,
+            None => Self::Io { path: path.to_owned(), source },
+        }
+    }
+}

@@ -1,0 +1,160 @@
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use redb::{Database, ReadableDatabase, StorageBackend};
+use tracing::{info, warn};
+
+use super::tables;
+use crate::store::disk::Disk;
+use crate::store::layout::FileId;
+use crate::store::record::TagRecord;
+
+/// redb's own cache, in bytes; the kernel's is behind it.
+const CACHE: usize = 4 << 20;
+/// After so many starts that died while the index was being read, it is the suspect, and is no longer opened.
+const MOST_TRIALS: usize = 5;
+
+/// The index file as redb's storage.
+#[derive(Debug)]
+struct IndexFile {
+    disk: Arc<dyn Disk>,
+    file: File,
+}
+
+impl StorageBackend for IndexFile {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.file.metadata()?.len())
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.file.read_exact_at(out, offset)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.disk.set_len(&self.file, len)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.disk.sync(&self.file)
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.disk.write_at(&self.file, offset, data)
+    }
+}
+
+/// Opens the index at `path`, making it when missing, and setting it aside when it can't be an index of ours.
+pub(super) fn open(disk: &Arc<dyn Disk>, path: &Path) -> Result<(Database, FileId), redb::Error> {
+    let trials = Trial::begin(disk, path);
+    if trials >= MOST_TRIALS {
+        set_aside(disk, path, "the agent died again and again while reading it")?;
+    }
+    match try_open(disk, path, trials > 0) {
+        Ok(Some(opened)) => return Ok(opened),
+        Ok(None) => set_aside(disk, path, "it is of another version")?,
+        Err(error) if is_damage(&error) => set_aside(disk, path, &error.to_string())?,
+        Err(error) => return Err(error),
+    }
+    try_open(disk, path, false)?.ok_or(redb::Error::Corrupted("a new index is of another version".into()))
+}
+
+/// `None` for another schema. `check`: reads everything and compares it with its checksums first.
+fn try_open(disk: &Arc<dyn Disk>, path: &Path, check: bool) -> Result<Option<(Database, FileId)>, redb::Error> {
+    let is_new = !path.exists();
+    let file = disk.open(path)?;
+    let id = FileId::of(&file.metadata()?);
+    let mut builder = Database::builder();
+    let backend = IndexFile { disk: Arc::clone(disk), file };
+    let mut database = builder.set_cache_size(CACHE).create_with_backend(backend)?;
+    if check {
+        database.check_integrity()?;
+    }
+    let sound = tables::prepare(&database)?;
+    if is_new && let Some(parent) = path.parent() {
+        disk.sync_dir(parent)?;
+    }
+    Ok(sound.then_some((database, id)))
+}
+
+/// A database that lives as long as the process.
+pub(super) fn in_memory() -> Result<Database, redb::Error> {
+    let mut builder = Database::builder();
+    let backend = redb::backends::InMemoryBackend::new();
+    let database = builder.set_cache_size(CACHE).create_with_backend(backend)?;
+    tables::prepare(&database)?;
+    Ok(database)
+}
+
+/// The tags of an index that can only be read; none where it can't be.
+pub(super) fn read_only_tags(path: &Path) -> Vec<(Vec<u8>, TagRecord)> {
+    let read = || -> tables::Result<_> {
+        tables::tags(&Database::builder().set_cache_size(CACHE).open_read_only(path)?.begin_read()?)
+    };
+    match read() {
+        Ok(tags) => tags,
+        Err(error) => {
+            info!(path = %path.display(), %error, "the tags of the last run can't be read");
+            Vec::new()
+        }
+    }
+}
+
+/// Whether an error says that the file is at fault, and not the disk.
+fn is_damage(error: &redb::Error) -> bool {
+    match error {
+        redb::Error::Io(error) => {
+            matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof | io::ErrorKind::IsADirectory)
+        }
+        redb::Error::Corrupted(_) | redb::Error::UpgradeRequired(_) | redb::Error::RepairAborted => true,
+        redb::Error::TableTypeMismatch { .. } | redb::Error::TableIsMultimap(_) | redb::Error::TableIsNotMultimap(_) => true,
+        _ => false,
+    }
+}
+
+fn set_aside(disk: &Arc<dyn Disk>, path: &Path, why: &str) -> Result<(), redb::Error> {
+    let aside = path.with_extension("redb.unreadable");
+    match disk.rename(path, &aside) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        other => other?,
+    }
+    warn!(path = %path.display(), aside = %aside.display(), why, "the index is set aside and built anew");
+    Ok(())
+}
+
+/// A mark beside the index while it is not proven that it can be read from end to end. An index that makes its reader
+/// die would otherwise do so at every start.
+#[derive(Debug)]
+pub(super) struct Trial;
+
+impl Trial {
+    fn path(index: &Path) -> PathBuf {
+        index.with_extension("trial")
+    }
+
+    /// Enters one more, and says how many there were before.
+    fn begin(disk: &Arc<dyn Disk>, index: &Path) -> usize {
+        let path = Self::path(index);
+        let before = fs::metadata(&path).map_or(0, |mark| usize::try_from(mark.len()).unwrap_or(usize::MAX));
+        let entered = disk.open(&path).and_then(|mark| disk.write_at(&mark, before as u64, b"."));
+        if let Err(error) = entered {
+            warn!(path = %path.display(), %error, "can't mark the index as being read");
+        }
+        before
+    }
+
+    pub(super) fn passed(disk: &Arc<dyn Disk>, index: &Path) {
+        // One that stays costs a check at the next start.
+        let _ = disk.unlink(&Self::path(index));
+    }
+}
+
+/// The disk's own error behind one of redb's.
+pub(super) fn disk_error(error: &redb::Error) -> Option<&io::Error> {
+    match error {
+        redb::Error::Io(error) => Some(error),
+        _ => None,
+    }
+}

@@ -1,0 +1,265 @@
+use std::sync::Arc;
+
+use redb::{Database, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition, WriteTransaction};
+
+use super::batch::{Batch, RowChange};
+use super::Totals;
+use crate::image::{Digest, Registry, Repository, Tag};
+use crate::store::record::{BlobRecord, TagRecord, digest_of, key, seal, unseal};
+
+type Definition = TableDefinition<'static, &'static [u8], &'static [u8]>;
+
+/// `schema`: the version of what is below, as a little-endian number; `totals`: blobs and bytes.
+const META: Definition = Definition::new("meta");
+/// Digest → [`BlobRecord`].
+const BLOBS: Definition = Definition::new("blobs");
+/// Digest → a CRC-32 for each chunk, little-endian, and one of all these. Apart from the records, so that a walk over
+/// them doesn't read it.
+const CHECKSUMS: Definition = Definition::new("checksums");
+/// Digest → when it was last used, in seconds since 1970.
+const USED: Definition = Definition::new("used");
+/// Digest and repository → nothing.
+const REPOSITORIES: Definition = Definition::new("repositories");
+/// Registry, repository and tag → [`TagRecord`].
+const TAGS: Definition = Definition::new("tags");
+
+const ALL: [Definition; 6] = [META, BLOBS, CHECKSUMS, USED, REPOSITORIES, TAGS];
+
+/// Raised whenever the meaning of a table changes; an index of another version is rebuilt.
+const SCHEMA: u32 = 1;
+/// How many tags are remembered; the longest unconfirmed go first.
+const MOST_TAGS: u64 = 65_536;
+/// How many repositories are remembered for one blob.
+const MOST_REPOSITORIES: usize = 256;
+
+pub(super) type Result<T> = std::result::Result<T, redb::Error>;
+
+/// Makes the tables of a new database, or says whether an older one has them as they are now.
+pub(super) fn prepare(database: &Database) -> Result<bool> {
+    let write = database.begin_write()?;
+    let sound = {
+        let mut meta = write.open_table(META)?;
+        let version = meta.get(b"schema".as_slice())?.map(|value| value.value().to_vec());
+        match version {
+            None => {
+                meta.insert(b"schema".as_slice(), SCHEMA.to_le_bytes().as_slice())?;
+                true
+            }
+            Some(version) => version == SCHEMA.to_le_bytes(),
+        }
+    };
+    if !sound {
+        write.abort()?;
+        return Ok(false);
+    }
+    for table in ALL {
+        write.open_table(table)?;
+    }
+    finish(write)?;
+    Ok(true)
+}
+
+/// Commits so that the database opens at once after a crash: without it, opening walks the whole file.
+fn finish(mut write: WriteTransaction) -> Result<()> {
+    write.set_quick_repair(true);
+    Ok(write.commit()?)
+}
+
+pub(super) fn apply(database: &Database, batch: &Batch, totals: Totals) -> Result<()> {
+    let write = database.begin_write()?;
+    {
+        let (mut blobs, mut checksums) = (write.open_table(BLOBS)?, write.open_table(CHECKSUMS)?);
+        let (mut used, mut repositories) = (write.open_table(USED)?, write.open_table(REPOSITORIES)?);
+        for (digest, change) in &batch.blobs {
+            let key = key(digest);
+            match change {
+                RowChange::Put(record, sums) => {
+                    if let Some(sealed) = seal(record) {
+                        blobs.insert(key.as_slice(), sealed.as_slice())?;
+                    }
+                    if let Some(sums) = sums {
+                        checksums.insert(key.as_slice(), pack(sums).as_slice())?;
+                    }
+                }
+                RowChange::Drop => {
+                    blobs.remove(key.as_slice())?;
+                    checksums.remove(key.as_slice())?;
+                    used.remove(key.as_slice())?;
+                    let (from, to) = under(&key);
+                    repositories.retain_in(from.as_slice()..to.as_slice(), |_, _| false)?;
+                }
+            }
+        }
+        for (digest, time) in &batch.used {
+            let key = key(digest);
+            // A use can outlive its blob in the queue.
+            if blobs.get(key.as_slice())?.is_some() {
+                used.insert(key.as_slice(), time.to_le_bytes().as_slice())?;
+            }
+        }
+        for (digest, registry, repository) in &batch.repositories {
+            let digest = key(digest);
+            let (from, to) = under(&digest);
+            if repositories.range(from.as_slice()..to.as_slice())?.count() < MOST_REPOSITORIES {
+                let key = repository_key(&digest, registry, repository);
+                repositories.insert(key.as_slice(), [].as_slice())?;
+            }
+        }
+        let mut tags = write.open_table(TAGS)?;
+        for (key, record) in &batch.tags {
+            if let Some(sealed) = seal(record) {
+                tags.insert(key.as_slice(), sealed.as_slice())?;
+            }
+        }
+        if tags.len()? > MOST_TAGS {
+            forget_oldest_tags(&mut tags)?;
+        }
+        let mut meta = write.open_table(META)?;
+        let totals = [totals.blobs.to_le_bytes(), totals.bytes.to_le_bytes()].concat();
+        meta.insert(b"totals".as_slice(), totals.as_slice())?;
+    }
+    finish(write)
+}
+
+/// Drops a sixteenth, so that it is not done again at once.
+fn forget_oldest_tags(tags: &mut redb::Table<'_, &'static [u8], &'static [u8]>) -> Result<()> {
+    let mut times = Vec::new();
+    for row in tags.iter()? {
+        times.push(unseal::<TagRecord>(row?.1.value()).map_or(0, |tag| tag.confirmed_at));
+    }
+    let (_, &mut limit, _) = times.select_nth_unstable(MOST_TAGS as usize / 16);
+    tags.retain(|_, sealed| unseal::<TagRecord>(sealed).is_some_and(|tag| tag.confirmed_at > limit))?;
+    Ok(())
+}
+
+/// Copies everything into another database, over what it has.
+pub(super) fn copy(from: &Database, to: &Database) -> Result<()> {
+    let (read, write) = (from.begin_read()?, to.begin_write()?);
+    for definition in ALL {
+        let mut target = write.open_table(definition)?;
+        for row in read.open_table(definition)?.iter()? {
+            let (key, value) = row?;
+            target.insert(key.value(), value.value())?;
+        }
+    }
+    finish(write)
+}
+
+pub(super) fn totals(database: &Database) -> Result<Totals> {
+    let totals = get(database, META, b"totals")?;
+    let number = |at: usize| Some(u64::from_le_bytes(totals.as_deref()?.get(at..at + 8)?.try_into().ok()?));
+    Ok(Totals { blobs: number(0).unwrap_or(0), bytes: number(8).unwrap_or(0) })
+}
+
+pub(super) fn record(database: &Database, digest: &Digest) -> Result<Option<BlobRecord>> {
+    Ok(get(database, BLOBS, &key(digest))?.as_deref().and_then(unseal))
+}
+
+pub(super) fn has_blob(database: &Database, digest: &Digest) -> Result<bool> {
+    Ok(get(database, BLOBS, &key(digest))?.is_some())
+}
+
+pub(super) fn checksums(database: &Database, digest: &Digest) -> Result<Option<Arc<[u32]>>> {
+    Ok(get(database, CHECKSUMS, &key(digest))?.as_deref().and_then(unpack))
+}
+
+pub(super) fn used(database: &Database, digest: &Digest) -> Result<Option<u64>> {
+    Ok(get(database, USED, &key(digest))?.and_then(|time| Some(u64::from_le_bytes(time.try_into().ok()?))))
+}
+
+pub(super) fn tag(database: &Database, key: &[u8]) -> Result<Option<TagRecord>> {
+    Ok(get(database, TAGS, key)?.as_deref().and_then(unseal))
+}
+
+pub(super) fn has_repository(
+    database: &Database,
+    digest: &Digest,
+    registry: &Registry,
+    repository: &Repository,
+) -> Result<bool> {
+    Ok(get(database, REPOSITORIES, &repository_key(&key(digest), registry, repository))?.is_some())
+}
+
+pub(super) fn repositories(database: &Database, digest: &Digest) -> Result<Vec<(Registry, Repository)>> {
+    let key = key(digest);
+    let (from, to) = under(&key);
+    let table = database.begin_read()?.open_table(REPOSITORIES)?;
+    let mut found = Vec::new();
+    for row in table.range(from.as_slice()..to.as_slice())? {
+        let (name, _) = row?;
+        let text = name.value().get(key.len()..).and_then(|name| str::from_utf8(name).ok());
+        let parsed = text.and_then(|text| {
+            let (registry, repository) = text.split_once('\0')?;
+            Some((registry.parse().ok()?, repository.parse().ok()?))
+        });
+        found.extend(parsed);
+    }
+    Ok(found)
+}
+
+pub(super) fn scan(database: &Database, after: Option<&Digest>, limit: usize) -> Result<Vec<(Digest, BlobRecord)>> {
+    let after = after.map(key).unwrap_or_default();
+    let table = database.begin_read()?.open_table(BLOBS)?;
+    let mut found = Vec::with_capacity(limit.min(1024));
+    for row in table.range::<&[u8]>((std::ops::Bound::Excluded(after.as_slice()), std::ops::Bound::Unbounded))? {
+        let (key, sealed) = row?;
+        if let (Some(digest), Some(record)) = (digest_of(key.value()), unseal(sealed.value())) {
+            found.push((digest, record));
+            if found.len() >= limit {
+                break;
+            }
+        }
+    }
+    Ok(found)
+}
+
+pub(super) fn for_each_used(database: &Database, mut each: impl FnMut(Digest, u64)) -> Result<()> {
+    for row in database.begin_read()?.open_table(USED)?.iter()? {
+        let (key, time) = row?;
+        if let (Some(digest), Ok(time)) = (digest_of(key.value()), time.value().try_into()) {
+            each(digest, u64::from_le_bytes(time));
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn tags(read: &redb::ReadTransaction) -> Result<Vec<(Vec<u8>, TagRecord)>> {
+    let mut tags = Vec::new();
+    for row in read.open_table(TAGS)?.iter()? {
+        let (key, sealed) = row?;
+        tags.extend(unseal(sealed.value()).map(|tag| (key.value().to_vec(), tag)));
+    }
+    Ok(tags)
+}
+
+fn get(database: &Database, table: Definition, key: &[u8]) -> Result<Option<Vec<u8>>> {
+    let table = database.begin_read()?.open_table(table)?;
+    Ok(table.get(key)?.map(|value| value.value().to_vec()))
+}
+
+/// The keys that start with a digest: from the digest alone to the digest and a byte that is in no name.
+fn under(digest: &[u8]) -> (Vec<u8>, Vec<u8>) {
+    (digest.to_vec(), [digest, &[0xff]].concat())
+}
+
+/// Names have no NUL, so the parts can't run together.
+fn repository_key(digest: &[u8], registry: &Registry, repository: &Repository) -> Vec<u8> {
+    [digest, registry.as_str().as_bytes(), &[0], repository.as_str().as_bytes()].concat()
+}
+
+pub(super) fn tag_key(registry: &Registry, repository: &Repository, tag: &Tag) -> Vec<u8> {
+    [registry.as_str(), repository.as_str(), tag.as_str()].join("\0").into_bytes()
+}
+
+fn pack(checksums: &[u32]) -> Vec<u8> {
+    let mut bytes: Vec<u8> = checksums.iter().flat_map(|sum| sum.to_le_bytes()).collect();
+    let all = crc32fast::hash(&bytes);
+    bytes.extend_from_slice(&all.to_le_bytes());
+    bytes
+}
+
+fn unpack(bytes: &[u8]) -> Option<Arc<[u32]>> {
+    let (body, all) = bytes.split_last_chunk::<4>()?;
+    let sound = body.len().is_multiple_of(4) && crc32fast::hash(body) == u32::from_le_bytes(*all);
+    sound.then(|| body.as_chunks::<4>().0.iter().map(|sum| u32::from_le_bytes(*sum)).collect())
+}

@@ -1,0 +1,80 @@
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+use super::bounds::{DiskUse, Reason};
+
+/// What Prometheus sees of the store. A cheap clone: all clones count together.
+#[derive(Debug, Clone, Default)]
+pub struct Metrics {
+    blobs: Gauge,
+    bytes: Gauge,
+    writable: Gauge,
+    disk_size: Gauge,
+    disk_used: Gauge,
+    evicted_bytes: Counter,
+    evictions: Family<EvictionLabels, Counter>,
+    pub(super) rotten: Counter,
+    pub(super) rechecked: Counter,
+    pub(super) index_failures: Counter,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct EvictionLabels {
+    reason: ReasonLabel,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[allow(non_camel_case_types, reason = "the variant's name is the label's value")]
+enum ReasonLabel {
+    max_bytes,
+    max_disk_percent,
+    full,
+}
+
+impl Metrics {
+    /// Enters everything, by names that start with `larder_store_`.
+    pub fn register(&self, registry: &mut Registry) {
+        let registry = registry.sub_registry_with_prefix("larder_store");
+        registry.register("blobs", "Blobs held", self.blobs.clone());
+        registry.register("bytes", "Bytes of the blobs held", self.bytes.clone());
+        registry.register("writable", "1 while blobs can be stored, else 0", self.writable.clone());
+        registry.register("disk_size_bytes", "Size of the store's disk", self.disk_size.clone());
+        registry.register("disk_used_bytes", "Bytes used on the store's disk, by whomever", self.disk_used.clone());
+        registry.register("evicted_bytes", "Bytes removed to keep within bounds", self.evicted_bytes.clone());
+        registry.register("evictions", "Blobs removed to keep within bounds", self.evictions.clone());
+        registry.register("rotten", "Blobs found damaged on disk and set aside", self.rotten.clone());
+        registry.register("rechecked", "Blobs hashed again before use, after a crash or found", self.rechecked.clone());
+        registry.register("index_failures", "Writes of the index that failed", self.index_failures.clone());
+    }
+
+    pub(super) fn set_held(&self, blobs: u64, bytes: u64) {
+        self.blobs.set(signed(blobs));
+        self.bytes.set(signed(bytes));
+    }
+
+    pub(super) fn set_writable(&self, writable: bool) {
+        self.writable.set(writable.into());
+    }
+
+    pub(super) fn set_disk(&self, disk: &DiskUse) {
+        self.disk_size.set(signed(disk.size));
+        self.disk_used.set(signed(disk.used));
+    }
+
+    pub(super) fn count_eviction(&self, reason: Reason, bytes: u64) {
+        let reason = match reason {
+            Reason::MaxBytes => ReasonLabel::max_bytes,
+            Reason::MaxDiskPercent => ReasonLabel::max_disk_percent,
+            Reason::Full => ReasonLabel::full,
+        };
+        self.evictions.get_or_create(&EvictionLabels { reason }).inc();
+        self.evicted_bytes.inc_by(bytes);
+    }
+}
+
+fn signed(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,134 @@
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::boot::Boot;
+use super::provenance::Provenance;
+use crate::image::{Digest, MediaType};
+
+/// What is known of a blob, its checksums aside.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct BlobRecord {
+    /// Bytes.
+    pub(super) size: u64,
+    pub(super) state: State,
+    pub(super) media_type: Option<MediaType>,
+    pub(super) provenance: Provenance,
+}
+
+/// How far a blob's file can be trusted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum State {
+    /// Found on the disk; nobody has hashed it since.
+    Suspect,
+    /// Proven, and in the page cache of this boot for sure; on the disk perhaps.
+    Unsynced(Boot),
+    /// Proven, and brought to the disk.
+    Synced,
+}
+
+impl State {
+    /// Whether it may be served, checksums permitting, without hashing it whole.
+    pub(super) fn is_trusted(self, boot: Boot) -> bool {
+        match self {
+            Self::Suspect => false,
+            Self::Unsynced(then) => then == boot,
+            Self::Synced => true,
+        }
+    }
+}
+
+/// The last answer that an upstream gave about a tag.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TagRecord {
+    /// The manifest that the tag meant.
+    pub digest: Digest,
+    /// The manifest's media type.
+    pub media_type: MediaType,
+    /// The manifest's size, in bytes.
+    pub size: u64,
+    /// When an upstream last said so, in seconds since 1970.
+    pub confirmed_at: u64,
+}
+
+/// Compact bytes with a checksum behind them, so that a flipped bit is a missing record and not a wrong one.
+pub(super) fn seal<T: Serialize>(value: &T) -> Option<Vec<u8>> {
+    let mut bytes = postcard::to_stdvec(value).ok()?;
+    let sum = crc32fast::hash(&bytes);
+    bytes.extend_from_slice(&sum.to_le_bytes());
+    Some(bytes)
+}
+
+/// What [`seal`] took; `None` for anything else.
+pub(super) fn unseal<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
+    let (body, sum) = bytes.split_last_chunk::<4>()?;
+    if crc32fast::hash(body) != u32::from_le_bytes(*sum) {
+        return None;
+    }
+    postcard::from_bytes(body).ok()
+}
+
+/// A digest as a key: one byte for the algorithm, then the hash.
+pub(super) fn key(digest: &Digest) -> Vec<u8> {
+    match digest {
+        Digest::Sha256(hash) => [&[1], hash.as_slice()].concat(),
+        Digest::Sha512(hash) => [&[2], hash.as_slice()].concat(),
+    }
+}
+
+/// The digest that a key stands for.
+pub(super) fn digest_of(key: &[u8]) -> Option<Digest> {
+    match key.split_first()? {
+        (1, hash) => hash.try_into().ok().map(Digest::Sha256),
+        (2, hash) => hash.try_into().ok().map(Digest::Sha512),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn record() -> BlobRecord {
+        let mut provenance = Provenance::default();
+        provenance.add(&"ghcr.io".parse().unwrap(), crate::image::Access::Authorized);
+        BlobRecord { size: 7, state: State::Unsynced(Boot::numbered(3)), media_type: MediaType::new("a/b"), provenance }
+    }
+
+    #[test]
+    fn sealed_and_back() {
+        assert_eq!(unseal(&seal(&record()).unwrap()), Some(record()));
+        let tag = TagRecord {
+            digest: Digest::of(b"x"),
+            media_type: MediaType::octet_stream(),
+            size: 3,
+            confirmed_at: 1_700_000_000,
+        };
+        assert_eq!(unseal(&seal(&tag).unwrap()), Some(tag));
+    }
+
+    #[test]
+    fn trust_ends_with_the_boot_unless_synced() {
+        let (this, other) = (Boot::numbered(1), Boot::numbered(2));
+        assert!(State::Unsynced(this).is_trusted(this) && State::Synced.is_trusted(other));
+        assert!(!State::Unsynced(this).is_trusted(other) && !State::Suspect.is_trusted(this));
+    }
+
+    proptest! {
+        #[test]
+        fn a_flipped_bit_is_no_record(bit in 0usize..200) {
+            let mut sealed = seal(&record()).unwrap();
+            let bit = bit % (sealed.len() * 8);
+            sealed[bit / 8] ^= 1 << (bit % 8);
+            prop_assert_eq!(unseal::<BlobRecord>(&sealed), None);
+        }
+
+        #[test]
+        fn keys_and_back(bytes: Vec<u8>) {
+            let digest = Digest::of(&bytes);
+            prop_assert_eq!(digest_of(&key(&digest)), Some(digest));
+            prop_assert_eq!(digest_of(&bytes).map(|digest| key(&digest)).unwrap_or(bytes.clone()), bytes);
+        }
+    }
+}

@@ -1,0 +1,191 @@
+use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::thread::{self, JoinHandle};
+
+use tokio::sync::{Notify, watch};
+use tracing::{info, warn};
+
+use super::blob::{OpenBlobs, Reading};
+use super::boot::Boot;
+use super::bounds::Bounds;
+use super::buffers::Buffers;
+use super::disk::Disk;
+use super::errors::OpenError;
+use super::hands::Hands;
+use super::index::Index;
+use super::ingest::Ingest;
+use super::layout::Layout;
+use super::lock::{Lock, Locking};
+use super::locks::{Stop, held};
+use super::metrics::Metrics;
+use super::space::{Space, Standing};
+use super::syncer::ToSync;
+use crate::image::Digest;
+
+/// How many locks there are for the names below `blobs/`: enough that two blobs seldom meet in one.
+const STRIPES: usize = 64;
+
+/// Everything that the store's parts share.
+#[derive(Debug)]
+pub(super) struct Shelves {
+    pub(super) layout: Layout,
+    pub(super) disk: Arc<dyn Disk>,
+    pub(super) boot: Boot,
+    pub(super) bounds: Bounds,
+    pub(super) index: Index,
+    pub(super) space: Arc<Space>,
+    pub(super) open: OpenBlobs,
+    pub(super) reading: Reading,
+    pub(super) metrics: Metrics,
+    /// What arrives now. Those whose transfer is gone are dead, and are removed by who comes by.
+    pub(super) arriving: Mutex<HashMap<Digest, Weak<Ingest>>>,
+    /// Blobs being hashed before their first use, for all who wait for one.
+    pub(super) checking: Mutex<HashMap<Digest, watch::Receiver<()>>>,
+    /// Found wrong on a disk that we can't remove them from.
+    pub(super) shunned: Mutex<HashSet<Digest>>,
+    pub(super) to_sync: ToSync,
+    /// Something was stored, or begins to arrive.
+    pub(super) grown: Notify,
+    pub(super) stop: Stop,
+    /// Numbers files that live for a moment.
+    pub(super) numbers: AtomicU64,
+    /// Tells this process's files in `ingest/` from those of one that died.
+    pub(super) run: u64,
+    lock: Mutex<Option<Lock>>,
+    names: [Mutex<()>; STRIPES],
+    arrivals: [Mutex<()>; STRIPES],
+}
+
+impl Shelves {
+    pub(super) fn open(root: PathBuf, bounds: Bounds, disk: Arc<dyn Disk>, boot: Boot) -> Result<Self, OpenError> {
+        let layout = Layout::new(root);
+        let metrics = Metrics::default();
+        let made = layout.make(&*disk);
+        let (standing, lock) = match Lock::take(&*disk, &layout.lock(), layout.root()) {
+            Locking::Taken => return Err(OpenError::Locked { path: layout.lock() }),
+            Locking::Ours { lock, writable: true } => {
+                if let Err(error) = &made {
+                    warn!(dir = %layout.root().display(), %error, "the store's folder is not complete");
+                }
+                (Standing::Writable, Some(lock))
+            }
+            Locking::Ours { lock, writable: false } => {
+                let why = made.err().map(|error| error.to_string()).unwrap_or_default();
+                warn!(dir = %layout.root().display(), why, "the store can't be written to: what it has is served, nothing is stored");
+                (Standing::ReadOnly, Some(lock))
+            }
+            Locking::Unreachable(error) => {
+                let error = made.err().unwrap_or(error);
+                warn!(dir = %layout.root().display(), %error, "there is no folder for the store: everything is streamed through, nothing is stored; mend cache.dir and start again");
+                (Standing::Absent, None)
+            }
+        };
+        let space = Arc::new(Space::new(layout.root().to_owned(), standing, metrics.clone()));
+        let home = (standing == Standing::Writable).then(|| layout.index());
+        let index = Index::open(Arc::clone(&disk), home, Arc::clone(&space), metrics.clone());
+        if standing == Standing::ReadOnly {
+            index.adopt_tags(&layout.index());
+        }
+        let shelves = Self {
+            layout,
+            disk,
+            boot,
+            bounds,
+            index,
+            space,
+            open: OpenBlobs::default(),
+            reading: Reading { buffers: Arc::new(Buffers::default()), hands: Hands::new() },
+            metrics,
+            arriving: Mutex::default(),
+            checking: Mutex::default(),
+            shunned: Mutex::default(),
+            to_sync: ToSync::default(),
+            grown: Notify::new(),
+            stop: Stop::default(),
+            numbers: AtomicU64::new(0),
+            run: rand::random(),
+            lock: Mutex::new(lock),
+            names: std::array::from_fn(|_| Mutex::new(())),
+            arrivals: std::array::from_fn(|_| Mutex::new(())),
+        };
+        shelves.show_totals();
+        Ok(shelves)
+    }
+
+    /// Starts the threads.
+    pub(super) fn start(self: &Arc<Self>) -> Result<Vec<JoinHandle<()>>, OpenError> {
+        let works: [(&str, fn(&Self)); 3] = [
+            ("larder-index", |shelves| shelves.index.write_until_stopped()),
+            ("larder-sync", Self::sync_until_stopped),
+            ("larder-mend", Self::mend_until_stopped),
+        ];
+        let mut threads = Vec::with_capacity(works.len());
+        for (name, work) in works {
+            let shelves = Arc::clone(self);
+            match thread::Builder::new().name(name.into()).spawn(move || work(&shelves)) {
+                Ok(thread) => threads.push(thread),
+                Err(error) => {
+                    self.end();
+                    return Err(OpenError::Thread(error));
+                }
+            }
+        }
+        Ok(threads)
+    }
+
+    /// Tells the threads to end. The index is written a last time; what is not yet synced is, after the next start.
+    pub(super) fn end(&self) {
+        self.stop.set();
+        self.to_sync.wake();
+        self.index.stop();
+    }
+
+    /// Holds a blob's name: nobody else moves a file to it or away from it.
+    pub(super) fn hold_name(&self, digest: &Digest) -> MutexGuard<'_, ()> {
+        held(&self.names[stripe(digest)])
+    }
+
+    /// Holds the right to begin a blob's arrival: looking at what an earlier one left may take long.
+    pub(super) fn hold_arrival(&self, digest: &Digest) -> MutexGuard<'_, ()> {
+        held(&self.arrivals[stripe(digest)])
+    }
+
+    pub(super) fn show_totals(&self) {
+        let (totals, _) = self.index.totals();
+        self.metrics.set_held(totals.blobs, totals.bytes);
+    }
+
+    /// Makes sure that the folder is still there and ours: somebody may have deleted it.
+    pub(super) fn keep_folder(&self) {
+        if self.space.standing() != Standing::Writable {
+            return;
+        }
+        if let Err(error) = self.layout.make(&*self.disk) {
+            warn!(dir = %self.layout.root().display(), %error, "the store's folder can't be made again");
+            self.space.note(&error);
+            return;
+        }
+        let mut lock = held(&self.lock);
+        if lock.as_ref().is_some_and(Lock::is_in_place) {
+            return;
+        }
+        match Lock::take(&*self.disk, &self.layout.lock(), self.layout.root()) {
+            Locking::Ours { lock: new, .. } => {
+                info!(dir = %self.layout.root().display(), "the store's folder was deleted and is made again");
+                *lock = Some(new);
+            }
+            Locking::Taken => {
+                warn!(dir = %self.layout.root().display(), "another process took over the store's folder: nothing is stored any more");
+                self.space.turn_off();
+            }
+            Locking::Unreachable(error) => self.space.note(&error),
+        }
+    }
+}
+
+fn stripe(digest: &Digest) -> usize {
+    let (Digest::Sha256([first, ..]) | Digest::Sha512([first, ..])) = digest;
+    usize::from(*first) % STRIPES
+}

@@ -1,0 +1,105 @@
+//! What the tests of the store share.
+
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::config::Percent;
+use crate::image::{Access, Digest, MediaType, Registry, Repository};
+use crate::store::record::State;
+use crate::store::{Blob, CommitError, IngestError, Options, ReadError, Store};
+
+pub(super) fn options(dir: &Path) -> Options {
+    Options { dir: dir.to_owned(), max_bytes: None, max_disk_percent: Percent::new(100).unwrap() }
+}
+
+pub(super) fn open(dir: &Path) -> Store {
+    Store::open(options(dir)).unwrap()
+}
+
+pub(super) fn registry() -> Registry {
+    "docker.io".parse().unwrap()
+}
+
+pub(super) fn repository() -> Repository {
+    "library/nginx".parse().unwrap()
+}
+
+/// Bytes that don't compress into a pattern: another sequence for each seed.
+pub(super) fn content(seed: u64, len: usize) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut bytes = Vec::with_capacity(len + 8);
+    while bytes.len() < len {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bytes.extend_from_slice(&state.to_le_bytes());
+    }
+    bytes.truncate(len);
+    bytes
+}
+
+#[derive(Debug)]
+#[allow(dead_code, reason = "shown when a test fails")]
+pub(super) enum Refused {
+    Ingest(IngestError),
+    Commit(CommitError),
+    Write(std::io::Error),
+}
+
+/// A blob arrives as transfers bring it: into an ingest, then committed.
+pub(super) async fn try_arrive(store: &Store, bytes: &[u8]) -> Result<Blob, Refused> {
+    let digest = Digest::of(bytes);
+    let ingest = store.ingest(&digest, bytes.len() as u64).await.map_err(Refused::Ingest)?;
+    ingest.file().write_all_at(bytes, 0).map_err(Refused::Write)?;
+    let verified = Arc::clone(&ingest).verify().unwrap();
+    let media_type = MediaType::new("application/vnd.oci.image.layer.v1.tar+gzip");
+    let committed = store.commit(verified, media_type, &registry(), &repository(), Access::Anonymous).await;
+    committed.map_err(Refused::Commit)
+}
+
+pub(super) async fn arrive(store: &Store, bytes: &[u8]) -> Blob {
+    try_arrive(store, bytes).await.unwrap()
+}
+
+pub(super) async fn try_read(blob: &Blob) -> Result<Vec<u8>, ReadError> {
+    let mut reader = blob.reader(0..blob.size());
+    let mut bytes = Vec::new();
+    while let Some(piece) = reader.next().await? {
+        bytes.extend_from_slice(&piece);
+    }
+    Ok(bytes)
+}
+
+/// The bytes of a blob, after a check that they are those of its name.
+pub(super) async fn read(blob: &Blob) -> Vec<u8> {
+    let bytes = try_read(blob).await.unwrap();
+    assert_eq!(bytes.len() as u64, blob.size());
+    assert_eq!(&Digest::of(&bytes), blob.digest());
+    bytes
+}
+
+/// Waits until something is so.
+pub(super) async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !is_so() {
+        assert!(Instant::now() < deadline, "waited in vain until {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+pub(super) fn is_synced(store: &Store, digest: &Digest) -> bool {
+    store.shelves().index.record(digest).is_some_and(|record| record.state == State::Synced)
+}
+
+pub(super) async fn until_synced(store: &Store, digest: &Digest) {
+    until("the blob is synced", || is_synced(store, digest)).await;
+}
+
+/// Waits until the first look over the whole store is done.
+pub(super) async fn until_mended(store: &Store, dir: &Path) {
+    let trial = dir.join("index.trial");
+    until("the store is mended", || !trial.exists()).await;
+    assert!(store.is_writable());
+}

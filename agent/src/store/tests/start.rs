@@ -1,0 +1,49 @@
+//! How long a start takes with 100,000 blobs: measured by
+//! `cargo test --release -p larder store::tests::start -- --ignored --nocapture`.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use super::fixture::*;
+use crate::image::Digest;
+
+const BLOBS: u64 = 100_000;
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a measurement, which takes a minute"]
+async fn a_hundred_thousand_blobs() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(open(dir.path()));
+    let blobs = dir.path().join("blobs/sha256");
+    for n in 0..BLOBS {
+        let bytes = n.to_le_bytes();
+        fs::write(blobs.join(Digest::of(&bytes).hex()), bytes).unwrap();
+    }
+    for what in ["nothing in the index", "everything in the index", "closed in order", "again"] {
+        let began = Instant::now();
+        let store = open(dir.path());
+        let opened = began.elapsed();
+        let blob = store.blob(&Digest::of(&4711_u64.to_le_bytes())).await.unwrap();
+        read(&blob).await;
+        let served = began.elapsed();
+        let mut most = Duration::ZERO;
+        let trial = dir.path().join("index.trial");
+        let mut n = 0;
+        while trial.exists() {
+            n = (n + 7919) % BLOBS;
+            let asked = Instant::now();
+            assert!(store.blob(&Digest::of(&n.to_le_bytes())).await.is_some());
+            most = most.max(asked.elapsed());
+        }
+        let mended = began.elapsed();
+        let rss = fs::read_to_string("/proc/self/status").unwrap();
+        let rss = rss.lines().find(|line| line.starts_with("VmRSS")).unwrap().to_owned();
+        println!("{what}: open {opened:?}, first blob {served:?}, mended {mended:?}, slowest blob {most:?}, {rss}");
+        assert_eq!(store.usage().await.unwrap().blobs, BLOBS);
+        let began = Instant::now();
+        let coldest = store.coldest(256, Duration::ZERO).await;
+        println!("  the {} coldest in {:?}", coldest.len(), began.elapsed());
+        drop(blob);
+        store.close().await;
+    }
+}

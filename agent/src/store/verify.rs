@@ -1,0 +1,133 @@
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use tokio::sync::watch;
+use tracing::{info, warn};
+
+use super::CHUNK;
+use super::index::Change;
+use super::label::Label;
+use super::layout::FileId;
+use super::locks::held;
+use super::lookup::Found;
+use super::record::{BlobRecord, State};
+use super::shelves::Shelves;
+use crate::image::Digest;
+
+/// What hashing a file whole says of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Proof {
+    /// It is what its name says, and its record says so now.
+    Sound,
+    /// It isn't; it was set aside.
+    Wrong,
+    /// There is no file, or another one by now.
+    Gone,
+    /// It can't be read, or the store is ending.
+    Unknown,
+}
+
+impl Shelves {
+    /// Waits until a suspect blob is proven or set aside. Many may wait for one; the work goes on when they leave.
+    pub(super) async fn settle(self: &Arc<Self>, digest: &Digest) {
+        let mut done = {
+            let mut checking = held(&self.checking);
+            match checking.get(digest) {
+                Some(done) => done.clone(),
+                None => {
+                    let (sender, done) = watch::channel(());
+                    checking.insert(*digest, done.clone());
+                    let (shelves, digest) = (Arc::clone(self), *digest);
+                    // Owned by the runtime's blocking pool; ends early when the store does. Not one of the `hands`:
+                    // hashing a large blob takes longer than a disk may take to answer.
+                    tokio::task::spawn_blocking(move || {
+                        if matches!(shelves.look(&digest), Found::Suspect) {
+                            shelves.prove(&digest);
+                        }
+                        held(&shelves.checking).remove(&digest);
+                        drop(sender);
+                    });
+                    done
+                }
+            }
+        };
+        // An error says that the sender is gone: that is the end of the work.
+        while done.changed().await.is_ok() {}
+    }
+
+    /// Hashes a blob's file whole and enters what it finds. Blocks, for as long as the disk and the hash take.
+    pub(super) fn prove(&self, digest: &Digest) -> Proof {
+        let (file, metadata) = match self.layout.open_blob(digest) {
+            Ok(Some(found)) => found,
+            Ok(None) => return Proof::Gone,
+            Err(error) => {
+                warn!(%digest, %error, "can't open a blob to check it");
+                return Proof::Unknown;
+            }
+        };
+        let size = metadata.len();
+        let (found, checksums) = match self.hash(&file, digest, size) {
+            Ok(Some(hashed)) => hashed,
+            Ok(None) => return Proof::Unknown,
+            Err(error) => {
+                warn!(%digest, %error, "can't read a blob to check it");
+                return Proof::Unknown;
+            }
+        };
+        self.metrics.rechecked.inc();
+        let name = self.hold_name(digest);
+        let same = FileId::at(&self.layout.blob(digest)).is_ok_and(|there| there == FileId::of(&metadata));
+        if !same {
+            return Proof::Gone;
+        }
+        if found != *digest {
+            drop(name);
+            warn!(%digest, %found, size, "a file in the store is not what its name says");
+            self.set_aside(digest);
+            return Proof::Wrong;
+        }
+        self.index.update(digest, |known| {
+            let Label { media_type, provenance } = match known {
+                Some(record) => Label { media_type: record.media_type, provenance: record.provenance },
+                None => Label::read(&file),
+            };
+            let state = State::Unsynced(self.boot);
+            Change::Put(BlobRecord { size, state, media_type, provenance }, Some(checksums.into()))
+        });
+        if self.index.last_used(digest) == 0 {
+            self.index.touch(digest);
+        }
+        drop(name);
+        self.to_sync.push(digest);
+        info!(%digest, size, "a blob of which that was not known is whole");
+        Proof::Sound
+    }
+
+    /// Digest and checksums of a file; `None` when the store ends meanwhile.
+    fn hash(&self, file: &File, digest: &Digest, size: u64) -> io::Result<Option<(Digest, Vec<u32>)>> {
+        let mut hasher = digest.hasher();
+        let mut checksums = Vec::new();
+        let mut buffer = self.reading.buffers.take(CHUNK as usize);
+        let mut at = 0;
+        while at < size {
+            if self.stop.is_set() {
+                return Ok(None);
+            }
+            // At most a chunk.
+            let len = (size - at).min(CHUNK) as usize;
+            let chunk = &mut buffer.as_mut()[..len];
+            match file.read_exact_at(chunk, at) {
+                Ok(()) => {}
+                // Cut while it was read; what there was is not the whole.
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => break,
+                Err(error) => return Err(error),
+            }
+            hasher.update(chunk);
+            checksums.push(crc32fast::hash(chunk));
+            at += len as u64;
+        }
+        Ok(Some((hasher.finish(), checksums)))
+    }
+}
