@@ -10,6 +10,7 @@ mod socket;
 pub mod view;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use tokio::sync::watch;
@@ -36,6 +37,7 @@ const CANARY_DEADLINE: std::time::Duration = std::time::Duration::from_secs(40);
 pub struct Agent {
     config: Config,
     started: Instant,
+    requests: Arc<AtomicU64>,
     store: Store,
     pull: Pull,
     upstreams: Arc<Upstreams>,
@@ -45,10 +47,11 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// Takes hold of what it shows.
+    /// Takes hold of what it shows; `requests` is what the mirror counts.
     #[must_use]
     pub fn new(
         config: &Config,
+        requests: Arc<AtomicU64>,
         store: Store,
         pull: Pull,
         upstreams: Arc<Upstreams>,
@@ -56,7 +59,17 @@ impl Agent {
         canary: Arc<Canary>,
         hosts: watch::Receiver<Option<Vec<view::HostsFolder>>>,
     ) -> Self {
-        Self { config: config.clone(), started: Instant::now(), store, pull, upstreams, containerd, canary, hosts }
+        Self {
+            config: config.clone(),
+            started: Instant::now(),
+            requests,
+            store,
+            pull,
+            upstreams,
+            containerd,
+            canary,
+            hosts,
+        }
     }
 
     async fn status(&self) -> view::Status {
@@ -78,7 +91,11 @@ impl Agent {
             pid: std::process::id(),
             uptime_seconds: self.started.elapsed().as_secs(),
             resident_bytes: process::resident_bytes(),
-            mirror: view::Mirror { listen: self.config.mirror.listen, tls: self.config.mirror.tls },
+            mirror: view::Mirror {
+                listen: self.config.mirror.listen,
+                tls: self.config.mirror.tls,
+                requests: self.requests.load(Ordering::Relaxed),
+            },
             containerd: self.config.containerd.socket.clone(),
             canary: self.canary.reports().borrow().clone(),
             hosts: self.hosts.borrow().clone(),

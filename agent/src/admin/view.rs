@@ -45,6 +45,8 @@ pub struct Mirror {
     pub listen: SocketAddr,
     /// Whether hosts.toml names it by `https://`.
     pub tls: bool,
+    /// Requests for images since the start, the canary's left out.
+    pub requests: u64,
 }
 
 /// One folder of containerd's hosts.

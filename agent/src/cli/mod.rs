@@ -13,6 +13,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::admin::Client;
 use crate::config::Config;
 use crate::mirror::Identity;
 
@@ -36,7 +37,7 @@ enum Command {
     /// Write, take back or show the entries in containerd's hosts folder
     Hosts(hosts::HostsArgs),
     /// Find out whether containerd really comes to us, and if not, why
-    Doctor(doctor::Arguments),
+    Doctor(doctor::DoctorArgs),
     /// Show, check or shrink what is kept
     Cache(cache::Arguments),
     /// Check the configuration, or print the default one
@@ -69,10 +70,20 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
             let ca = mirror_ca(&config)?;
             hosts::run(&hosts, &config, ca).map(|()| ExitCode::SUCCESS)
         }
-        Command::Doctor(doctor) => doctor::run(&doctor, &config),
+        Command::Doctor(doctor) => block_on(async {
+            let agent = agent_view(&config).await;
+            doctor::run(&config, agent, doctor).await
+        })?,
         Command::Cache(cache) => cache::run(&cache, &config),
         Command::Config(_) => Ok(ExitCode::SUCCESS),
     }
+}
+
+/// What the running agent knows, a canary pull of this moment included; `None` where there is no agent to ask.
+async fn agent_view(config: &Config) -> Option<doctor::AgentView> {
+    let agent = Client::new(&config.admin.socket);
+    let requests = agent.status().await.ok()?.mirror.requests;
+    Some(doctor::AgentView { canary: agent.prove().await.ok(), requests })
 }
 
 /// The CA that hosts.toml pins, made now if there is none yet; `None` where the mirror is named by plain HTTP.

@@ -45,7 +45,7 @@ fn text(status: &Status, now: Timestamp) -> String {
     let up = humantime::format_duration(std::time::Duration::from_secs(*uptime_seconds));
     line("larder", &format!("{version}, pid {pid}, up {up}, {} resident", Bytes(*resident_bytes)));
     let scheme = if mirror.tls { "https" } else { "http" };
-    line("mirror", &format!("{scheme}://{}", mirror.listen));
+    line("mirror", &format!("{scheme}://{}, {} requests", mirror.listen, mirror.requests));
     line("containerd", &format!("{}: {}", status.containerd.display(), canary(status.canary.as_ref(), now)));
     hosts(status.hosts.as_deref(), &mut line);
     cache(&status.cache, &mut line);
@@ -60,7 +60,10 @@ fn text(status: &Status, now: Timestamp) -> String {
 
 fn canary(report: Option<&Report>, now: Timestamp) -> String {
     let Some(report) = report else { return "not yet known whether it comes to us".to_owned() };
-    let at = i64::try_from(report.at).ok().and_then(|at| Timestamp::from_second(at).ok()).map_or(String::new(), |at| ago(at, now));
+    let at = i64::try_from(report.at)
+        .ok()
+        .and_then(|at| Timestamp::from_second(at).ok())
+        .map_or(String::new(), |at| ago(at, now));
     match &report.verdict {
         Verdict::Used => format!("comes to us (proven {at})"),
         Verdict::Failing { pull_error } => format!("comes to us, but its pull failed ({at}): {pull_error}"),
@@ -73,7 +76,8 @@ fn canary(report: Option<&Report>, now: Timestamp) -> String {
 
 fn hosts(folders: Option<&[HostsFolder]>, line: &mut impl FnMut(&str, &str)) {
     let Some(folders) = folders else { return line("hosts.toml", "none is written") };
-    let applied: Vec<&str> = folders.iter().filter(|folder| folder.applied).map(|folder| folder.name.as_str()).collect();
+    let applied: Vec<&str> =
+        folders.iter().filter(|folder| folder.applied).map(|folder| folder.name.as_str()).collect();
     line("hosts.toml", &if applied.is_empty() { "none is written".to_owned() } else { applied.join(", ") });
     for folder in folders {
         for remark in &folder.remarks {
@@ -91,7 +95,13 @@ fn cache(cache: &Cache, line: &mut impl FnMut(&str, &str)) {
         let _ = write!(text, ", at most {}", Bytes(max));
     }
     if let (Some(size @ 1..), Some(used)) = (cache.disk_size_bytes, cache.disk_used_bytes) {
-        let _ = write!(text, "; disk {} % used of {}, at most {} %", used * 100 / size, Bytes(size), cache.max_disk_percent);
+        let _ = write!(
+            text,
+            "; disk {} % used of {}, at most {} %",
+            used * 100 / size,
+            Bytes(size),
+            cache.max_disk_percent
+        );
     }
     if !cache.writable {
         text.push_str("; NOT WRITABLE: nothing new is kept");
@@ -105,8 +115,10 @@ fn arriving(transfer: &UnderWay) -> String {
 }
 
 fn upstream(upstream: &Upstream, now: Timestamp) -> String {
-    let answered = upstream.last_success.map_or("has not answered yet".to_owned(), |at| format!("answered {}", ago(at, now)));
-    let failed = upstream.last_error.as_ref().map_or(String::new(), |e| format!("; failed {}: {}", ago(e.at, now), e.text));
+    let answered =
+        upstream.last_success.map_or("has not answered yet".to_owned(), |at| format!("answered {}", ago(at, now)));
+    let failed =
+        upstream.last_error.as_ref().map_or(String::new(), |e| format!("; failed {}: {}", ago(e.at, now), e.text));
     format!("{} at {}: {answered}{failed}", upstream.registry, upstream.url)
 }
 

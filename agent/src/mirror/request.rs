@@ -81,6 +81,14 @@ impl Request {
         }
     }
 
+    /// Where it asks; `None` for what names no repository.
+    pub(super) const fn place(&self) -> Option<&Place> {
+        match self {
+            Self::Base => None,
+            Self::Manifest(place, _) | Self::Blob(place, _) | Self::Pass(place, _) => Some(place),
+        }
+    }
+
     /// A word for logs and metrics.
     pub(super) const fn label(&self) -> &'static str {
         match self {

@@ -1,5 +1,6 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use http::header::{
@@ -23,6 +24,7 @@ pub struct Mirror {
     pull: Pull,
     canary: Arc<Canary>,
     metrics: MirrorMetrics,
+    requests: Arc<AtomicU64>,
     /// As configured: a registry that is named so is ourselves.
     own: SocketAddr,
 }
@@ -39,10 +41,11 @@ struct Asked<'a> {
 }
 
 impl Mirror {
-    /// A mirror over `pull` that is known as `own`.
+    /// A mirror over `pull` that is known as `own`. Requests for images, the canary's left out, are counted in
+    /// `requests`.
     #[must_use]
-    pub fn new(pull: Pull, canary: Arc<Canary>, own: SocketAddr) -> Self {
-        Self { pull, canary, metrics: MirrorMetrics::default(), own }
+    pub fn new(pull: Pull, canary: Arc<Canary>, own: SocketAddr, requests: Arc<AtomicU64>) -> Self {
+        Self { pull, canary, metrics: MirrorMetrics::default(), requests, own }
     }
 
     /// What is counted here.
@@ -69,7 +72,12 @@ impl Mirror {
             if_range: header(IF_RANGE),
         };
         let (kind, mut response) = match Request::parse(request.method(), request.uri(), self.own) {
-            Ok(request) => (request.label(), self.reply(&request, &asked).await),
+            Ok(request) => {
+                if request.place().is_some_and(|place| !is_canary(place)) {
+                    self.requests.fetch_add(1, Ordering::Relaxed);
+                }
+                (request.label(), self.reply(&request, &asked).await)
+            }
             Err(refused) => ("refused", reply::refused(&refused)),
         };
         if asked.head {
@@ -84,12 +92,8 @@ impl Mirror {
     async fn reply(&self, request: &Request, asked: &Asked<'_>) -> Response<Body> {
         match request {
             Request::Base => base(),
-            Request::Manifest(place, reference) if is_canary(place) => {
-                self.canary_reply(place, reference)
-            }
-            Request::Blob(place, digest) if is_canary(place) => {
-                self.canary_reply(place, &Reference::Digest(*digest))
-            }
+            Request::Manifest(place, reference) if is_canary(place) => self.canary_reply(place, reference),
+            Request::Blob(place, digest) if is_canary(place) => self.canary_reply(place, &Reference::Digest(*digest)),
             Request::Manifest(place, Reference::Tag(tag)) => self.tag(place, tag, asked).await,
             Request::Manifest(place, Reference::Digest(digest)) => {
                 self.blob(place, digest, Kind::Manifest, asked).await
@@ -187,7 +191,8 @@ impl Mirror {
         if let Reference::Tag(tag) = reference {
             self.canary.arrived(tag);
         }
-        let content = (place.repository.as_str() == Canary::REPOSITORY).then(|| self.canary.content(reference)).flatten();
+        let content =
+            (place.repository.as_str() == Canary::REPOSITORY).then(|| self.canary.content(reference)).flatten();
         match content {
             Some((media_type, content)) => {
                 let digest = Digest::of(&content);
@@ -231,7 +236,9 @@ fn here(link: &HeaderValue, asked: &Uri) -> Option<HeaderValue> {
     for (key, value) in form_urlencoded::parse(next.as_bytes()).filter(|(key, _)| key != "ns") {
         query.append_pair(&key, &value);
     }
-    for (key, value) in form_urlencoded::parse(asked.query().unwrap_or_default().as_bytes()).filter(|(key, _)| key == "ns") {
+    for (key, value) in
+        form_urlencoded::parse(asked.query().unwrap_or_default().as_bytes()).filter(|(key, _)| key == "ns")
+    {
         query.append_pair(&key, &value);
     }
     HeaderValue::from_str(&format!("<{}?{}>{parameters}", asked.path(), query.finish())).ok()

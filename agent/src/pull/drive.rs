@@ -109,10 +109,7 @@ impl Driver {
                     if told {
                         let size = lying.size();
                         ingest = Some(lying);
-                        self.failed(
-                            upstream,
-                            upstream.wrong_answer(format!("says another length than {size} bytes")),
-                        );
+                        self.failed(upstream, upstream.wrong_answer(format!("says another length than {size} bytes")));
                         continue;
                     }
                     // What an earlier transfer left is of another length: begin anew.

@@ -163,13 +163,21 @@ impl Reader {
                 match following.state() {
                     State::Asking => {}
                     State::Arriving(arriving) => {
-                        let to = arriving.ingest.available(self.at).min(Self::permitted_to(&arriving, verify_first, self.end));
+                        let to = arriving.ingest.available(self.at).min(Self::permitted_to(
+                            &arriving,
+                            verify_first,
+                            self.end,
+                        ));
                         if to > self.at {
                             return self.read(&arriving, to).await;
                         }
                     }
                     State::Detached(arriving) => {
-                        let to = arriving.ingest.available(self.at).min(Self::permitted_to(&arriving, verify_first, self.end));
+                        let to = arriving.ingest.available(self.at).min(Self::permitted_to(
+                            &arriving,
+                            verify_first,
+                            self.end,
+                        ));
                         if to > self.at {
                             return self.read(&arriving, to).await;
                         }

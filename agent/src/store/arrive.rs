@@ -176,8 +176,7 @@ impl Shelves {
             row.record.media_type = row.record.media_type.or(known.media_type);
         }
         row.record.provenance.add(&delivery.registry, delivery.access);
-        let label =
-            Label { media_type: row.record.media_type.clone(), provenance: row.record.provenance.clone() };
+        let label = Label { media_type: row.record.media_type.clone(), provenance: row.record.provenance.clone() };
         label.write(&*self.disk, &file);
         self.index.forget_durably(digest);
         let renamed = match self.disk.rename(from, &to) {

@@ -26,6 +26,7 @@ mod bounds;
 mod buffers;
 mod disk;
 mod errors;
+mod handle;
 mod hands;
 mod index;
 mod ingest;
@@ -42,7 +43,6 @@ mod record;
 mod remove;
 mod shelves;
 mod space;
-mod handle;
 mod syncer;
 mod verify;
 

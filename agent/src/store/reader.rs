@@ -168,7 +168,8 @@ impl Reading {
             return Ok(Bytes::from_owner(buffer));
         }
         let rest = self.hands.run(move || {
-            file.read_exact_at(&mut buffer.as_mut()[filled..], offset + filled as u64).map(|()| Bytes::from_owner(buffer))
+            file.read_exact_at(&mut buffer.as_mut()[filled..], offset + filled as u64)
+                .map(|()| Bytes::from_owner(buffer))
         });
         rest.await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
     }

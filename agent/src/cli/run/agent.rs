@@ -1,5 +1,6 @@
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -59,7 +60,8 @@ async fn serve(config: &Config) -> anyhow::Result<ExitCode> {
         tasks.clone(),
         stop.clone(),
     );
-    let mirror = Arc::new(Mirror::new(pull.clone(), Arc::clone(&canary), config.mirror.listen));
+    let requests = Arc::new(AtomicU64::new(0));
+    let mirror = Arc::new(Mirror::new(pull.clone(), Arc::clone(&canary), config.mirror.listen, Arc::clone(&requests)));
     let identity = Arc::new(Identity::open(&config.cache.dir.join("tls"), config.mirror.listen)?);
     let listener = Listener::bind(config.mirror.listen)?;
     let serving = tokio::spawn(listener.serve(Arc::clone(&mirror), identity.server_config()?, stop.clone()));
@@ -86,7 +88,16 @@ async fn serve(config: &Config) -> anyhow::Result<ExitCode> {
         tasks.spawn(async move { canary.watch(&containerd, interval, &changed, &stop).await });
     }
 
-    let agent = Arc::new(Agent::new(config, store.clone(), pull.clone(), Arc::clone(&upstreams), containerd, Arc::clone(&canary), applied.subscribe()));
+    let agent = Arc::new(Agent::new(
+        config,
+        requests,
+        store.clone(),
+        pull.clone(),
+        Arc::clone(&upstreams),
+        containerd,
+        Arc::clone(&canary),
+        applied.subscribe(),
+    ));
     let mut registry = Registry::default();
     pull.metrics().register(&mut registry);
     mirror.metrics().register(&mut registry);

@@ -49,7 +49,9 @@ impl Batch {
         for (digest, change) in &older.blobs {
             match (self.blobs.get_mut(digest), change) {
                 (None, _) => drop(self.blobs.insert(*digest, change.clone())),
-                (Some(RowChange::Put(_, checksums @ None)), RowChange::Put(_, earlier)) => checksums.clone_from(earlier),
+                (Some(RowChange::Put(_, checksums @ None)), RowChange::Put(_, earlier)) => {
+                    checksums.clone_from(earlier)
+                }
                 (Some(_), _) => {}
             }
         }

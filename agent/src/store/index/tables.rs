@@ -2,8 +2,8 @@ use std::sync::Arc;
 
 use redb::{Database, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition, WriteTransaction};
 
-use super::batch::{Batch, RowChange};
 use super::Totals;
+use super::batch::{Batch, RowChange};
 use crate::image::{Digest, Registry, Repository, Tag};
 use crate::store::record::{BlobRecord, TagRecord, digest_of, key, seal, unseal};
 

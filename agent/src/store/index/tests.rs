@@ -170,7 +170,9 @@ fn a_batch_that_was_not_written_goes_under_what_came_since() {
     newer.put(&digest(1), BlobRecord { state: State::Synced, ..record(1) }, None);
     newer.drop_blob(&digest(2));
     newer.put_under(&older);
-    assert!(matches!(&newer.blobs[&digest(1)], RowChange::Put(record, Some(sums)) if record.state == State::Synced && **sums == [1]));
+    assert!(
+        matches!(&newer.blobs[&digest(1)], RowChange::Put(record, Some(sums)) if record.state == State::Synced && **sums == [1])
+    );
     assert!(matches!(&newer.blobs[&digest(2)], RowChange::Drop));
     assert!(newer.used.is_empty());
     assert!(matches!(&newer.blobs[&digest(3)], RowChange::Put(..)));

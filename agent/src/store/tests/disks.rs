@@ -56,12 +56,8 @@ async fn no_folder_at_all() {
     assert!(matches!(store.ingest(&Digest::of(b"x"), 1).await, Err(IngestError::NotWritable)));
     assert!(matches!(put(&store, b"x").await, Err(CommitError::NotWritable)));
     let tag: Tag = "latest".parse().unwrap();
-    let answer = TagRecord {
-        digest: Digest::of(b"x"),
-        media_type: MediaType::octet_stream(),
-        size: 1,
-        confirmed_at: 1,
-    };
+    let answer =
+        TagRecord { digest: Digest::of(b"x"), media_type: MediaType::octet_stream(), size: 1, confirmed_at: 1 };
     store.record_tag(&registry(), &repository(), &tag, answer.clone()).await;
     assert!(store.shelves().index.flush());
     assert_eq!(store.tag(&registry(), &repository(), &tag).await, Some(answer), "remembered while the process lives");
@@ -74,8 +70,7 @@ async fn a_read_only_disk_is_served_from() {
     let bytes = content(1, 1_300_000);
     let tag: Tag = "latest".parse().unwrap();
     let wrong = Digest::of(b"wrong");
-    let answer =
-        TagRecord { digest: wrong, media_type: MediaType::octet_stream(), size: 1, confirmed_at: 1 };
+    let answer = TagRecord { digest: wrong, media_type: MediaType::octet_stream(), size: 1, confirmed_at: 1 };
     let digest = {
         let store = open(dir.path());
         let digest = *arrive(&store, &bytes).await.digest();
@@ -128,12 +123,7 @@ async fn a_full_disk_stores_nothing_and_serves_everything() {
     store.note_write_error(&write);
     assert!(store.usage().await.unwrap().full);
     let tag = |n: u32| format!("tag-{n}").parse::<Tag>().unwrap();
-    let answer = TagRecord {
-        digest: *kept.digest(),
-        media_type: MediaType::octet_stream(),
-        size: 1,
-        confirmed_at: 1,
-    };
+    let answer = TagRecord { digest: *kept.digest(), media_type: MediaType::octet_stream(), size: 1, confirmed_at: 1 };
     for n in 0..4000 {
         store.record_tag(&registry(), &repository(), &tag(n), answer.clone()).await;
     }

@@ -74,7 +74,8 @@ async fn power_is_lost_at_any_instant() {
             let at = after.path().join("larder");
             std::fs::create_dir(&at).unwrap();
             disk.crash(len, seed, &at);
-            let store = Store::open_on(options(&at), Arc::new(crate::store::disk::RealDisk), Boot::numbered(2)).unwrap();
+            let store =
+                Store::open_on(options(&at), Arc::new(crate::store::disk::RealDisk), Boot::numbered(2)).unwrap();
             let mut served = Vec::new();
             for digest in &digests {
                 let Some(blob) = store.blob(digest).await else { continue };

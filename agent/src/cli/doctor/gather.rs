@@ -1,0 +1,193 @@
+//! Looking at the node: containerd's answers, then what files and the kernel say.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::Context as _;
+use nix::sys::statvfs::statvfs;
+use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
+use x509_parser::pem::Pem;
+
+use super::AgentView;
+use super::facts::{Authority, Disk, Facts, Folder, Listener, Proxies, Root, Runtime, Unlisted, same_path};
+use super::hosts_file::HostsFile;
+use super::platform::Platform;
+use super::proc;
+use crate::config::Config;
+use crate::containerd::client::{Client, Version};
+use crate::containerd::setup::{self, Setup};
+
+/// No file that is looked at here is larger.
+const MAX_BYTES: u64 = 1 << 20;
+
+/// Everything that the checks want to know. What can't be had stays open in it.
+pub(super) async fn gather(config: &Config, agent: Option<AgentView>) -> anyhow::Result<Facts> {
+    let client = Client::new(&config.containerd)?;
+    let release = client.version().await;
+    let (plugins, status, process) = match &release {
+        Ok(_) => {
+            (client.cri_plugins().await.ok(), client.cri_status().await.ok(), client.process().await.ok().flatten())
+        }
+        Err(_) => (None, None, None),
+    };
+    let version = release.as_ref().ok().and_then(|release| release.version);
+    let local = {
+        let config = config.clone();
+        tokio::task::spawn_blocking(move || Local::look(&config, version, process))
+    };
+    let Local { platform, setup_file, setup, roots, authorities, environment, port, disk } =
+        local.await.context("looking at this node's files failed")?;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    Ok(Facts {
+        config: config.clone(),
+        agent,
+        platform,
+        runtime: Runtime { release, plugins, status, environment },
+        setup_file,
+        setup,
+        roots,
+        authorities,
+        port,
+        disk,
+        now: i64::try_from(now).unwrap_or(i64::MAX),
+    })
+}
+
+/// What is read from this machine, blocking.
+struct Local {
+    platform: Platform,
+    setup_file: PathBuf,
+    setup: Setup,
+    roots: Vec<Root>,
+    authorities: BTreeMap<PathBuf, Authority>,
+    environment: Option<Proxies>,
+    port: Vec<Listener>,
+    disk: Option<Disk>,
+}
+
+impl Local {
+    fn look(config: &Config, version: Option<Version>, process: Option<i32>) -> Self {
+        let platform = Platform::detect(Path::exists, &fs::read_to_string("/etc/os-release").unwrap_or_default());
+        let usual = Path::new(platform.paths().config);
+        let configured = &config.containerd.config;
+        // A distribution's own place counts only where the configured one has nothing.
+        let setup_file = if !configured.exists() && usual.exists() { usual } else { configured.as_path() };
+        let setup = Setup::read(&setup::Disk, setup_file, version);
+        let roots = roots(&setup, &config.containerd.hosts_dir);
+        let environment = process.and_then(|pid| fs::read(format!("/proc/{pid}/environ")).ok());
+        Self {
+            platform,
+            setup_file: setup_file.to_owned(),
+            authorities: authorities(&roots),
+            roots,
+            environment: environment.map(|environ| proc::proxies(&environ)),
+            port: listeners(config.mirror.listen.port()),
+            disk: disk(&config.cache.dir, &setup.root),
+            setup,
+        }
+    }
+}
+
+fn roots(setup: &Setup, own: &Path) -> Vec<Root> {
+    let mut paths: Vec<&Path> = setup.config_path.iter().flat_map(|path| path.folders()).collect();
+    match paths.iter().position(|path| same_path(path, own)) {
+        Some(at) => paths[at] = own,
+        None => paths.push(own),
+    }
+    paths.into_iter().map(|path| Root { path: path.to_owned(), folders: folders(path) }).collect()
+}
+
+fn folders(root: &Path) -> Result<Vec<Folder>, Unlisted> {
+    let entries = fs::read_dir(root).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => Unlisted::Missing,
+        _ => Unlisted::Unreadable(error.to_string()),
+    })?;
+    let folder = |entry: fs::DirEntry| {
+        let path = entry.path();
+        // Links to folders count as such.
+        path.is_dir()
+            .then(|| Folder { name: entry.file_name().to_string_lossy().into_owned(), file: hosts_file(&path) })
+    };
+    let mut folders: Vec<_> = entries.filter_map(|entry| folder(entry.ok()?)).collect();
+    folders.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(folders)
+}
+
+fn hosts_file(folder: &Path) -> HostsFile {
+    match read(&folder.join("hosts.toml")).map(String::from_utf8) {
+        Ok(Ok(text)) => HostsFile::parse(&text, folder),
+        Ok(Err(_)) => HostsFile::Malformed { line: 1, message: "it isn't UTF-8".to_owned() },
+        Err(error) if error.kind() == io::ErrorKind::NotFound => HostsFile::Absent,
+        Err(error) => HostsFile::Unreadable(error.to_string()),
+    }
+}
+
+fn authorities(roots: &[Root]) -> BTreeMap<PathBuf, Authority> {
+    let files = roots.iter().flat_map(|root| root.folders.iter().flatten());
+    let named = files.flat_map(|folder| folder.file.hosts()).flat_map(|host| &host.ca);
+    named.map(|path| (path.clone(), authority(path))).collect()
+}
+
+/// The one of its certificates that is valid for the shortest time.
+fn authority(path: &Path) -> Authority {
+    let bytes = match read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Authority::Missing,
+        Err(error) => return Authority::Unreadable(error.to_string()),
+    };
+    let validity = |pem: Pem| {
+        let certificate = pem.parse_x509().ok()?;
+        let validity = certificate.validity();
+        Some((validity.not_before.timestamp(), validity.not_after.timestamp()))
+    };
+    let valid = Pem::iter_from_buffer(&bytes).filter_map(|pem| validity(pem.ok()?));
+    valid.min_by_key(|(_, until)| *until).map_or(Authority::NotPem, |(from, until)| Authority::Valid { from, until })
+}
+
+fn listeners(port: u16) -> Vec<Listener> {
+    let tables = ["/proc/net/tcp", "/proc/net/tcp6"].map(|table| fs::read_to_string(table).unwrap_or_default());
+    let sockets = tables.iter().flat_map(|table| proc::listening(table)).filter(|(address, _)| address.port() == port);
+    sockets.map(|(address, inode)| Listener { address, process: owner(inode) }).collect()
+}
+
+/// The process that has a socket open: the first that is found, where we may look.
+fn owner(inode: u64) -> Option<(u32, String)> {
+    let processes = fs::read_dir("/proc").ok()?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    let has = |pid: &u32| {
+        let Ok(files) = fs::read_dir(format!("/proc/{pid}/fd")) else { return false };
+        let link = |entry: fs::DirEntry| fs::read_link(entry.path()).ok();
+        files.flatten().filter_map(link).any(|link| link.to_str().and_then(proc::socket_inode) == Some(inode))
+    };
+    let pid = processes.into_iter().find(has)?;
+    let name = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
+    Some((pid, name.trim_end().to_owned()))
+}
+
+fn disk(cache: &Path, containerd: &Path) -> Option<Disk> {
+    // Before the first start the folder isn't there: its parent tells which disk it will be on.
+    let existing = cache.ancestors().find(|path| path.exists())?;
+    let figures = statvfs(existing).ok()?;
+    let bytes = |blocks: u64| blocks.saturating_mul(figures.fragment_size());
+    let (total, free, available) =
+        (bytes(figures.blocks()), bytes(figures.blocks_free()), bytes(figures.blocks_available()));
+    let used = total.saturating_sub(free);
+    // As df counts: what is reserved for root is neither used nor free.
+    let percent = (used * 100).div_ceil((used + available).max(1));
+    let shared = mount(existing).zip(mount(containerd)).map(|(a, b)| a == b);
+    Some(Disk { total, available, used_percent: u8::try_from(percent).unwrap_or(100), shared })
+}
+
+/// Filesystem and mount: files can be linked only within both.
+fn mount(path: &Path) -> Option<(u32, u32, u64)> {
+    let stat = statx(CWD, path, AtFlags::empty(), StatxFlags::MNT_ID).ok()?;
+    Some((stat.stx_dev_major, stat.stx_dev_minor, stat.stx_mnt_id))
+}
+
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    fs::File::open(path)?.take(MAX_BYTES).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
