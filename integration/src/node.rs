@@ -1,10 +1,11 @@
 //! A node: containerd and the agent, in one folder.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use crate::{Agent, AgentConfig, Containerd, ContainerdConfig, Folder, Release, require_root};
+use crate::{Agent, AgentConfig, Containerd, ContainerdConfig, Folder, Release, require_root, until};
 
 /// A machine in a folder. Its parts are public: tests stop and start them.
 #[derive(Debug)]
@@ -24,6 +25,8 @@ pub struct NodeBuilder {
     release: Release,
     folder: Folder,
     with_agent: bool,
+    /// Whether the agent writes `_default/hosts.toml`, which is then waited for.
+    pub expects_entry: bool,
     /// The configuration of its containerd.
     pub containerd: ContainerdConfig,
     /// The configuration of its agent.
@@ -39,7 +42,7 @@ impl Node {
         let mut agent = AgentConfig::default();
         agent.set_path("containerd", "hosts_dir", &hosts_dir);
         let containerd = ContainerdConfig::with_hosts(&hosts_dir);
-        Ok(NodeBuilder { release, folder, with_agent: true, containerd, agent })
+        Ok(NodeBuilder { release, folder, with_agent: true, expects_entry: true, containerd, agent })
     }
 
     /// The folder that containerd's `config_path` names.
@@ -111,6 +114,21 @@ impl NodeBuilder {
             true => Some(Agent::start(&at.join("larder"), &self.agent).await?),
             false => None,
         };
+        if let Some(agent) = agent.as_ref().filter(|_| self.expects_entry) {
+            let entered = async || has_entered_itself(agent, &hosts_dir).unwrap_or(false).then_some(());
+            until("the agent has entered itself", Duration::from_secs(10), entered).await?;
+        }
         Ok(Node { agent, containerd, hosts_dir, _folder: self.folder })
     }
+}
+
+/// Whether the agent stands in every folder, `_default` among them.
+fn has_entered_itself(agent: &Agent, hosts_dir: &Path) -> Result<bool> {
+    let ours = format!("127.0.0.1:{}", agent.mirror_port());
+    for entry in std::fs::read_dir(hosts_dir)? {
+        if !std::fs::read_to_string(entry?.path().join("hosts.toml"))?.contains(&ours) {
+            return Ok(false);
+        }
+    }
+    Ok(hosts_dir.join("_default").exists())
 }

@@ -14,10 +14,10 @@ static NEXT: AtomicU16 = AtomicU16::new(0);
 
 /// A loopback port that nothing listens on, and that no other fixture of this process is given.
 pub fn free_port() -> Result<u16> {
-    // Other test processes start elsewhere.
-    let start = std::process::id() as u16;
+    // Other test processes start elsewhere, also those that were started right after this one.
+    let start = (std::process::id() % u32::from(COUNT) * 7919 % u32::from(COUNT)) as u16;
     (0..COUNT)
-        .map(|_| FIRST + NEXT.fetch_add(1, Ordering::Relaxed).wrapping_add(start.wrapping_mul(37)) % COUNT)
+        .map(|_| FIRST + (start + NEXT.fetch_add(1, Ordering::Relaxed) % COUNT) % COUNT)
         .find(|&port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok())
         .context("no free port on loopback")
 }

@@ -8,7 +8,7 @@ use std::sync::{LazyLock, mpsc};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use nix::sys::signal::{Signal, kill, killpg};
+use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 // Lines of the log that a failed test shows.
@@ -40,7 +40,7 @@ static SPAWNER: LazyLock<mpsc::Sender<Spawn>> = LazyLock::new(|| {
     sender
 });
 
-/// A running program in a process group of its own. Dropped, the group is killed.
+/// A running program. Dropped, it is killed with all that it has started.
 #[derive(Debug)]
 pub struct Process {
     name: String,
@@ -70,7 +70,7 @@ impl Process {
         Ok(Self { name, child, log })
     }
 
-    /// Its id, and that of its group.
+    /// Its id.
     pub fn id(&self) -> u32 {
         self.child.id()
     }
@@ -85,15 +85,25 @@ impl Process {
         String::from_utf8_lossy(&std::fs::read(&self.log).unwrap_or_default()).into_owned()
     }
 
-    /// SIGKILL to the whole group, and waits for the end.
+    /// SIGKILL to it and to all below it, and waits until none is left that holds a port or a lock.
     pub fn kill(&mut self) {
-        let _ = killpg(self.group(), Signal::SIGKILL);
+        let all = self.family();
+        // The parent first: it must not start a child again.
+        for id in &all {
+            let _ = kill(Pid::from_raw(id.cast_signed()), Signal::SIGKILL);
+        }
         let _ = self.child.wait();
+        let deadline = Instant::now() + Duration::from_secs(5);
+        // A zombie that nobody waits for holds nothing any more.
+        let alive = |id: &u32| stat(*id).is_some_and(|fields| fields.first().is_some_and(|state| state != "Z"));
+        while all.iter().any(alive) && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// SIGTERM, and fails when it hasn't ended within `limit`.
     pub fn terminate(&mut self, limit: Duration) -> Result<()> {
-        let _ = kill(self.group(), Signal::SIGTERM);
+        let _ = kill(Pid::from_raw(self.id().cast_signed()), Signal::SIGTERM);
         let deadline = Instant::now() + limit;
         while self.is_running() {
             if Instant::now() > deadline {
@@ -104,52 +114,55 @@ impl Process {
         Ok(())
     }
 
-    /// SIGSTOP to the whole group: it accepts connections, through the kernel, and answers nothing.
+    /// SIGSTOP to it and to all below it: connections are accepted, by the kernel, and nothing answers.
     pub fn freeze(&self) -> Result<()> {
-        Ok(killpg(self.group(), Signal::SIGSTOP)?)
+        self.family().into_iter().try_for_each(|id| Ok(kill(Pid::from_raw(id.cast_signed()), Signal::SIGSTOP)?))
     }
 
-    /// SIGCONT to the whole group.
+    /// SIGCONT to it and to all below it.
     pub fn thaw(&self) -> Result<()> {
-        Ok(killpg(self.group(), Signal::SIGCONT)?)
+        self.family().into_iter().try_for_each(|id| Ok(kill(Pid::from_raw(id.cast_signed()), Signal::SIGCONT)?))
     }
 
-    /// Its children, whichever thread of it started them.
+    /// Its children.
     pub fn children(&self) -> Vec<u32> {
-        let Ok(threads) = std::fs::read_dir(format!("/proc/{}/task", self.id())) else { return Vec::new() };
-        let lists = threads.flatten().filter_map(|thread| std::fs::read_to_string(thread.path().join("children")).ok());
-        lists.flat_map(|list| list.split_whitespace().filter_map(|id| id.parse().ok()).collect::<Vec<_>>()).collect()
+        children(self.id())
     }
 
-    /// The ids of all processes of its group.
-    pub fn members(&self) -> Vec<u32> {
-        let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
-        let ids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-        let group = self.id().to_string();
-        // Behind the name in brackets: state, parent, group.
-        ids.filter(|id| stat(*id).is_some_and(|fields| fields.get(2) == Some(&group))).collect()
+    /// Itself, its children, theirs and so on; parents before children.
+    pub fn family(&self) -> Vec<u32> {
+        let mut all = vec![self.id()];
+        let mut next = 0;
+        while let Some(&id) = all.get(next) {
+            all.extend(children(id));
+            next += 1;
+        }
+        all
     }
 
-    /// The CPU time of the whole group so far.
+    /// The CPU time so far, of it and of all below it.
     pub fn cpu_time(&self) -> Duration {
         // In the kernel's ticks of 10 ms: user and system time.
         let ticks =
             |id| stat(id).map_or(0, |fields| [11, 12].iter().filter_map(|&n| fields.get(n)?.parse::<u64>().ok()).sum());
-        Duration::from_millis(10 * self.members().into_iter().map(ticks).sum::<u64>())
+        Duration::from_millis(10 * self.family().into_iter().map(ticks).sum::<u64>())
     }
 
-    /// The resident memory of the whole group, in bytes. Pages of files count where they are mapped.
+    /// The resident memory of it and of all below it, in bytes. Pages of files count where they are mapped.
     pub fn resident_bytes(&self) -> u64 {
         let pages = |id| {
             let statm = std::fs::read_to_string(format!("/proc/{id}/statm")).ok()?;
             statm.split(' ').nth(1)?.parse::<u64>().ok()
         };
-        self.members().into_iter().filter_map(pages).sum::<u64>() * 4096
+        self.family().into_iter().filter_map(pages).sum::<u64>() * 4096
     }
+}
 
-    fn group(&self) -> Pid {
-        Pid::from_raw(self.child.id().cast_signed())
-    }
+/// The children of a process, whichever thread of it started them.
+fn children(id: u32) -> Vec<u32> {
+    let Ok(threads) = std::fs::read_dir(format!("/proc/{id}/task")) else { return Vec::new() };
+    let lists = threads.flatten().filter_map(|thread| std::fs::read_to_string(thread.path().join("children")).ok());
+    lists.flat_map(|list| list.split_whitespace().filter_map(|id| id.parse().ok()).collect::<Vec<_>>()).collect()
 }
 
 /// What the kernel says of a process, from its state on.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use larder_integration::{Fault, FaultRegistry, Image, Node, When, free_port, until};
+use larder_integration::{Fault, FaultRegistry, Image, Node, When, until};
 
 use crate::support::{Case, on_every_containerd};
 
@@ -11,14 +11,6 @@ on_every_containerd!(killed_in_mid_blob_it_goes_on_where_it_was);
 on_every_containerd!(over tls: a_pull_that_is_given_up_goes_on, killed_again_and_again_it_serves_only_what_is_right);
 
 const MEBIBYTE: u64 = 1 << 20;
-
-/// A node whose containerd can only pull through the agent: what is fetched twice shows.
-async fn node_of_the_agent_alone(case: Case, registry: &FaultRegistry) -> Result<Node> {
-    let nowhere = format!("http://127.0.0.1:{}", free_port()?);
-    let mut builder = case.builder()?.hosts("reg.test", &format!("server = {nowhere:?}\n"))?;
-    builder.agent.registry("reg.test", &[&registry.url()]);
-    builder.start().await
-}
 
 /// Pulls again, as kubelet does, until it succeeds.
 async fn pull_at_last(node: &Node, image: &str) -> Result<()> {
@@ -31,7 +23,7 @@ async fn killed_in_mid_blob_it_goes_on_where_it_was(case: Case) -> Result<()> {
     let image = Image::one_layer(1, 48);
     registry.add(&image, "acme/app", "v1");
     registry.fault(When::get(image.largest()), Fault::Trickle(24 * MEBIBYTE));
-    let mut node = node_of_the_agent_alone(case, &registry).await?;
+    let mut node = case.node_of_the_agent_alone(&registry).await?;
     let digest = &image.largest().digest;
     let kill = async {
         let most = async || (registry.sent(digest) > 30 * MEBIBYTE).then_some(());
@@ -60,7 +52,7 @@ async fn a_pull_that_is_given_up_goes_on(case: Case) -> Result<()> {
     let image = Image::one_layer(2, 24);
     registry.add(&image, "acme/app", "v1");
     registry.fault(When::get(image.largest()), Fault::Trickle(12 * MEBIBYTE));
-    let mut node = node_of_the_agent_alone(case, &registry).await?;
+    let mut node = case.node_of_the_agent_alone(&registry).await?;
     let digest = &image.largest().digest;
     let (containerd, most) = (&node.containerd, async || (registry.sent(digest) > 20 * MEBIBYTE).then_some(()));
     tokio::select! {
@@ -88,7 +80,7 @@ async fn killed_again_and_again_it_serves_only_what_is_right(case: Case) -> Resu
     let image = Image::many_layers(3, 8, 3000);
     registry.add(&image, "acme/app", "v1");
     registry.fault(When::path("/blobs/"), Fault::Trickle(6 * MEBIBYTE));
-    let mut node = node_of_the_agent_alone(case, &registry).await?;
+    let mut node = case.node_of_the_agent_alone(&registry).await?;
     let agent = node.agent.as_mut().unwrap();
     for round in 0..6 {
         let before = registry.sent("/blobs/");

@@ -110,16 +110,19 @@ async fn the_agent_is_stopped(case: Case) -> Result<()> {
 /// The kernel goes on to accept its connections, and nothing answers: that must end within seconds.
 async fn the_agent_is_frozen(case: Case) -> Result<()> {
     let registry = FaultRegistry::start().await?;
-    let image = Image::one_layer(9, 6);
-    registry.add(&image, "acme/app", "v1");
+    for seed in [9, 30] {
+        registry.add(&Image::one_layer(seed, 6), &format!("acme/app{seed}"), "v1");
+    }
     let mut node = case.node(&registry).await?;
+    node.containerd.pull("reg.test/acme/app9:v1").await?;
     node.agent()?.freeze()?;
     let begun = Instant::now();
-    node.containerd.pull("reg.test/acme/app:v1").await?;
+    node.containerd.pull("reg.test/acme/app30:v1").await?;
     ensure!(begun.elapsed() < Duration::from_secs(20), "took {:?}", begun.elapsed());
-    // And it comes back by itself.
-    node.agent_mut()?.ready().await?;
-    Ok(())
+    // It was ended for that, so that whoever watches over it (systemd, kubelet) can start it again.
+    let agent = node.agent_mut()?;
+    until("the frozen agent is ended", Duration::from_secs(10), async || (!agent.is_running()).then_some(())).await?;
+    agent.start_again().await
 }
 
 /// The cache's folder, with the certificates, and then the entry's copy of the CA.

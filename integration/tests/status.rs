@@ -15,7 +15,7 @@ fn commands_say_what_is_there() {
         node.containerd.pull("reg.test/acme/app:v1").await?;
 
         let status = node.agent()?.say(&["status"]).await?;
-        ensure!(status.contains("canary"), "{status}");
+        ensure!(status.contains("comes to us"), "{status}");
         let listed = node.agent()?.say(&["cache", "ls"]).await?;
         ensure!(listed.contains("acme/app"), "{listed}");
         for running in [true, false] {

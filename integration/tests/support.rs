@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use larder_integration::{FaultRegistry, Node, NodeBuilder, Release};
+use larder_integration::{FaultRegistry, Node, NodeBuilder, Release, free_port};
 
 /// A scenario that takes longer hangs.
 const LIMIT: Duration = Duration::from_secs(150);
@@ -26,6 +26,15 @@ impl Case {
     /// A node of this case whose `reg.test` is this registry.
     pub(crate) async fn node(self, registry: &FaultRegistry) -> Result<Node> {
         self.builder()?.registry("reg.test", &registry.url())?.start().await
+    }
+
+    /// The same, but containerd can't reach the registry past the agent.
+    pub(crate) async fn node_of_the_agent_alone(self, registry: &FaultRegistry) -> Result<Node> {
+        let nowhere = format!("http://127.0.0.1:{}", free_port()?);
+        let mut builder = self.builder()?.hosts("reg.test", &format!("server = {nowhere:?}\n"))?;
+        builder.agent.set_text("mirror", "stall_timeout", "1s").set_text("mirror", "header_timeout", "2s");
+        builder.agent.registry("reg.test", &[&registry.url()]);
+        builder.start().await
     }
 }
 

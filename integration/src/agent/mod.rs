@@ -84,6 +84,11 @@ impl Agent {
         Ok(())
     }
 
+    /// Whether it hasn't ended.
+    pub fn is_running(&mut self) -> bool {
+        self.process.as_mut().is_some_and(Process::is_running)
+    }
+
     /// SIGTERM; fails when it takes more than ten seconds to end.
     pub fn stop(&mut self) -> Result<()> {
         let Some(mut process) = self.process.take() else { return Ok(()) };
