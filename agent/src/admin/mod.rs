@@ -35,43 +35,27 @@ const CANARY_DEADLINE: std::time::Duration = std::time::Duration::from_secs(40);
 
 /// The running agent, as the socket shows it.
 pub struct Agent {
-    config: Config,
-    started: Instant,
-    requests: Arc<AtomicU64>,
-    store: Store,
-    pull: Pull,
-    upstreams: Arc<Upstreams>,
-    containerd: Arc<crate::containerd::client::Client>,
-    canary: Arc<Canary>,
-    hosts: watch::Receiver<Option<Vec<view::HostsFolder>>>,
+    /// What it was started with.
+    pub config: Config,
+    /// When it was started.
+    pub started: Instant,
+    /// What the mirror counts.
+    pub requests: Arc<AtomicU64>,
+    /// The cache.
+    pub store: Store,
+    /// Pulls under way.
+    pub pull: Pull,
+    /// The registries.
+    pub upstreams: Arc<Upstreams>,
+    /// The runtime that is asked for canaries.
+    pub containerd: Arc<crate::containerd::client::Client>,
+    /// The proof that it comes to us.
+    pub canary: Arc<Canary>,
+    /// The outcome of writing hosts.toml, as it was last.
+    pub hosts: watch::Receiver<Option<Vec<view::HostsFolder>>>,
 }
 
 impl Agent {
-    /// Takes hold of what it shows; `requests` is what the mirror counts.
-    #[must_use]
-    pub fn new(
-        config: &Config,
-        requests: Arc<AtomicU64>,
-        store: Store,
-        pull: Pull,
-        upstreams: Arc<Upstreams>,
-        containerd: Arc<crate::containerd::client::Client>,
-        canary: Arc<Canary>,
-        hosts: watch::Receiver<Option<Vec<view::HostsFolder>>>,
-    ) -> Self {
-        Self {
-            config: config.clone(),
-            started: Instant::now(),
-            requests,
-            store,
-            pull,
-            upstreams,
-            containerd,
-            canary,
-            hosts,
-        }
-    }
-
     async fn status(&self) -> view::Status {
         let usage = self.store.usage().await.unwrap_or_default();
         let upstreams = self.upstreams.all().into_iter().flat_map(|(registry, chain)| {

@@ -80,3 +80,6 @@ async fn sweep(store: &Store) -> Swept {
     }
     swept
 }
+
+#[cfg(test)]
+mod tests;

@@ -109,7 +109,7 @@ impl Identity {
             match renewed {
                 Ok(Ok(())) => tracing::debug!("the mirror's certificate is new"),
                 Ok(Err(e)) => {
-                    tracing::error!(error = %e, "the mirror's certificate is not renewed; tried again in ten days")
+                    tracing::error!(error = %e, "the mirror's certificate is not renewed; tried again in ten days");
                 }
                 Err(e) => tracing::error!(error = %e, "the mirror's certificate is not renewed"),
             }
@@ -170,14 +170,14 @@ impl Authority {
     /// `None` for what isn't there or isn't a CA of ours.
     fn load(path: &Path) -> Option<Self> {
         let text = std::fs::read_to_string(path).ok()?;
-        let key = KeyPair::from_pem(&text).ok()?;
-        let der = CertificateDer::from_pem_slice(text.as_bytes()).ok()?;
+        let end = "-----END CERTIFICATE-----\n";
+        let (certificate, key) = text.split_at(text.find(end)? + end.len());
+        let key = KeyPair::from_pem(key).ok()?;
+        let der = CertificateDer::from_pem_slice(certificate.as_bytes()).ok()?;
         let (_, parsed) = x509_parser::parse_x509_certificate(&der).ok()?;
         let ends = parsed.validity().not_after.to_datetime();
         let of_this_key = parsed.public_key().raw == key.subject_public_key_info();
-        let end = "-----END CERTIFICATE-----";
-        let certificate = text[..text.find(end)? + end.len()].to_owned() + "\n";
-        of_this_key.then_some(Self { certificate, key, ends })
+        of_this_key.then(|| Self { certificate: certificate.to_owned(), key, ends })
     }
 
     fn saved(self, path: &Path) -> Self {

@@ -1,5 +1,4 @@
 use std::convert::Infallible;
-use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -154,13 +153,13 @@ where
     let _ = tokio::join!(graceful.shutdown(), connection);
 }
 
-fn answer(
+async fn answer(
     mirror: Arc<Mirror>,
     request: Request<Incoming>,
     scheme: Scheme,
     local: SocketAddr,
-) -> impl Future<Output = Result<Response<Body>, Infallible>> {
-    async move { Ok(mirror.answer(&request, scheme, local).await) }
+) -> Result<Response<Body>, Infallible> {
+    Ok(mirror.answer(&request, scheme, local).await)
 }
 
 /// One open connection, in the gauge.

@@ -97,7 +97,8 @@ impl Frames {
 
 /// A blob read from upstream by one reader alone, because the disk takes nothing.
 ///
-/// With a hash that has run from the first byte on, the last [`CHUNK`] is held back until the digest holds.
+/// With a hash that has run from the first byte on, the last [`CHUNK`], or all of a small blob, is held back until the
+/// digest holds.
 pub(super) struct Direct {
     pull: Arc<Inner>,
     place: Place,
@@ -113,6 +114,8 @@ pub(super) struct Direct {
     hasher: Option<Hasher>,
     held: VecDeque<Bytes>,
     held_bytes: u64,
+    /// How much is held back at the least, in bytes.
+    hold: u64,
     frames: Option<(Frames, Arc<Upstream>)>,
     /// Bytes of the current answer that lie before `at`.
     skip: u64,
@@ -137,6 +140,8 @@ impl Direct {
         (start, end): (u64, Option<u64>),
         hasher: Option<Hasher>,
     ) -> Self {
+        let verify_first = pull.options.verify_first;
+        let hold = if end.is_some_and(|end| end <= verify_first) { verify_first } else { CHUNK };
         Self {
             pull,
             place,
@@ -148,6 +153,7 @@ impl Direct {
             hasher,
             held: VecDeque::new(),
             held_bytes: 0,
+            hold,
             frames: None,
             skip: 0,
         }
@@ -190,7 +196,7 @@ impl Direct {
 
     /// What may go out: everything once the digest holds or can't be proven, else all but the last chunk.
     fn release(&mut self) -> Option<Bytes> {
-        let hold = if self.hasher.is_some() { CHUNK } else { 0 };
+        let hold = if self.hasher.is_some() { self.hold } else { 0 };
         let first = self.held.front()?.len() as u64;
         if self.held_bytes < hold + first {
             return None;
@@ -233,7 +239,7 @@ impl Direct {
                     Ok(Some(frame)) => return Ok(Some(frame)),
                     Ok(None) => return Ok(None),
                     Err(e) => {
-                        tracing::debug!(digest = %self.digest, upstream = upstream.name(), error = %e, "a source failed")
+                        tracing::debug!(digest = %self.digest, upstream = upstream.name(), error = %e, "a source failed");
                     }
                 }
                 self.frames = None;
@@ -247,7 +253,7 @@ impl Direct {
                     self.frames = Some((opened.into_frames(), upstream));
                 }
                 Err(e) => {
-                    tracing::debug!(digest = %self.digest, upstream = upstream.name(), error = %e, "a source failed")
+                    tracing::debug!(digest = %self.digest, upstream = upstream.name(), error = %e, "a source failed");
                 }
             }
         }

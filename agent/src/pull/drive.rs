@@ -84,7 +84,7 @@ enum Pumped {
 impl Driver {
     async fn run(&mut self) -> End {
         let digest = self.transfer.digest;
-        if let Some(blob) = self.pull.store.blob(&digest).await {
+        if let Some(blob) = self.pull.held(&self.transfer.place, &digest).await {
             return End::State("held", State::Whole(blob));
         }
         let mut ingest = self.resume().await;
@@ -294,11 +294,15 @@ impl Driver {
                     Err(e) => ended = Some(Err(e)),
                 },
                 () = &mut unread => {
-                    if self.pull.transfers.remove_unread(&self.transfer.digest) {
-                        // The write under way ends by itself; what it brings is in the map for the next transfer.
-                        if let Some(writing) = writing {
-                            let _ = writing.await;
+                    // Before it is off the map: the next transfer of this blob writes where this one stopped.
+                    if writing.is_some() {
+                        let written = join(&mut writing).await;
+                        writing = None;
+                        if let Err(e) = written {
+                            return Pumped::Disk(e);
                         }
+                    }
+                    if self.pull.transfers.remove_unread(&self.transfer.digest) {
                         tracing::debug!(digest = %self.transfer.digest, "nobody reads it any more; left where it stands");
                         return Pumped::Unread;
                     }

@@ -114,6 +114,8 @@ async fn ready(following: &Following, verify_first: u64) -> State {
         match following.state() {
             State::Asking => {}
             State::Arriving(a) if a.ingest.size() <= verify_first && !a.verified => {}
+            // A reply that has begun can't be turned into another answer: not before the source has sent something.
+            State::Arriving(a) if a.ingest.present() == 0 && a.ingest.size() > 0 => {}
             state => return state,
         }
         // The transfer, and with it the sender, lives as long as `following`.

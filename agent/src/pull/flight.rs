@@ -93,7 +93,7 @@ mod tests {
         }
         let (second, third, ()) =
             tokio::join!(flights.join("a", &tasks, work()), flights.join("a", &tasks, work()), async {
-                gate.notify_one()
+                gate.notify_one();
             });
         assert_eq!((second, third), (Some(0), Some(0)));
         gate.notify_one();

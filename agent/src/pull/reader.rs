@@ -8,6 +8,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::direct::{Direct, DirectEnd};
+use super::drive::blocking;
 use super::fetch::ATTEMPTS;
 use super::journal::SOURCES;
 use super::transfer::{Arriving, Failure, Following, State, Unstored};
@@ -145,8 +146,12 @@ impl Reader {
                 Ok(None) => Ok(Step::End),
                 Err(e) => {
                     tracing::warn!(digest = %self.digest, error = %e, "a stored blob can't be read; the rest comes from upstream");
-                    self.pull.store.set_aside(&self.digest).await;
-                    self.follow_anew();
+                    if e.is_damage() && self.attempts < ATTEMPTS {
+                        self.pull.store.set_aside(&self.digest).await;
+                        self.follow_anew();
+                    } else {
+                        self.read_upstream(None, None);
+                    }
                     Ok(Step::Again)
                 }
             },
@@ -181,7 +186,8 @@ impl Reader {
                         if to > self.at {
                             return self.read(&arriving, to).await;
                         }
-                        self.leave_disk(&arriving);
+                        let hasher = self.hash_so_far(&arriving).await;
+                        self.read_upstream(hasher, None);
                         return Ok(Step::Again);
                     }
                     State::Whole(blob) => {
@@ -246,13 +252,22 @@ impl Reader {
         self.source = Source::transfer(self.pull.follow(&self.place, &self.digest, self.kind));
     }
 
-    /// The disk failed under a transfer, and all that is on it has been read: the rest comes past the disk.
-    fn leave_disk(&mut self, arriving: &Arriving) {
-        let to_the_end = self.end == Some(arriving.ingest.size());
-        let hasher = arriving.ingest.running_hash().filter(|(_, hashed_to)| to_the_end && *hashed_to == self.at);
-        self.read_upstream(hasher.map(|(hasher, _)| hasher), None);
+    /// The hash of all bytes before `at`, with which a reader that leaves a failing disk can still prove the whole.
+    async fn hash_so_far(&self, arriving: &Arriving) -> Option<Hasher> {
+        if self.end != Some(arriving.ingest.size()) {
+            return None;
+        }
+        if self.at == 0 {
+            return Some(self.digest.hasher());
+        }
+        let ingest = Arc::clone(&arriving.ingest);
+        // The write that failed may have left the hash behind what is there.
+        let caught_up = blocking(move || ingest.hash(0, &[])).await.is_ok();
+        let (hasher, hashed_to) = arriving.ingest.running_hash()?;
+        (caught_up && hashed_to == self.at).then_some(hasher)
     }
 
+    /// Goes on past the disk.
     fn read_upstream(&mut self, hasher: Option<Hasher>, unstored: Option<&Unstored>) {
         let whole = self.at == 0 && unstored.is_some_and(|u| u.size == self.end);
         let hasher = hasher.or_else(|| whole.then(|| self.digest.hasher()));

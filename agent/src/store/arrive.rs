@@ -13,6 +13,7 @@ use super::errors::{CommitError, IngestError};
 use super::index::{Change, Row};
 use super::ingest::{Ingest, Origin, Verified};
 use super::label::Label;
+use super::layout::FileId;
 use super::locks::held;
 use super::lookup::Found;
 use super::record::{BlobRecord, State};
@@ -84,21 +85,33 @@ impl Shelves {
         delivery: &Delivery,
     ) -> Result<Blob, CommitError> {
         let ingest = &verified.ingest;
-        let placed = self.place(
-            ingest.file(),
-            ingest.path(),
-            ingest.digest(),
-            Row { record: self.new_record(ingest.size(), media_type), checksums: verified.checksums.as_slice().into() },
-            delivery,
-        );
-        held(&self.arriving).remove(ingest.digest());
+        let digest = ingest.digest();
+        let record = self.new_record(ingest.size(), media_type);
+        let row = Row { record, checksums: verified.checksums.as_slice().into() };
+        let placed = self.place(ingest.file(), ingest.path(), digest, row, delivery);
+        // While it stands among what arrives, nobody else begins at these paths.
         if placed.is_ok() {
             // A map without its bytes says nothing; one that stays is swept up as a leftover.
             let _ = self.disk.unlink(ingest.map_path());
-        } else {
+        } else if is_at(&ingest.file(), ingest.path()) {
             let _ = ingest.discard();
         }
-        placed
+        let mut arriving = held(&self.arriving);
+        if arriving.get(digest).is_some_and(|known| std::ptr::eq(known.as_ptr(), Arc::as_ptr(ingest))) {
+            arriving.remove(digest);
+        }
+        drop(arriving);
+        match placed {
+            // Another one who shared the arrival was first.
+            Err(CommitError::Io { .. }) => match self.look(digest) {
+                Found::Whole(blob) => {
+                    self.note_delivery(digest, delivery);
+                    Ok(blob)
+                }
+                Found::Suspect | Found::Nothing => placed,
+            },
+            placed => placed,
+        }
     }
 
     /// Stores a small blob that is in memory. Blocks on the disk, but for no fsync.
@@ -171,6 +184,11 @@ impl Shelves {
         debug_assert_eq!(row.checksums.len() as u64, chunks(row.record.size));
         let to = self.layout.blob(digest);
         let _name = self.hold_name(digest);
+        if !is_at(&file, from) {
+            // Committed already, or deleted; what is there now was begun since and is not proven.
+            let source = io::Error::new(io::ErrorKind::NotFound, "the file that was proven is gone");
+            return Err(CommitError::Io { path: from.to_owned(), source });
+        }
         if let Some(known) = self.index.record(digest) {
             row.record.provenance = known.provenance;
             row.record.media_type = row.record.media_type.or(known.media_type);
@@ -194,7 +212,7 @@ impl Shelves {
         self.index.update(digest, |_| Change::Put(row.record.clone(), Some(Arc::clone(&row.checksums))));
         self.index.touch(digest);
         self.index.add_repository(digest, &delivery.registry, &delivery.repository);
-        let blob = self.enter(digest, file, row);
+        let blob = self.open.replace(self.opened(digest, file, row));
         self.to_sync.push(digest);
         self.show_totals();
         self.grown.notify_one();
@@ -241,4 +259,9 @@ impl Shelves {
             full: self.space.is_full(),
         }
     }
+}
+
+/// Whether a path still leads to a file.
+fn is_at(file: &File, path: &Path) -> bool {
+    file.metadata().is_ok_and(|metadata| FileId::at(path).is_ok_and(|there| there == FileId::of(&metadata)))
 }

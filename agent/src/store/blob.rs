@@ -80,7 +80,16 @@ impl OpenBlobs {
         Some(Blob { opened })
     }
 
-    pub(super) fn enter(&self, opened: Opened) -> Blob {
+    /// Shares a blob that was found, or the one that somebody else has open already.
+    pub(super) fn share(&self, opened: Opened) -> Blob {
+        match self.find(&opened.digest) {
+            Some(blob) => blob,
+            None => self.replace(opened),
+        }
+    }
+
+    /// Shares a blob that was just stored, from now on.
+    pub(super) fn replace(&self, opened: Opened) -> Blob {
         let opened = Arc::new(opened);
         let mut open = held(&self.open);
         if open.len() == open.capacity() {

@@ -213,7 +213,7 @@ impl Store {
 
     /// Tells the store what the disk said to a write of one who writes into an [`Ingest`]: if it is full or read-only,
     /// nothing new is begun for a while.
-    pub fn note_write_error(&self, error: &std::io::Error) {
+    pub fn note_write_error(&self, error: &io::Error) {
         self.shelves().space.note(error);
         self.shelves().grown.notify_one();
     }

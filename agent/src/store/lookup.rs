@@ -38,7 +38,9 @@ impl Shelves {
             }
         };
         match self.index.row(digest) {
-            Some(row) if self.is_sound(&row, size) => Found::Whole(self.enter(digest, file.into(), row)),
+            Some(row) if self.is_sound(&row, size) => {
+                Found::Whole(self.open.share(self.opened(digest, file.into(), row)))
+            }
             _ => Found::Suspect,
         }
     }
@@ -47,8 +49,8 @@ impl Shelves {
         row.record.size == size && row.record.state.is_trusted(self.boot) && row.checksums.len() as u64 == chunks(size)
     }
 
-    pub(super) fn enter(&self, digest: &Digest, file: Arc<File>, row: Row) -> Blob {
-        self.open.enter(Opened {
+    pub(super) fn opened(&self, digest: &Digest, file: Arc<File>, row: Row) -> Opened {
+        Opened {
             digest: *digest,
             size: row.record.size,
             media_type: row.record.media_type,
@@ -56,7 +58,7 @@ impl Shelves {
             file,
             checksums: row.checksums,
             reading: self.reading.clone(),
-        })
+        }
     }
 
     /// Drops the record of a blob whose file is gone.

@@ -32,6 +32,13 @@ impl Provenance {
         self.0.iter().map(|(registry, access)| (registry, *access))
     }
 
+    /// Takes over what another knows.
+    pub(super) fn merge(&mut self, other: &Self) {
+        for (registry, access) in other.iter() {
+            self.add(registry, access);
+        }
+    }
+
     /// Takes note of a delivery; whether that was news.
     pub(super) fn add(&mut self, registry: &Registry, access: Access) -> bool {
         if let Some((_, known)) = self.0.iter_mut().find(|(from, _)| from == registry) {

@@ -89,10 +89,11 @@ impl Shelves {
             return Proof::Wrong;
         }
         self.index.update(digest, |known| {
-            let Label { media_type, provenance } = match known {
-                Some(record) => Label { media_type: record.media_type, provenance: record.provenance },
-                None => Label::read(&file),
-            };
+            let Label { mut media_type, mut provenance } = Label::read(&file);
+            if let Some(record) = known {
+                media_type = record.media_type.or(media_type);
+                provenance.merge(&record.provenance);
+            }
             let state = State::Unsynced(self.boot);
             Change::Put(BlobRecord { size, state, media_type, provenance }, Some(checksums.into()))
         });

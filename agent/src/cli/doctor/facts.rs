@@ -18,6 +18,8 @@ pub(super) struct Facts {
     /// containerd's root configuration file as it was found, and what it says.
     pub(super) setup_file: PathBuf,
     pub(super) setup: Setup,
+    /// containerd's folder, below which its content is.
+    pub(super) containerd_root: PathBuf,
     /// The folders that `config_path` names and the one that we write to, in the order in which containerd looks.
     pub(super) roots: Vec<Root>,
     /// The certificates that hosts.toml files name as `ca`.

@@ -27,18 +27,22 @@ const MAX_BYTES: u64 = 1 << 20;
 pub(super) async fn gather(config: &Config, agent: Option<AgentView>) -> anyhow::Result<Facts> {
     let client = Client::new(&config.containerd)?;
     let release = client.version().await;
-    let (plugins, status, process) = match &release {
-        Ok(_) => {
-            (client.cri_plugins().await.ok(), client.cri_status().await.ok(), client.process().await.ok().flatten())
-        }
-        Err(_) => (None, None, None),
+    let (plugins, status, process, content) = match &release {
+        Ok(_) => (
+            client.cri_plugins().await.ok(),
+            client.cri_status().await.ok(),
+            client.process().await.ok().flatten(),
+            client.content_root().await.ok(),
+        ),
+        // Each further call would only wait as long again.
+        Err(_) => (None, None, None, None),
     };
     let version = release.as_ref().ok().and_then(|release| release.version);
     let local = {
         let config = config.clone();
-        tokio::task::spawn_blocking(move || Local::look(&config, version, process))
+        tokio::task::spawn_blocking(move || Local::look(&config, version, process, content.as_deref()))
     };
-    let Local { platform, setup_file, setup, roots, authorities, environment, port, disk } =
+    let Local { platform, setup_file, setup, containerd_root, roots, authorities, environment, port, disk } =
         local.await.context("looking at this node's files failed")?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     Ok(Facts {
@@ -48,6 +52,7 @@ pub(super) async fn gather(config: &Config, agent: Option<AgentView>) -> anyhow:
         runtime: Runtime { release, plugins, status, environment },
         setup_file,
         setup,
+        containerd_root,
         roots,
         authorities,
         port,
@@ -61,6 +66,7 @@ struct Local {
     platform: Platform,
     setup_file: PathBuf,
     setup: Setup,
+    containerd_root: PathBuf,
     roots: Vec<Root>,
     authorities: BTreeMap<PathBuf, Authority>,
     environment: Option<Proxies>,
@@ -69,13 +75,15 @@ struct Local {
 }
 
 impl Local {
-    fn look(config: &Config, version: Option<Version>, process: Option<i32>) -> Self {
+    fn look(config: &Config, version: Option<Version>, process: Option<i32>, content: Option<&Path>) -> Self {
         let platform = Platform::detect(Path::exists, &fs::read_to_string("/etc/os-release").unwrap_or_default());
         let usual = Path::new(platform.paths().config);
         let configured = &config.containerd.config;
         // A distribution's own place counts only where the configured one has nothing.
         let setup_file = if !configured.exists() && usual.exists() { usual } else { configured.as_path() };
         let setup = Setup::read(&setup::Disk, setup_file, version);
+        // A root given on the command line stands in no file, but the running containerd tells.
+        let containerd_root = content.and_then(Path::parent).unwrap_or(&setup.root).to_owned();
         let roots = roots(&setup, &config.containerd.hosts_dir);
         let environment = process.and_then(|pid| fs::read(format!("/proc/{pid}/environ")).ok());
         Self {
@@ -85,7 +93,8 @@ impl Local {
             roots,
             environment: environment.map(|environ| proc::proxies(&environ)),
             port: listeners(config.mirror.listen.port()),
-            disk: disk(&config.cache.dir, &setup.root),
+            disk: disk(&config.cache.dir, &containerd_root),
+            containerd_root,
             setup,
         }
     }
@@ -190,4 +199,50 @@ fn read(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     fs::File::open(path)?.take(MAX_BYTES).read_to_end(&mut bytes)?;
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Real files, a real certificate and a real listener, below a folder of their own.
+    #[tokio::test]
+    async fn a_node_is_looked_at() {
+        let node = tempfile::TempDir::new().unwrap();
+        let folder = node.path().join("certs.d/_default");
+        fs::create_dir_all(&folder).unwrap();
+        fs::create_dir(node.path().join("certs.d/docker.io")).unwrap();
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut params = rcgen::CertificateParams::new(["127.0.0.1".to_owned()]).unwrap();
+        (params.not_before, params.not_after) = (rcgen::date_time_ymd(2020, 1, 1), rcgen::date_time_ymd(2021, 1, 1));
+        fs::write(folder.join("ca.pem"), params.self_signed(&key).unwrap().pem()).unwrap();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let listen = listener.local_addr().unwrap();
+        let hosts = format!("[host.'https://{listen}']\nca = 'ca.pem'\n[host.'https://other']\nca = '/gone.pem'\n");
+        fs::write(folder.join("hosts.toml"), hosts).unwrap();
+        let file = format!("version = 2\nroot = {:?}\n", node.path());
+        fs::write(node.path().join("config.toml"), file).unwrap();
+
+        let mut config = Config::default();
+        config.mirror.listen = listen;
+        config.cache.dir = node.path().join("not/yet/there");
+        config.containerd.socket = node.path().join("containerd.sock");
+        config.containerd.hosts_dir = node.path().join("certs.d");
+        config.containerd.config = node.path().join("config.toml");
+        let facts = gather(&config, None).await.unwrap();
+
+        assert!(facts.runtime.release.as_ref().is_err_and(|error| error.is_unreachable()));
+        assert_eq!((facts.setup.format, facts.setup.faults.len()), (2, 0));
+        let folders = facts.own_root().unwrap().folders.as_ref().unwrap();
+        assert_eq!(folders.iter().map(|f| f.name.as_str()).collect::<Vec<_>>(), ["_default", "docker.io"]);
+        assert_eq!(folders[1].file, HostsFile::Absent);
+        let valid = Authority::Valid { from: 1_577_836_800, until: 1_609_459_200 };
+        assert_eq!(facts.authorities[&folder.join("ca.pem")], valid);
+        assert_eq!(facts.authorities[Path::new("/gone.pem")], Authority::Missing);
+        assert_eq!(facts.port.len(), 1);
+        assert_eq!(facts.port[0].process.as_ref().map(|(pid, _)| *pid), Some(std::process::id()));
+        let disk = facts.disk.as_ref().unwrap();
+        assert!(disk.total > 0 && disk.available <= disk.total && disk.used_percent <= 100);
+        assert_eq!(disk.shared, Some(true));
+    }
 }

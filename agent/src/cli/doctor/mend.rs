@@ -145,11 +145,10 @@ pub(super) fn larder_toml(key: &str, value: &Path) -> Mend {
 /// The header of the section that has `config_path`.
 fn table(facts: &Facts) -> String {
     let from_2_0 = facts.version().map_or(facts.setup.format >= 3, |version| version >= Version::new(2, 0, 0));
-    let absent = is_absent(facts);
     match facts.setup.format {
-        _ if from_2_0 && absent => "[plugins.'io.containerd.cri.v1.images'.registry]",
-        3.. if from_2_0 => "[plugins.'io.containerd.cri.v1.images'.registry]",
-        1 if !absent => "[plugins.cri.registry]",
+        // 2.0 to 2.2 take a file without a version for one of format 3, once they have read it.
+        format if from_2_0 && (format != 2 || is_absent(facts)) => "[plugins.'io.containerd.cri.v1.images'.registry]",
+        1 if !is_absent(facts) => "[plugins.cri.registry]",
         _ => "[plugins.\"io.containerd.grpc.v1.cri\".registry]",
     }
     .to_owned()

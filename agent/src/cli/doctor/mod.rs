@@ -1,7 +1,7 @@
 //! `larder doctor`: does containerd really come to us, and if not, why, and the lines that mend it.
 //!
-//! It begins with what the running agent's canary has proved. Then facts are gathered ([`facts`]), and pure functions
-//! turn them into findings ([`checks`]): each says what is so, where it stands, why it matters, and what mends it.
+//! It begins with what the running agent's canary has proved. Then facts are gathered (`facts`), and pure functions
+//! turn them into findings (`checks`): each says what is so, where it stands, why it matters, and what mends it.
 
 mod checks;
 mod facts;

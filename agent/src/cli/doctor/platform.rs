@@ -25,16 +25,11 @@ pub(super) enum Platform {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Paths {
     pub(super) socket: &'static str,
-    pub(super) hosts_dir: &'static str,
     pub(super) config: &'static str,
 }
 
 /// Where everybody else keeps it.
-const PLAIN: Paths = Paths {
-    socket: "/run/containerd/containerd.sock",
-    hosts_dir: "/etc/containerd/certs.d",
-    config: "/etc/containerd/config.toml",
-};
+const PLAIN: Paths = Paths { socket: "/run/containerd/containerd.sock", config: "/etc/containerd/config.toml" };
 
 impl Platform {
     /// From what is on the disk; `os_release` is the text of that file.
@@ -87,29 +82,18 @@ impl Platform {
         match self {
             Self::K3s => Paths {
                 socket: "/run/k3s/containerd/containerd.sock",
-                hosts_dir: "/var/lib/rancher/k3s/agent/etc/containerd/certs.d",
                 config: "/var/lib/rancher/k3s/agent/etc/containerd/config.toml",
             },
             Self::Rke2 => Paths {
                 socket: "/run/k3s/containerd/containerd.sock",
-                hosts_dir: "/var/lib/rancher/rke2/agent/etc/containerd/certs.d",
                 config: "/var/lib/rancher/rke2/agent/etc/containerd/config.toml",
             },
             Self::Microk8s => Paths {
                 socket: "/var/snap/microk8s/common/run/containerd.sock",
-                hosts_dir: "/var/snap/microk8s/current/args/certs.d",
                 config: "/var/snap/microk8s/current/args/containerd.toml",
             },
-            Self::K0s => Paths {
-                socket: "/run/k0s/containerd.sock",
-                hosts_dir: "/etc/k0s/containerd.d/certs.d",
-                config: "/etc/k0s/containerd.toml",
-            },
-            Self::Talos => Paths {
-                socket: "/run/containerd/containerd.sock",
-                hosts_dir: "/etc/cri/conf.d/hosts",
-                config: "/etc/cri/containerd.toml",
-            },
+            Self::K0s => Paths { socket: "/run/k0s/containerd.sock", config: "/etc/k0s/containerd.toml" },
+            Self::Talos => Paths { socket: "/run/containerd/containerd.sock", config: "/etc/cri/containerd.toml" },
             _ => PLAIN,
         }
     }

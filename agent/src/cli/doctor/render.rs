@@ -30,7 +30,9 @@ pub(super) fn text(findings: &[Finding], colours: bool, out: &mut impl Write) ->
             writeln!(out, "{INDENT}{}", lines(why))?;
         }
         for (at, mend) in finding.mend.iter().enumerate() {
-            writeln!(out, "{INDENT}{} {}:", if at == 0 { "to mend it:" } else { "or:" }, mend.how)?;
+            let (lead, end) =
+                (if at == 0 { "to mend it:" } else { "or:" }, if mend.lines.is_empty() { "" } else { ":" });
+            writeln!(out, "{INDENT}{lead} {}{end}", mend.how)?;
             for line in &mend.lines {
                 writeln!(out, "{INDENT}    {line}")?;
             }

@@ -1,7 +1,7 @@
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use prometheus_client::registry::Registry;
@@ -46,7 +46,8 @@ pub(super) fn run(config: &Config) -> anyhow::Result<ExitCode> {
 async fn serve(config: &Config) -> anyhow::Result<ExitCode> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+    // Doors close first; what they stand before goes on until the last reply has ended.
+    let (stop, end, tasks) = (CancellationToken::new(), CancellationToken::new(), TaskTracker::new());
 
     let store = open_store(config).await?;
     let upstreams = Arc::new(Upstreams::new(config)?);
@@ -58,7 +59,7 @@ async fn serve(config: &Config) -> anyhow::Result<ExitCode> {
         Arc::clone(&upstreams),
         Some(Arc::clone(&containerd)),
         tasks.clone(),
-        stop.clone(),
+        end.clone(),
     );
     let requests = Arc::new(AtomicU64::new(0));
     let mirror = Arc::new(Mirror::new(pull.clone(), Arc::clone(&canary), config.mirror.listen, Arc::clone(&requests)));
@@ -66,13 +67,15 @@ async fn serve(config: &Config) -> anyhow::Result<ExitCode> {
     let listener = Listener::bind(config.mirror.listen)?;
     let serving = tokio::spawn(listener.serve(Arc::clone(&mirror), identity.server_config()?, stop.clone()));
     tasks.spawn(Arc::clone(&identity).keep_fresh(stop.clone()));
-    tasks.spawn(keep::hold_bounds(store.clone(), stop.clone()));
+    tasks.spawn(keep::hold_bounds(store.clone(), end.clone()));
 
     // containerd is told of the mirror only now that it answers.
+    let mut registry = Registry::default();
     let applied = watch::Sender::new(None);
     let changed = Arc::new(Notify::new());
     if !config.containerd.registries.is_empty() {
         let folder = Arc::new(hosts_dir(config)?);
+        folder.metrics().register(&mut registry);
         let (entry, follow) = entries(config, &identity);
         tasks.spawn(follow);
         let (applied, changed) = (applied.clone(), Arc::clone(&changed));
@@ -88,17 +91,17 @@ async fn serve(config: &Config) -> anyhow::Result<ExitCode> {
         tasks.spawn(async move { canary.watch(&containerd, interval, &changed, &stop).await });
     }
 
-    let agent = Arc::new(Agent::new(
-        config,
+    let agent = Arc::new(Agent {
+        config: config.clone(),
+        started: Instant::now(),
         requests,
-        store.clone(),
-        pull.clone(),
-        Arc::clone(&upstreams),
+        store: store.clone(),
+        pull: pull.clone(),
+        upstreams: Arc::clone(&upstreams),
         containerd,
-        Arc::clone(&canary),
-        applied.subscribe(),
-    ));
-    let mut registry = Registry::default();
+        canary: Arc::clone(&canary),
+        hosts: applied.subscribe(),
+    });
     pull.metrics().register(&mut registry);
     mirror.metrics().register(&mut registry);
     store.metrics().register(&mut registry);
@@ -122,6 +125,7 @@ async fn serve(config: &Config) -> anyhow::Result<ExitCode> {
     tracing::info!("ending: replies under way go on, hosts.toml stays");
     stop.cancel();
     serving.await.context("the mirror's listener")?;
+    end.cancel();
     tasks.close();
     if tokio::time::timeout(END, tasks.wait()).await.is_err() {
         tracing::warn!(tasks = tasks.len(), "background work is cut off");

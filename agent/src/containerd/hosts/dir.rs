@@ -2,11 +2,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::compose::Mirror;
 use super::error::{HostsError, Warning};
 use super::folder::{self, Folder, Undone};
+use super::metrics::Metrics;
 use super::root::{self, Root};
 use super::show::{self, Shown};
 use super::targets;
@@ -27,7 +27,7 @@ pub struct HostsDir {
     dir: PathBuf,
     targets: Vec<HostsTarget>,
     templates: Templates,
-    rewrites: AtomicU64,
+    metrics: Metrics,
 }
 
 /// What [`HostsDir::apply`] did.
@@ -83,7 +83,7 @@ impl HostsDir {
     /// # Errors
     /// A template that can't be read, or makes no sound host table.
     pub fn new(dir: PathBuf, targets: Vec<HostsTarget>, templates: Option<&Path>) -> Result<Self, HostsError> {
-        Ok(Self { dir, targets, templates: Templates::load(templates)?, rewrites: AtomicU64::new(0) })
+        Ok(Self { dir, targets, templates: Templates::load(templates)?, metrics: Metrics::default() })
     }
 
     /// The folder.
@@ -92,13 +92,14 @@ impl HostsDir {
         &self.dir
     }
 
-    /// How often [`super::watch`] wrote an entry again because somebody had changed it.
-    pub fn rewrites(&self) -> u64 {
-        self.rewrites.load(Ordering::Relaxed)
+    /// What is counted here.
+    #[must_use]
+    pub const fn metrics(&self) -> &Metrics {
+        &self.metrics
     }
 
     pub(super) fn count_rewrite(&self) {
-        self.rewrites.fetch_add(1, Ordering::Relaxed);
+        self.metrics.rewrites.inc();
     }
 
     /// Brings every folder to what it should be. Blocking: call it where that is allowed; it waits up to 10 s for

@@ -5,12 +5,14 @@ use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, RenameFlags};
+use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 use super::error::HostsError;
 
 /// The most that is read of a file, in bytes.
 const LIMIT: u64 = 4 << 20;
+
+const EXCHANGE: RenameFlags = RenameFlags::EXCHANGE;
 
 /// What a file's temporary name ends with. The name begins with a dot.
 const TEMPORARY: &str = ".larder-tmp";
@@ -46,6 +48,43 @@ pub(super) fn exists(path: &Path) -> bool {
 
 /// Puts a file of mode 0644 in the place of whatever is there; containerd sees the old one or the new one.
 pub(super) fn replace(path: &Path, bytes: &[u8]) -> Result<(), HostsError> {
+    rename(&write_beside(path, bytes)?, path)
+}
+
+/// The same, but only in the place of a file that has the bytes `expected` (`None`: of nothing).
+///
+/// # Errors
+/// [`HostsError::Changing`] when somebody was faster: then theirs stays. A filesystem that can't exchange two names
+/// leaves them the moment between our last look and the rename.
+pub(super) fn swap(path: &Path, bytes: &[u8], expected: Option<&[u8]>) -> Result<(), HostsError> {
+    let beside = write_beside(path, bytes)?;
+    if expected.is_none() {
+        match step(path, "writing", || move_new(&beside, path)) {
+            Ok(()) => return sync_parent(path),
+            // A link to nothing, or somebody was faster.
+            Err(HostsError::Io { source, .. }) if source.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(e) => return Err(e),
+        }
+    }
+    let as_expected = |path: &Path| matches!(read(path), Ok(now) if now.as_deref() == expected);
+    let exchange = || step(path, "replacing", || renameat_with(CWD, &beside, CWD, path, EXCHANGE).map_err(Into::into));
+    let done = match exchange() {
+        Ok(()) if as_expected(&beside) => true,
+        Ok(()) => exchange().map(|()| false)?,
+        Err(HostsError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => false,
+        Err(HostsError::Io { source, .. }) if source.kind() == io::ErrorKind::InvalidInput && as_expected(path) => {
+            return rename(&beside, path);
+        }
+        Err(HostsError::Io { source, .. }) if source.kind() == io::ErrorKind::InvalidInput => false,
+        Err(e) => return Err(e),
+    };
+    sync_parent(path)?;
+    remove(&beside)?;
+    if done { Ok(()) } else { Err(HostsError::Changing { path: path.to_owned() }) }
+}
+
+/// A file's new bytes under its temporary name.
+fn write_beside(path: &Path, bytes: &[u8]) -> Result<PathBuf, HostsError> {
     let beside = temporary(path);
     remove(&beside)?;
     step(path, "writing", || {
@@ -55,7 +94,7 @@ pub(super) fn replace(path: &Path, bytes: &[u8]) -> Result<(), HostsError> {
         file.write_all(bytes)?;
         file.sync_all()
     })?;
-    rename(&beside, path)
+    Ok(beside)
 }
 
 /// Gives a file, or a symbolic link itself, a second name, in the place of what has that name now.
@@ -91,12 +130,16 @@ pub(super) fn rename(from: &Path, to: &Path) -> Result<(), HostsError> {
 
 /// Moves a folder to a name that nothing has.
 pub(super) fn rename_new(from: &Path, to: &Path) -> Result<(), HostsError> {
-    step(to, "making", || match rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+    step(to, "making", || move_new(from, to))?;
+    sync_parent(to)
+}
+
+fn move_new(from: &Path, to: &Path) -> io::Result<()> {
+    match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
         // Not every filesystem knows the flag.
         Err(rustix::io::Errno::INVAL) if !exists(to) => fs::rename(from, to),
         other => other.map_err(Into::into),
-    })?;
-    sync_parent(to)
+    }
 }
 
 /// Removes a file or a link; whether there was one.
@@ -177,5 +220,35 @@ pub(super) mod fuse {
                 Ok(())
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_swap_takes_the_place_of_what_was_expected_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("f");
+        let swapped = |expected: Option<&[u8]>| match swap(&path, b"new", expected) {
+            Ok(()) => true,
+            Err(HostsError::Changing { .. }) => false,
+            Err(e) => panic!("{e}"),
+        };
+        assert!(!swapped(Some(b"old")));
+        assert!(!path.exists() && swapped(None));
+        fs::write(&path, "theirs").unwrap();
+        assert!(!swapped(None) && !swapped(Some(b"old")));
+        assert_eq!(fs::read(&path).unwrap(), b"theirs");
+        assert!(swapped(Some(b"theirs")));
+        fs::remove_file(&path).unwrap();
+        std::os::unix::fs::symlink("/nowhere", &path).unwrap();
+        assert!(!swapped(Some(b"old")) && path.is_symlink());
+        assert!(swapped(None) && !path.is_symlink());
+        fs::remove_file(&path).unwrap();
+        fs::create_dir(&path).unwrap();
+        assert!(!swapped(Some(b"old")) && path.is_dir());
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 }

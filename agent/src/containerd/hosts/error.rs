@@ -72,6 +72,12 @@ pub enum HostsError {
         /// The folder.
         path: PathBuf,
     },
+    /// Somebody changed the file between our reading and our writing; theirs stays.
+    #[error("{} was changed by somebody at the same moment; larder leaves it for now, apply again", path.display())]
+    Changing {
+        /// The file.
+        path: PathBuf,
+    },
     /// A template can't be read.
     #[error("the template {} can't be read", path.display())]
     TemplateRead {

@@ -70,6 +70,17 @@ enum Keep {
     Text(String),
 }
 
+impl Current {
+    /// What a reader finds there; `None` for nothing, and for a link to nothing.
+    fn bytes(&self) -> Option<&[u8]> {
+        match self {
+            Self::Missing => None,
+            Self::Theirs(bytes) => bytes.as_deref(),
+            Self::Ours(written) => Some(written.text.as_bytes()),
+        }
+    }
+}
+
 impl Folder {
     pub(super) fn new(path: PathBuf) -> Self {
         Self { path }
@@ -111,8 +122,8 @@ impl Folder {
     }
 
     /// Writes our entry, if it doesn't stand there to the byte. `base` says what `_default` does: a folder that we made
-    /// hides it from containerd, and so says the same.
-    /// Returns whether anything was written. The CA has to be there before: [`Self::bring_ca`].
+    /// hides it from containerd, and so says the same. Returns whether anything was written. The CA has to be there
+    /// before: [`Self::bring_ca`].
     pub(super) fn apply(
         &self,
         mirror: &Mirror,
@@ -139,7 +150,7 @@ impl Folder {
         }
         let stands = matches!(&contents.file, Current::Ours(written) if written.text == composed.text);
         if !stands {
-            disk::replace(&self.at(FILE), composed.text.as_bytes())?;
+            disk::swap(&self.at(FILE), composed.text.as_bytes(), contents.file.bytes())?;
         }
         Ok((!stands, warnings))
     }

@@ -32,6 +32,7 @@ pub async fn watch(
         let wanted = Arc::clone(&entry.borrow_and_update());
         let Some((result, blind_spot)) = look(&hosts, &sight, wanted).await else { return };
         if let Ok(applied) = &result {
+            hosts.metrics().applied(applied);
             say(applied);
             if !ours_to_write {
                 count(&hosts, applied, &mut pace);

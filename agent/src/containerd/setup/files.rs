@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::tree::{self, Node};
 use super::{Fault, Place, glob};
+use crate::containerd::client::Version;
 
 /// More files than this are not read.
 pub(super) const MAX_FILES: usize = 256;
@@ -47,10 +48,13 @@ impl Files for Disk {
     }
 }
 
+/// A file where containerd runs under systemd, which is what old versions hold relative patterns against.
+const WORKING_FILE: &str = "/config.toml";
+
 /// One file, parsed.
 pub(super) struct Loaded {
     pub(super) path: Arc<Path>,
-    /// Its `version`; 1 where it has none.
+    /// Its `version`; 0 where it has none.
     pub(super) format: i64,
     pub(super) tree: Node,
 }
@@ -62,7 +66,7 @@ pub(super) struct AllLoaded {
     pub(super) faults: Vec<Fault>,
 }
 
-pub(super) fn load(files: &impl Files, root: &Path) -> AllLoaded {
+pub(super) fn load(files: &impl Files, root: &Path, version: Option<Version>) -> AllLoaded {
     let mut all = AllLoaded { root: root.to_owned(), files: Vec::new(), faults: Vec::new() };
     let mut seen = HashSet::new();
     // With the place that asked for it, where it was asked for by name.
@@ -86,14 +90,20 @@ pub(super) fn load(files: &impl Files, root: &Path) -> AllLoaded {
         match tree::parse(&text, &shared) {
             Ok(tree) => {
                 for (import, place) in imports(&tree) {
-                    let import = resolve(&path, &import);
-                    if import.as_os_str().to_string_lossy().contains('*') {
+                    let is_pattern = import.contains('*');
+                    let parent = if is_pattern && holds_patterns_against_working_folder(version) {
+                        Path::new(WORKING_FILE)
+                    } else {
+                        path.as_path()
+                    };
+                    let import = resolve(parent, &import);
+                    if is_pattern {
                         pending.extend(glob::expand(files, &import).into_iter().map(|found| (found, None)));
                     } else {
                         pending.push_back((import, Some(place)));
                     }
                 }
-                let format = tree.at(&["version"]).and_then(Node::integer).filter(|v| *v > 0).unwrap_or(1);
+                let format = tree.at(&["version"]).and_then(Node::integer).unwrap_or(0);
                 all.files.push(Loaded { path: shared, format, tree });
             }
             Err((line, message)) => {
@@ -102,6 +112,11 @@ pub(super) fn load(files: &impl Files, root: &Path) -> AllLoaded {
         }
     }
     all
+}
+
+/// Before 1.6.29, and 1.7 before 1.7.16, a relative pattern isn't taken to be beside the file that has it.
+fn holds_patterns_against_working_folder(version: Option<Version>) -> bool {
+    version.is_some_and(|v| v < Version::new(1, 6, 29) || (Version::new(1, 7, 0)..Version::new(1, 7, 16)).contains(&v))
 }
 
 fn unread(path: PathBuf, asked: Option<Place>, root: &Path, error: &io::Error) -> Fault {

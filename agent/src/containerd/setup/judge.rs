@@ -1,31 +1,33 @@
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use super::files::AllLoaded;
-use super::merge::{CRI, IMAGES, Merged, RUNTIME, merge};
+use super::files::{AllLoaded, Loaded};
+use super::merge::{CRI, IMAGES, Merged, RUNTIME, merge, newest_format};
 use super::tree::{Kind, Node};
 use super::{ConfigPath, Fault, Legacy, Place, PullMode, Setup};
 use crate::containerd::client::Version;
 
 /// Where containerd looks from 2.2 on when nothing is said.
 const DEFAULT_PATHS: &str = "/etc/containerd/certs.d:/etc/docker/certs.d";
-/// The format that each file needs before it can be imported by a root file of another.
+/// From here on an import's format may not be beyond the root file's.
 const CHECKS_IMPORTS: Version = Version::new(2, 3, 0);
 
 pub(super) fn judge(mut loaded: AllLoaded, format: i64, version: Version) -> Setup {
-    let merged = merge(&loaded.files, version);
+    let root = Arc::from(loaded.root.as_path());
+    let Merged { tree, format: merged_format, replaced } = merge(&loaded.files, &root, version);
     if version >= CHECKS_IMPORTS {
-        let too_new = loaded.files.iter().skip(1).filter(|file| file.format > format);
-        loaded.faults.extend(too_new.map(|file| Fault::ImportTooNew {
-            path: file.path.to_path_buf(),
-            version: file.format,
-            root: format,
-        }));
+        loaded.faults.extend(too_new(&loaded.files));
     }
-    let empty = Node::empty(&loaded.root.as_path().into());
-    let (tree, replaced) = match merged {
-        Some(Merged { tree, replaced }) => (tree, replaced),
-        None => (empty.clone(), None),
-    };
+    let newest = newest_format(version);
+    if merged_format > newest && checks_format(version) {
+        let file = loaded.files.iter().rev().find(|file| file.format == merged_format);
+        let path = file.map_or(loaded.root.clone(), |file| file.path.to_path_buf());
+        loaded.faults.push(Fault::FormatTooNew { path, version: merged_format, newest });
+    }
+    if merged_format >= 2 {
+        loaded.faults.extend(short_names(&tree));
+    }
+    let empty = Node::empty(&root);
     let plugin = if version.major >= 2 { IMAGES } else { CRI };
     let section = tree.at(&["plugins", plugin]).unwrap_or(&empty);
     let legacy = legacy(section, version);
@@ -49,6 +51,25 @@ pub(super) fn judge(mut loaded: AllLoaded, format: i64, version: Version) -> Set
             .filter(|text| !text.is_empty())
             .map_or_else(|| PathBuf::from("/var/lib/containerd"), |text| Path::new(text).to_owned()),
     }
+}
+
+/// Imported files of a format beyond that of the first that names one.
+fn too_new(files: &[Loaded]) -> impl Iterator<Item = Fault> {
+    let root = files.iter().map(|file| file.format).find(|format| *format > 0).unwrap_or(0);
+    let beyond = files.iter().filter(move |file| file.format > root);
+    beyond.map(move |file| Fault::ImportTooNew { path: file.path.to_path_buf(), version: file.format, root })
+}
+
+/// Before 1.6.32, and 1.7 before 1.7.17, a format beyond the newest is let pass.
+fn checks_format(version: Version) -> bool {
+    version >= Version::new(1, 7, 17) || (Version::new(1, 6, 32)..Version::new(1, 7, 0)).contains(&version)
+}
+
+/// Plugins to be disabled by a name that only format 1 knows.
+fn short_names(tree: &Node) -> Vec<Fault> {
+    let Some(Kind::List(disabled)) = tree.at(&["disabled_plugins"]).map(|node| &node.kind) else { return Vec::new() };
+    let short = disabled.iter().filter_map(|node| Some((node, node.text().filter(|name| !name.contains('.'))?)));
+    short.map(|(node, name)| Fault::ShortName { place: node.place.clone(), name: name.to_owned() }).collect()
 }
 
 fn config_path(section: &Node, legacy: &[Legacy], version: Version) -> Option<ConfigPath> {

@@ -2,7 +2,8 @@
 //! them. Nothing is written; the answers are for a person who wants to know why hosts.toml isn't used.
 //!
 //! The rules differ by version. Up to 1.7 an imported file replaces whole plugin sections; from 2.0 on it is merged
-//! into them, after each file's older names were brought to the newer ones.
+//! into them. Older formats are brought to the newer names: by 2.0 to 2.2 once everything is merged, if the last file is
+//! of an older format, and from 2.3 on file by file.
 
 mod files;
 mod glob;
@@ -122,6 +123,26 @@ pub enum Fault {
         /// The root file's version.
         root: i64,
     },
+    /// The files are of a format that this version doesn't know: containerd doesn't start.
+    #[error("{} has version = {version}, and this containerd knows {newest} at most; it doesn't start with it", path.display())]
+    FormatTooNew {
+        /// The file that decides.
+        path: PathBuf,
+        /// Its version.
+        version: i64,
+        /// The newest that is known.
+        newest: i64,
+    },
+    /// A plugin is disabled by a name of format 1 in a file of a newer one: containerd doesn't start.
+    #[error(
+        "{place} disables {name:?}, which from version = 2 on has to be a full name such as io.containerd.grpc.v1.cri; containerd doesn't start with it"
+    )]
+    ShortName {
+        /// The entry.
+        place: Place,
+        /// The name.
+        name: String,
+    },
     /// There are more files than anybody writes; the rest wasn't read.
     #[error("more than {} files are imported; the rest was not read", files::MAX_FILES)]
     TooManyFiles,
@@ -132,8 +153,8 @@ impl Setup {
     /// format decides: 3 and up are read as by containerd 2.1, what is older as by 1.7.
     #[must_use]
     pub fn read(files: &impl Files, root: &Path, version: Option<Version>) -> Self {
-        let loaded = files::load(files, root);
-        let format = loaded.files.first().map_or(1, |file| file.format);
+        let loaded = files::load(files, root, version);
+        let format = loaded.files.first().map_or(1, |file| file.format.max(1));
         let newest_sure = if format >= 3 { Version::new(2, 1, 9) } else { Version::new(1, 7, 24) };
         let version = version.unwrap_or(newest_sure);
         judge::judge(loaded, format, version)

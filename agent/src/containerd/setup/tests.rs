@@ -68,12 +68,15 @@ fn config_path_by_format_and_version() {
     for version in [V2_0, V2_1, V2_2, V2_3] {
         assert_eq!(path_of(&one(V3_FILE, version)), Some(("/c", Some(format!("{ROOT}:3")))), "{version}");
     }
-    // The names of format 3 mean nothing before 2.0, and those of format 2 nothing in a file of format 3.
+    // The names of format 3 mean nothing before 2.0, and those of format 2 nothing in a file of format 3, before 2.3.
     assert_eq!(path_of(&one(V3_FILE, V1_7)), None);
     assert_eq!(path_of(&one(&V2_FILE.replace("= 2", "= 3"), V2_1)), None);
+    assert!(path_of(&one(&V2_FILE.replace("= 2", "= 3"), V2_3)).is_some());
     let v1 = "[plugins.cri.registry]\nconfig_path = '/c'";
     assert_eq!(path_of(&one(v1, V1_6)), Some(("/c", Some(format!("{ROOT}:2")))));
-    assert_eq!(path_of(&one(v1, V2_1)), Some(("/c", Some(format!("{ROOT}:2")))));
+    // 2.0 to 2.2 rename the plugin, and then take the file for one of format 3, where the name means nothing.
+    assert_eq!(path_of(&one(v1, V2_1)), None);
+    assert_eq!(path_of(&one(v1, V2_3)), Some(("/c", Some(format!("{ROOT}:2")))));
     assert_eq!(path_of(&one(&format!("version = 2\n{v1}"), V1_6)), None);
     // As AKS writes it: format 2, names of format 3.
     assert_eq!(path_of(&one(&V3_FILE.replace("= 3", "= 2"), V2_1)).map(|p| p.0), Some("/c"));
@@ -179,6 +182,33 @@ fn imports_are_followed_in_order_and_once() {
 }
 
 #[test]
+fn a_mixture_of_formats() {
+    let root = "version = 3\nimports = ['/d/a.toml', '/d/b.toml', '/d/c.toml']\n[plugins.'io.containerd.cri.v1.images'.registry]\nconfig_path = '/root'";
+    let a = "version = 2\n[plugins.'io.containerd.grpc.v1.cri'.registry]\nconfig_path = '/a'";
+    let b = "version = 3\n[plugins.'io.containerd.cri.v1.images'.registry]\nconfig_path = '/b'";
+    let mut files = [(ROOT, root), ("/d/a.toml", a), ("/d/b.toml", b), ("/d/c.toml", "version = 2")];
+    // Up to 2.2 the last file decides whether the older names are moved, over the newer ones.
+    assert_eq!(path_of(&several(&files, V2_1)).map(|p| p.0), Some("/a"));
+    assert_eq!(path_of(&several(&files, V2_3)).map(|p| p.0), Some("/b"));
+    files[3].1 = "version = 3";
+    assert_eq!(path_of(&several(&files, V2_1)).map(|p| p.0), Some("/b"));
+}
+
+#[test]
+fn relative_patterns_in_old_versions() {
+    let files = [
+        (ROOT, "version = 2\nimports = ['d/*.toml']"),
+        ("/etc/containerd/d/a.toml", "root = '/a'"),
+        ("/d/a.toml", "root = '/b'"),
+    ];
+    let root_of = |version| several(&files, version).root;
+    assert_eq!(root_of(V1_6), Path::new("/b"));
+    assert_eq!(root_of(Version::new(1, 6, 29)), Path::new("/a"));
+    assert_eq!(root_of(Version::new(1, 7, 15)), Path::new("/b"));
+    assert_eq!(root_of(V1_7), Path::new("/a"));
+}
+
+#[test]
 fn files_that_containerd_fails_on() {
     let missing = one("version = 2\nimports = ['gone.toml', 'none/*.toml']", V1_7);
     let [Fault::ImportMissing { place, path }] = &missing.faults[..] else { panic!("{:?}", missing.faults) };
@@ -189,6 +219,12 @@ fn files_that_containerd_fails_on() {
     let files = [(ROOT, "version = 2\nimports = ['a.toml']"), ("/etc/containerd/a.toml", "version = 3")];
     assert_eq!(several(&files, V2_1).faults, []);
     assert!(matches!(several(&files, V2_3).faults[..], [Fault::ImportTooNew { version: 3, root: 2, .. }]));
+    assert!(matches!(several(&files, V1_7).faults[..], [Fault::FormatTooNew { version: 3, newest: 2, .. }]));
+    assert_eq!(several(&files, V1_6).faults, []);
+    assert!(matches!(one("version = 4", V2_1).faults[..], [Fault::FormatTooNew { version: 4, newest: 3, .. }]));
+    assert_eq!(one("version = 4", V2_3).faults, []);
+    let short = one("version = 2\ndisabled_plugins = ['cri']", V1_7);
+    assert!(matches!(&short.faults[..], [Fault::ShortName { name, .. }] if name == "cri"));
 }
 
 #[test]

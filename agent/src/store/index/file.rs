@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use redb::{Database, ReadableDatabase, StorageBackend};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::tables;
 use crate::store::disk::Disk;
@@ -14,8 +14,11 @@ use crate::store::record::TagRecord;
 
 /// redb's own cache, in bytes; the kernel's is behind it.
 const CACHE: usize = 4 << 20;
-/// After so many starts that died while the index was being read, it is the suspect, and is no longer opened.
-const MOST_TRIALS: usize = 5;
+/// After so many starts that died while they opened the index, it is the suspect, and is set aside. An opening takes
+/// milliseconds: hardly anything else kills a process twice in it.
+const MOST_OPENINGS: usize = 2;
+/// The same for starts that died in their first seconds, while they went through it.
+const MOST_STARTS: usize = 5;
 
 /// The index file as redb's storage.
 #[derive(Debug)]
@@ -48,17 +51,28 @@ impl StorageBackend for IndexFile {
 
 /// Opens the index at `path`, making it when missing, and setting it aside when it can't be an index of ours.
 pub(super) fn open(disk: &Arc<dyn Disk>, path: &Path) -> Result<(Database, FileId), redb::Error> {
-    let trials = Trial::begin(disk, path);
-    if trials >= MOST_TRIALS {
+    let before = Trial::begin(disk, path);
+    if before.openings >= MOST_OPENINGS || before.starts >= MOST_STARTS {
         set_aside(disk, path, "the agent died again and again while reading it")?;
     }
-    match try_open(disk, path, trials > 0) {
-        Ok(Some(opened)) => return Ok(opened),
-        Ok(None) => set_aside(disk, path, "it is of another version")?,
-        Err(error) if is_damage(&error) => set_aside(disk, path, &error.to_string())?,
+    let opened = match try_open(disk, path, before.starts > 0) {
+        Ok(Some(opened)) => opened,
+        Ok(None) => {
+            set_aside(disk, path, "it is of another version")?;
+            open_new(disk, path)?
+        }
+        Err(error) if is_damage(&error) => {
+            set_aside(disk, path, &error.to_string())?;
+            open_new(disk, path)?
+        }
         Err(error) => return Err(error),
-    }
-    try_open(disk, path, false)?.ok_or(redb::Error::Corrupted("a new index is of another version".into()))
+    };
+    Trial::opened(disk, path);
+    Ok(opened)
+}
+
+fn open_new(disk: &Arc<dyn Disk>, path: &Path) -> Result<(Database, FileId), redb::Error> {
+    try_open(disk, path, false)?.ok_or_else(|| redb::Error::Corrupted("a new index is of another version".into()))
 }
 
 /// `None` for another schema. `check`: reads everything and compares it with its checksums first.
@@ -129,30 +143,47 @@ fn set_aside(disk: &Arc<dyn Disk>, path: &Path, why: &str) -> Result<(), redb::E
     Ok(())
 }
 
-/// A mark beside the index while it is not proven that it can be read from end to end. An index that makes its reader
-/// die would otherwise do so at every start.
-#[derive(Debug)]
-pub(super) struct Trial;
+/// A mark beside the index while it is not proven that it can be read from end to end: an `o` before each opening, an
+/// `r` after it. redb trusts much of its file, and some damage makes it panic; that must not happen at every start.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Trial {
+    /// How many openings did not end.
+    openings: usize,
+    /// How many starts did not come through.
+    starts: usize,
+}
 
 impl Trial {
     fn path(index: &Path) -> PathBuf {
         index.with_extension("trial")
     }
 
-    /// Enters one more, and says how many there were before.
-    fn begin(disk: &Arc<dyn Disk>, index: &Path) -> usize {
-        let path = Self::path(index);
-        let before = fs::metadata(&path).map_or(0, |mark| usize::try_from(mark.len()).unwrap_or(usize::MAX));
-        let entered = disk.open(&path).and_then(|mark| disk.write_at(&mark, before as u64, b"."));
-        if let Err(error) = entered {
-            warn!(path = %path.display(), %error, "can't mark the index as being read");
-        }
-        before
+    /// Marks the beginning of an opening, and says what was before.
+    fn begin(disk: &Arc<dyn Disk>, index: &Path) -> Self {
+        let marks = fs::read(Self::path(index)).unwrap_or_default();
+        let count = |mark: u8| marks.iter().filter(|is| **is == mark).count();
+        Self::mark(disk, index, b'o');
+        Self { openings: count(b'o').saturating_sub(count(b'r')), starts: count(b'o') }
+    }
+
+    fn opened(disk: &Arc<dyn Disk>, index: &Path) {
+        Self::mark(disk, index, b'r');
     }
 
     pub(super) fn passed(disk: &Arc<dyn Disk>, index: &Path) {
         // One that stays costs a check at the next start.
         let _ = disk.unlink(&Self::path(index));
+    }
+
+    fn mark(disk: &Arc<dyn Disk>, index: &Path, mark: u8) {
+        let path = Self::path(index);
+        let marked = disk.open(&path).and_then(|file| {
+            let end = file.metadata()?.len();
+            disk.write_at(&file, end, &[mark])
+        });
+        if let Err(error) = marked {
+            debug!(path = %path.display(), %error, "can't mark the index as being read");
+        }
     }
 }
 

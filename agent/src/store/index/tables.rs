@@ -34,27 +34,22 @@ const MOST_REPOSITORIES: usize = 256;
 
 pub(super) type Result<T> = std::result::Result<T, redb::Error>;
 
-/// Makes the tables of a new database, or says whether an older one has them as they are now.
+/// Makes the tables of a new database, or says whether an older one has them as they are now. Writes nothing to an
+/// older one: the disk may be full.
 pub(super) fn prepare(database: &Database) -> Result<bool> {
-    let write = database.begin_write()?;
-    let sound = {
-        let mut meta = write.open_table(META)?;
-        let version = meta.get(b"schema".as_slice())?.map(|value| value.value().to_vec());
-        match version {
-            None => {
-                meta.insert(b"schema".as_slice(), SCHEMA.to_le_bytes().as_slice())?;
-                true
-            }
-            Some(version) => version == SCHEMA.to_le_bytes(),
-        }
+    let schema = match database.begin_read()?.open_table(META) {
+        Ok(meta) => meta.get(b"schema".as_slice())?.map(|version| version.value().to_vec()),
+        Err(redb::TableError::TableDoesNotExist(_)) => None,
+        Err(error) => return Err(error.into()),
     };
-    if !sound {
-        write.abort()?;
-        return Ok(false);
+    if let Some(schema) = schema {
+        return Ok(schema == SCHEMA.to_le_bytes());
     }
+    let write = database.begin_write()?;
     for table in ALL {
         write.open_table(table)?;
     }
+    write.open_table(META)?.insert(b"schema".as_slice(), SCHEMA.to_le_bytes().as_slice())?;
     finish(write)?;
     Ok(true)
 }

@@ -53,7 +53,7 @@ async fn no_folder_at_all() {
     let store = open(&dir.path().join("file/larder"));
     assert!(!store.is_writable());
     assert!(store.blob(&Digest::of(b"x")).await.is_none());
-    assert!(matches!(store.ingest(&Digest::of(b"x"), 1).await, Err(IngestError::NotWritable)));
+    assert!(matches!(store.ingest(&Digest::of(b"x"), 1, origin()).await, Err(IngestError::NotWritable)));
     assert!(matches!(put(&store, b"x").await, Err(CommitError::NotWritable)));
     let tag: Tag = "latest".parse().unwrap();
     let answer =
@@ -85,9 +85,9 @@ async fn a_read_only_disk_is_served_from() {
     let store = open(at.path());
     assert!(!store.is_writable());
     assert_eq!(read(&store.blob(&digest).await.unwrap()).await, bytes);
-    assert_eq!(store.blob(&digest).await.unwrap().provenance().is_public(), true);
+    assert!(store.blob(&digest).await.unwrap().provenance().is_public());
     assert_eq!(store.tag(&registry(), &repository(), &tag).await, Some(answer));
-    assert!(matches!(store.ingest(&Digest::of(b"x"), 1).await, Err(IngestError::NotWritable)));
+    assert!(matches!(store.ingest(&Digest::of(b"x"), 1, origin()).await, Err(IngestError::NotWritable)));
     assert!(matches!(put(&store, b"x").await, Err(CommitError::NotWritable)));
     for _ in 0..2 {
         assert!(store.blob(&wrong).await.is_none(), "it can't be removed, and isn't served");
@@ -107,7 +107,7 @@ async fn a_full_disk_stores_nothing_and_serves_everything() {
     let kept = arrive(&store, &bytes).await;
     until_synced(&store, kept.digest()).await;
     assert!(store.shelves().index.flush());
-    let begun = store.ingest(&Digest::of(b"begun"), 5).await.unwrap();
+    let begun = store.ingest(&Digest::of(b"begun"), 5, origin()).await.unwrap();
 
     let filler = fs::File::create(at.path().join("filler")).unwrap();
     let (mut at_byte, megabyte) = (0, vec![7; 64 << 10]);
@@ -117,7 +117,7 @@ async fn a_full_disk_stores_nothing_and_serves_everything() {
     while filler.write_all_at(&[7; 512], at_byte).is_ok() {
         at_byte += 512;
     }
-    assert!(matches!(store.ingest(&Digest::of(b"x"), 1).await, Err(IngestError::Full)));
+    assert!(matches!(store.ingest(&Digest::of(b"x"), 1, origin()).await, Err(IngestError::Full)));
     assert!(matches!(put(&store, b"x").await, Err(CommitError::Full)));
     let write = begun.file().write_all_at(&content(2, 1 << 20), 0).unwrap_err();
     store.note_write_error(&write);
@@ -135,6 +135,7 @@ async fn a_full_disk_stores_nothing_and_serves_everything() {
     assert_eq!(read(&store.blob(&digest).await.unwrap()).await, bytes, "what is written is read");
     assert_eq!(store.metrics().rechecked.get(), 0, "and needs no proof");
 
+    drop(filler);
     fs::remove_file(at.path().join("filler")).unwrap();
     let (freed, blobs) = store.evict(vec![digest], 1, Reason::Full).await;
     assert_eq!((freed, blobs), (4 << 20, 1));

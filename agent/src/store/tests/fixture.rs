@@ -1,14 +1,15 @@
 //! What the tests of the store share.
 
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+
 use crate::config::Percent;
 use crate::image::{Access, Digest, MediaType, Registry, Repository};
 use crate::store::record::State;
-use crate::store::{Blob, CommitError, IngestError, Options, ReadError, Store};
+use crate::store::{Blob, CommitError, IngestError, Options, Origin, ReadError, Store};
 
 pub(super) fn options(dir: &Path) -> Options {
     Options { dir: dir.to_owned(), max_bytes: None, max_disk_percent: Percent::new(100).unwrap() }
@@ -20,6 +21,10 @@ pub(super) fn open(dir: &Path) -> Store {
 
 pub(super) fn registry() -> Registry {
     "docker.io".parse().unwrap()
+}
+
+pub(super) fn origin() -> Origin {
+    Origin { registry: registry(), access: Access::Anonymous }
 }
 
 pub(super) fn repository() -> Repository {
@@ -51,8 +56,13 @@ pub(super) enum Refused {
 /// A blob arrives as transfers bring it: into an ingest, then committed.
 pub(super) async fn try_arrive(store: &Store, bytes: &[u8]) -> Result<Blob, Refused> {
     let digest = Digest::of(bytes);
-    let ingest = store.ingest(&digest, bytes.len() as u64).await.map_err(Refused::Ingest)?;
-    ingest.file().write_all_at(bytes, 0).map_err(Refused::Write)?;
+    let ingest = store.ingest(&digest, bytes.len() as u64, origin()).await.map_err(Refused::Ingest)?;
+    let parts = [Bytes::copy_from_slice(bytes)];
+    ingest.recheck(|| ()).map_err(Refused::Write)?;
+    if let Some(gap) = ingest.first_gap(0) {
+        let rest = [parts[0].slice(gap as usize..)];
+        ingest.write(gap, &rest).and_then(|()| ingest.hash(gap, &rest)).map_err(Refused::Write)?;
+    }
     let verified = Arc::clone(&ingest).verify().unwrap();
     let media_type = MediaType::new("application/vnd.oci.image.layer.v1.tar+gzip");
     let committed = store.commit(verified, media_type, &registry(), &repository(), Access::Anonymous).await;

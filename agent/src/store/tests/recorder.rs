@@ -299,9 +299,10 @@ impl Inode {
         }
     }
 
-    /// Each write since the last sync may be there, lost, torn, or a hole.
+    /// Each write since the last sync may be there, lost, torn, or a hole where the file grew.
     fn lose_power(&mut self, chance: &mut StdRng) {
         let all_lost = chance.random_bool(0.3);
+        let synced_len = self.bytes.len();
         for op in std::mem::take(&mut self.unsynced) {
             let op = match (op, chance.random_range(0..5)) {
                 _ if all_lost => continue,
@@ -310,7 +311,9 @@ impl Inode {
                     let torn = chance.random_range(0..=bytes.len() / 512) * 512;
                     Op::Write(file, offset, bytes[..torn].to_vec())
                 }
-                (Op::Write(file, offset, bytes), 3) => Op::Write(file, offset, vec![0; bytes.len()]),
+                (Op::Write(file, offset, bytes), 3) if offset as usize >= synced_len => {
+                    Op::Write(file, offset, vec![0; bytes.len()])
+                }
                 _ => continue,
             };
             self.apply(&op);

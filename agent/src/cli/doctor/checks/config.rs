@@ -30,10 +30,12 @@ fn fault(fault: &Fault) -> Finding {
         Fault::Unreadable { .. } => Finding::new(CHECK, Severity::Unknown, fault.to_string())
             .mended_by([Mend::new("run as root", ["sudo larder doctor"])]),
         Fault::TooManyFiles => Finding::new(CHECK, Severity::Unknown, fault.to_string()),
-        Fault::ImportMissing { .. } | Fault::Malformed { .. } | Fault::ImportTooNew { .. } => {
-            Finding::new(CHECK, Severity::Problem, fault.to_string())
-                .mended_by([Mend::new("mend the file, until this says no more of it", ["containerd config dump"])])
-        }
+        Fault::ImportMissing { .. }
+        | Fault::Malformed { .. }
+        | Fault::ImportTooNew { .. }
+        | Fault::FormatTooNew { .. }
+        | Fault::ShortName { .. } => Finding::new(CHECK, Severity::Problem, fault.to_string())
+            .mended_by([Mend::new("mend the file, until this says no more of it", ["containerd config dump"])]),
     }
 }
 

@@ -101,7 +101,7 @@ pub(super) fn disk(facts: &Facts) -> Vec<Finding> {
         finding(Severity::Ok)
     }];
     if disk.shared == Some(false) {
-        let root = facts.setup.root.display();
+        let root = facts.containerd_root.display();
         findings.push(
             Finding::new(
                 "disk",

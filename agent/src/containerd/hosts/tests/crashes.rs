@@ -130,7 +130,6 @@ fn while_taking_over_an_edit() {
         fs::write(certs.dir.join("docker.io/hosts.toml"), text).unwrap();
         Ok(())
     }
-    const MODE: &[(&str, &str)] = NEW;
     for work in [apply as Work, restore] {
         let mut steps = 0;
         for step in 0.. {
@@ -143,7 +142,7 @@ fn while_taking_over_an_edit() {
             sound(&certs, step);
             apply(&certs).unwrap();
             restore(&certs).unwrap();
-            assert_eq!(certs.text("docker.io/hosts.toml"), MODE[0].1, "step {step}");
+            assert_eq!(certs.text("docker.io/hosts.toml"), NEW[0].1, "step {step}");
             let names = |certs: &Certs| certs.tree().into_keys().collect::<Vec<_>>();
             assert_eq!(names(&certs), names(&Certs::with(NEW)), "step {step}");
         }

@@ -232,6 +232,20 @@ fn a_lost_ca_is_written_again_and_told() {
 }
 
 #[test]
+fn a_ca_that_somebodys_own_file_names_stays() {
+    let certs = Certs::with(&[]);
+    certs.apply(&["docker.io"]);
+    let theirs = format!("[host.\"{URL}\"]\nca = \"{CA}\"\n");
+    certs.put("docker.io/hosts.toml", theirs.as_bytes());
+    certs.restore();
+    assert_eq!(certs.read("docker.io"), [URL]);
+    // And goes when it is named no more.
+    certs.put("docker.io/hosts.toml", b"[host.a]\n");
+    certs.restore();
+    assert!(!certs.has("docker.io/larder-ca.pem"));
+}
+
+#[test]
 fn a_new_ca_or_none_takes_the_place_of_the_old() {
     let certs = Certs::with(&[]);
     certs.apply(&["_default"]);
@@ -341,7 +355,7 @@ fn malformed_files_are_told_and_come_back() {
     assert_eq!(warned, ["a.io", "d.io"]);
     assert_eq!(certs.read("a.io"), [URL]);
     assert_eq!(certs.read("c.io"), [URL, "x"]);
-    assert_eq!(certs.apply(&["_default"]).changed(), false);
+    assert!(!certs.apply(&["_default"]).changed());
     certs.restore();
     assert_eq!(certs.tree(), before);
 }
@@ -354,6 +368,27 @@ fn a_folder_of_ours_that_others_use_stays() {
     certs.restore();
     let left: Vec<_> = certs.tree().into_keys().collect();
     assert_eq!(left, ["certs.d", "certs.d/_default", "certs.d/_default/corp.crt"]);
+}
+
+#[test]
+fn what_others_write_at_the_same_moment_is_never_lost() {
+    let certs = Certs::with(&[("docker.io/hosts.toml", "# 0\n")]);
+    certs.put("docker.io/.new/", b"");
+    for round in 1..=60_u32 {
+        std::thread::scope(|scope| {
+            let certs = &certs;
+            scope.spawn(move || {
+                // A fifth of a millisecond later each time: before, within and after what the other does.
+                std::thread::sleep(std::time::Duration::from_micros(u64::from(round) * 200));
+                certs.put("docker.io/.new/f", format!("# {round}\n").as_bytes());
+                fs::rename(certs.dir.join("docker.io/.new/f"), certs.dir.join("docker.io/hosts.toml")).unwrap();
+            });
+            certs.apply(&["docker.io"]);
+        });
+        assert_eq!(certs.apply(&["docker.io"]).failures().count(), 0);
+        certs.restore();
+        assert_eq!(certs.text("docker.io/hosts.toml"), format!("# {round}\n"));
+    }
 }
 
 #[test]

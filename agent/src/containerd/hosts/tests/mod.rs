@@ -1,5 +1,6 @@
 //! The whole room on real folders.
 
+mod composing;
 mod crashes;
 mod files;
 mod mounts;

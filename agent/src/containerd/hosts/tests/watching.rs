@@ -29,8 +29,8 @@ impl Watching {
             Arc::clone(&hosts),
             receiver,
             move |result| {
-                let applied = result.as_ref().unwrap();
-                let written = applied.folders.iter().filter(|f| matches!(f.outcome, Ok(Outcome::Written)));
+                let folders = result.as_ref().map(|applied| applied.folders.as_slice()).unwrap_or_default();
+                let written = folders.iter().filter(|f| matches!(f.outcome, Ok(Outcome::Written)));
                 let _ = told.send(written.map(|f| f.name.clone()).collect());
             },
             stop.clone(),
@@ -44,9 +44,9 @@ impl Watching {
         tokio::time::timeout(SOON, self.changed.recv()).await.expect("nothing was told").unwrap()
     }
 
-    /// Waits until `folder` is told to be written.
-    async fn written(&mut self, folder: &str) {
-        while !self.told().await.contains(&folder.to_owned()) {}
+    /// Waits until `folder` is told to be written, and then says these hosts.
+    async fn written(&mut self, folder: &str, hosts: &[&str]) {
+        while !self.told().await.contains(&folder.to_owned()) || self.certs.read(folder) != hosts {}
     }
 
     async fn end(self) {
@@ -61,31 +61,26 @@ async fn whatever_others_change_is_mended() {
     let dir = watching.certs.dir.clone();
 
     watching.certs.put("docker.io/hosts.toml", b"[host.b]\n");
-    watching.written("docker.io").await;
-    assert_eq!(watching.certs.read("docker.io"), [URL, "b"]);
+    watching.written("docker.io", &[URL, "b"]).await;
 
     fs::write(dir.join("docker.io/.new"), "[host.c]\n").unwrap();
     fs::rename(dir.join("docker.io/.new"), dir.join("docker.io/hosts.toml")).unwrap();
-    watching.written("docker.io").await;
-    assert_eq!(watching.certs.read("docker.io"), [URL, "c"]);
+    watching.written("docker.io", &[URL, "c"]).await;
 
     fs::remove_file(dir.join("docker.io").join(CA)).unwrap();
-    watching.written("docker.io").await;
-    assert_eq!(watching.certs.read("docker.io"), [URL, "c"]);
+    watching.written("docker.io", &[URL, "c"]).await;
 
     watching.certs.put("ghcr.io/hosts.toml", b"[host.d]\n");
-    watching.written("ghcr.io").await;
-    assert_eq!(watching.certs.read("ghcr.io"), [URL, "d"]);
+    watching.written("ghcr.io", &[URL, "d"]).await;
 
     // A folder that appeared is watched as the others are.
     fs::remove_file(dir.join("ghcr.io/hosts.toml")).unwrap();
-    watching.written("ghcr.io").await;
+    watching.written("ghcr.io", &[URL, "d"]).await;
 
     fs::remove_dir_all(dir.join("_default")).unwrap();
-    watching.written("_default").await;
-    assert_eq!(watching.certs.read("_default"), [URL]);
+    watching.written("_default", &[URL]).await;
 
-    assert!(watching.hosts.rewrites() >= 5);
+    assert!(watching.hosts.metrics().rewrites.get() >= 5);
     watching.end().await;
 }
 
@@ -93,9 +88,8 @@ async fn whatever_others_change_is_mended() {
 async fn a_new_entry_is_written_at_once() {
     let mut watching = Watching::start(Certs::missing()).await;
     watching.entry.send_replace(Arc::new(plain()));
-    watching.written("_default").await;
-    assert_eq!(watching.certs.read("_default"), ["http://127.0.0.1:7439"]);
-    assert_eq!(watching.hosts.rewrites(), 0);
+    watching.written("_default", &["http://127.0.0.1:7439"]).await;
+    assert_eq!(watching.hosts.metrics().rewrites.get(), 0);
     watching.end().await;
 }
 
@@ -104,8 +98,7 @@ async fn a_hosts_dir_removed_and_made_by_us_is_watched_again() {
     let mut watching = Watching::start(Certs::missing()).await;
     for _ in 0..2 {
         fs::remove_dir_all(&watching.certs.dir).unwrap();
-        watching.written("_default").await;
-        assert_eq!(watching.certs.read("_default"), [URL]);
+        watching.written("_default", &[URL]).await;
     }
     watching.end().await;
 }
@@ -114,13 +107,13 @@ async fn a_hosts_dir_removed_and_made_by_us_is_watched_again() {
 async fn it_is_not_woken_by_its_own_writing() {
     let mut watching = Watching::start(Certs::with(&[("docker.io/hosts.toml", "[host.a]\n")])).await;
     watching.certs.put("docker.io/hosts.toml", b"[host.b]\n");
-    watching.written("docker.io").await;
+    watching.written("docker.io", &[URL, "b"]).await;
     let stood = fs::metadata(watching.certs.dir.join("docker.io/hosts.toml")).unwrap().modified().unwrap();
     // Longer than it would take to answer to its own writing.
     let quiet = tokio::time::timeout(Duration::from_millis(1500), watching.changed.recv()).await;
     assert!(quiet.is_err(), "{quiet:?}");
     assert_eq!(fs::metadata(watching.certs.dir.join("docker.io/hosts.toml")).unwrap().modified().unwrap(), stood);
-    assert_eq!(watching.hosts.rewrites(), 1);
+    assert_eq!(watching.hosts.metrics().rewrites.get(), 1);
     watching.end().await;
 }
 
@@ -131,7 +124,7 @@ async fn a_fight_slows_down() {
     let mut last = Instant::now();
     for round in 0..6 {
         watching.certs.put("docker.io/hosts.toml", format!("[host.a{round}]\n").as_bytes());
-        watching.written("docker.io").await;
+        watching.written("docker.io", &[URL, &format!("a{round}")]).await;
         gaps.push(last.elapsed());
         last = Instant::now();
     }

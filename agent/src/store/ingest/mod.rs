@@ -7,8 +7,10 @@
 //! Whoever fetches a chunk writes it from where it stands to its end, in order; different chunks may arrive in any
 //! order and at the same time. The hash runs along the frontier: the first byte that isn't there yet.
 
+mod map;
+
 use std::fs::{File, OpenOptions};
-use std::io::{self, IoSlice, Read, Write};
+use std::io::{self, IoSlice, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,11 +18,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use nix::fcntl::{FallocateFlags, fallocate};
 
+use self::map::{Recorded, header};
 use super::CHUNK;
 use crate::image::{Access, Digest, Hasher, Registry};
-
-const MAGIC: &[u8; 8] = b"LARDER01";
-const RECORD: usize = 8;
 
 /// From where the bytes of an ingest come: what arrived under authorization is not continued for anyone else.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -430,199 +430,5 @@ fn write_all_vectored(file: &File, mut offset: u64, parts: &[Bytes]) -> io::Resu
     Ok(())
 }
 
-fn header(size: u64, origin: &Origin) -> Vec<u8> {
-    let registry = origin.registry.as_str().as_bytes();
-    let mut header = MAGIC.to_vec();
-    header.extend_from_slice(&size.to_le_bytes());
-    header.push(u8::from(origin.access == Access::Authorized));
-    // A registry's name has at most 255 bytes.
-    header.push(registry.len() as u8);
-    header.extend_from_slice(registry);
-    header
-}
-
-/// What a map says.
-struct Recorded {
-    size: u64,
-    registry: Registry,
-    access: Access,
-    /// Finished chunks and their checksums.
-    chunks: Vec<(u32, u32)>,
-    /// Up to the last whole record.
-    length: u64,
-}
-
-impl Recorded {
-    fn read(path: &Path) -> Option<Self> {
-        let mut bytes = Vec::new();
-        File::open(path).ok()?.read_to_end(&mut bytes).ok()?;
-        let rest = bytes.strip_prefix(MAGIC)?;
-        let (size, rest) = rest.split_first_chunk::<8>()?;
-        let (&[authorized, length], rest) = rest.split_first_chunk::<2>()?;
-        let (registry, records) = rest.split_at_checked(length as usize)?;
-        let record = |r: &[u8]| {
-            let (index, checksum) = r.split_first_chunk::<4>()?;
-            Some((u32::from_le_bytes(*index), u32::from_le_bytes(checksum.try_into().ok()?)))
-        };
-        Some(Self {
-            size: u64::from_le_bytes(*size),
-            registry: std::str::from_utf8(registry).ok()?.parse().ok()?,
-            access: if authorized == 0 { Access::Anonymous } else { Access::Authorized },
-            chunks: records.chunks_exact(RECORD).map(record).collect::<Option<_>>()?,
-            length: (bytes.len() - records.len() % RECORD) as u64,
-        })
-    }
-
-    fn permits(&self, origin: &Origin) -> bool {
-        self.access == origin.access && (self.access == Access::Anonymous || self.registry == origin.registry)
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn origin(access: Access) -> Origin {
-        Origin { registry: "reg.test".parse().unwrap(), access }
-    }
-
-    fn content(length: usize) -> Bytes {
-        (0..length).map(|i| (i * 31 % 251) as u8).collect::<Vec<_>>().into()
-    }
-
-    fn open(dir: &Path, content: &Bytes) -> Arc<Ingest> {
-        Arc::new(Ingest::open(dir, Digest::of(content), content.len() as u64, &origin(Access::Anonymous)).unwrap())
-    }
-
-    fn put(ingest: &Ingest, content: &Bytes, from: u64, to: u64) {
-        let part = [content.slice(from as usize..to as usize)];
-        ingest.write(from, &part).unwrap();
-        ingest.hash(from, &part).unwrap();
-    }
-
-    #[test]
-    fn in_order() {
-        let dir = tempfile::tempdir().unwrap();
-        let content = content(2 * CHUNK as usize + 17);
-        let ingest = open(dir.path(), &content);
-        put(&ingest, &content, 0, 100);
-        assert_eq!((ingest.available(0), ingest.available(50), ingest.first_gap(0)), (100, 100, Some(100)));
-        put(&ingest, &content, 100, content.len() as u64);
-        assert_eq!(ingest.first_gap(0), None);
-        assert_eq!(ingest.verify().unwrap().checksums.len(), 3);
-    }
-
-    #[test]
-    fn the_empty_blob() {
-        let dir = tempfile::tempdir().unwrap();
-        let ingest = open(dir.path(), &Bytes::new());
-        assert!(ingest.is_whole());
-        assert!(ingest.verify().is_ok());
-    }
-
-    #[test]
-    fn wrong_bytes_are_no_proof() {
-        let dir = tempfile::tempdir().unwrap();
-        let right = content(1000);
-        let ingest = open(dir.path(), &right);
-        let wrong = [Bytes::from(vec![0; 1000])];
-        ingest.write(0, &wrong).unwrap();
-        ingest.hash(0, &wrong).unwrap();
-        assert!(ingest.verify().is_err());
-        let ingest = open(dir.path(), &right);
-        assert!(ingest.verify().is_err(), "nothing arrived");
-    }
-
-    #[test]
-    fn refuses_gaps_and_what_is_too_long() {
-        let dir = tempfile::tempdir().unwrap();
-        let content = content(CHUNK as usize + 10);
-        let ingest = open(dir.path(), &content);
-        assert!(ingest.write(5, &[content.slice(5..10)]).is_err());
-        assert!(ingest.write(CHUNK, &[Bytes::from(vec![0; 11])]).is_err());
-        put(&ingest, &content, CHUNK, CHUNK + 10);
-        assert!(ingest.write(CHUNK, &[content.slice(0..1)]).is_err(), "that chunk is finished");
-    }
-
-    #[test]
-    fn resumes_where_it_stood() {
-        let dir = tempfile::tempdir().unwrap();
-        let content = content(4 * CHUNK as usize);
-        let first = open(dir.path(), &content);
-        put(&first, &content, 0, 2 * CHUNK + 5);
-        put(&first, &content, 3 * CHUNK, 4 * CHUNK);
-        // A byte rots meanwhile.
-        first.file().write_all_at(&[0xff], CHUNK + 3).unwrap();
-        drop(first);
-        let second = open(dir.path(), &content);
-        assert_eq!(second.available(0), 0, "nothing counts before it is checked");
-        second.recheck(|| ()).unwrap();
-        assert_eq!(second.available(0), CHUNK);
-        assert_eq!(second.available(3 * CHUNK), 4 * CHUNK);
-        put(&second, &content, CHUNK, 3 * CHUNK);
-        assert!(second.verify().is_ok());
-    }
-
-    #[test]
-    fn what_came_under_authorization_is_continued_for_its_registry_alone() {
-        let dir = tempfile::tempdir().unwrap();
-        let content = content(2 * CHUNK as usize);
-        let size = content.len() as u64;
-        let digest = Digest::of(&content);
-        let begin = |origin: &Origin| {
-            let ingest = Ingest::open(dir.path(), digest, size, origin).unwrap();
-            ingest.recheck(|| ()).unwrap();
-            ingest
-        };
-        put(&begin(&origin(Access::Authorized)), &content, 0, CHUNK);
-        assert_eq!(begin(&origin(Access::Authorized)).available(0), CHUNK);
-        let other = Origin { registry: "evil.test".parse().unwrap(), access: Access::Authorized };
-        assert_eq!(begin(&other).available(0), 0);
-        put(&begin(&other), &content, 0, CHUNK);
-        assert_eq!(begin(&origin(Access::Anonymous)).available(0), 0);
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(40))]
-
-        /// Chunks in any order, in pieces of any size, and a stop in between: the same blob.
-        #[test]
-        fn any_order_any_pieces(
-            length in 1_usize..(5 << 20),
-            order in proptest::collection::vec(any::<proptest::sample::Index>(), 8),
-            piece in 1_usize..(2 << 20),
-            stop_every in 1_usize..4,
-            torn in 0_usize..RECORD,
-        ) {
-            let dir = tempfile::tempdir().unwrap();
-            let content = content(length);
-            let mut ingest = open(dir.path(), &content);
-            let mut missing: Vec<u64> = (0..(length as u64).div_ceil(CHUNK)).collect();
-            let mut done = 0;
-            for pick in order.iter().cycle() {
-                if missing.is_empty() {
-                    break;
-                }
-                if done % stop_every == 0 {
-                    let map = OpenOptions::new().append(true).open(ingest.map_path()).unwrap();
-                    (&map).write_all(&[7; RECORD][..torn]).unwrap();
-                    ingest = open(dir.path(), &content);
-                    ingest.recheck(|| ()).unwrap();
-                    prop_assert_eq!(ingest.present().div_ceil(CHUNK) as usize, done);
-                }
-                let index = missing.swap_remove(pick.index(missing.len()));
-                let (mut at, end) = (index * CHUNK, ((index + 1) * CHUNK).min(length as u64));
-                while at < end {
-                    let to = (at + piece as u64).min(end);
-                    put(&ingest, &content, at, to);
-                    at = to;
-                }
-                done += 1;
-            }
-            prop_assert_eq!(ingest.present(), length as u64);
-            prop_assert!(ingest.verify().is_ok());
-        }
-    }
-}
+mod tests;
