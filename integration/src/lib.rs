@@ -1,1 +1,42 @@
 //! Fixtures for Larder's tests, demo and benchmarks: real containerd, real registries, and one that misbehaves.
+//!
+//! A [`Node`] is a machine in a folder: a [`Containerd`] of one of four releases and an [`Agent`], each with its own
+//! root, sockets and ports. A [`Registry`] is Debian's docker-registry; a [`FaultRegistry`] serves the same images
+//! from memory and does wrong on request. [`Image`]s are made here, with content that is random and repeatable.
+//!
+//! Everything runs as root on loopback, in folders that go away; every process dies with the fixture that started it,
+//! and with the test process if that is killed. With [`show_logs`], what a process logged is written to standard error
+//! when its fixture ends, which the test harness shows for tests that fail.
+
+#![forbid(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
+
+mod agent;
+mod containerd;
+mod fault;
+mod folder;
+mod front;
+mod http;
+mod image;
+mod nginx;
+mod node;
+mod port;
+mod process;
+mod registry;
+mod tools;
+mod wait;
+
+pub use agent::{Agent, AgentConfig, Metrics};
+pub use containerd::{Containerd, ContainerdConfig};
+pub use fault::{Challenge, Cut, Fault, FaultRegistry, Request, When};
+pub use folder::{Folder, SmallDisk};
+pub use front::Front;
+pub use http::{Http, Reply};
+pub use image::{Blob, Image, ImageBuilder, digest_of};
+pub use nginx::Nginx;
+pub use node::{Node, NodeBuilder};
+pub use port::free_port;
+pub use process::{Process, show_logs};
+pub use registry::Registry;
+pub use tools::{Release, require_root, tool};
+pub use wait::until;

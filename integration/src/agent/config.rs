@@ -1,0 +1,90 @@
+//! The agent's configuration, as text: the tests read it as an operator writes it.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+
+/// What differs from the defaults. Ports, sockets and folders are set by the fixture, unless they are set here.
+#[derive(Debug, Clone, Default)]
+pub struct AgentConfig {
+    // TOML values by section and key.
+    values: BTreeMap<(String, String), String>,
+    registries: Vec<(String, Vec<String>)>,
+    /// Variables of its environment.
+    pub environment: Vec<(String, String)>,
+}
+
+impl AgentConfig {
+    /// Sets a key to a TOML value: `set("cache", "max_bytes", "\"10MiB\"")`.
+    pub fn set(&mut self, section: &str, key: &str, value: impl Into<String>) -> &mut Self {
+        self.values.insert((section.to_owned(), key.to_owned()), value.into());
+        self
+    }
+
+    /// Sets a key to a piece of text.
+    pub fn set_text(&mut self, section: &str, key: &str, value: &str) -> &mut Self {
+        self.set(section, key, format!("{value:?}"))
+    }
+
+    /// Sets a key to a path.
+    pub fn set_path(&mut self, section: &str, key: &str, value: &Path) -> &mut Self {
+        self.set(section, key, format!("{value:?}"))
+    }
+
+    /// Names a registry and its upstreams, in this order. Plain HTTP and any certificate are allowed.
+    pub fn registry(&mut self, name: &str, upstreams: &[&str]) -> &mut Self {
+        self.registries.push((name.to_owned(), upstreams.iter().copied().map(str::to_owned).collect()));
+        self
+    }
+
+    pub(super) fn text(&self, folder: &Path, mirror: u16, metrics: u16) -> String {
+        let mut all = Self::default();
+        all.set("mirror", "listen", format!("\"127.0.0.1:{mirror}\""))
+            .set("metrics", "listen", format!("\"127.0.0.1:{metrics}\""))
+            .set_path("cache", "dir", &cache(folder))
+            .set_path("admin", "socket", &folder.join("larder.sock"))
+            // The disk of a test machine may well be fuller than the default allows.
+            .set("cache", "max_disk_percent", "99")
+            .set_text("log", "level", "info,larder=debug");
+        all.values.extend(self.values.clone());
+
+        let mut text = String::new();
+        let mut section = "";
+        for ((name, key), value) in &all.values {
+            if section != name {
+                let _ = writeln!(text, "[{name}]");
+                section = name;
+            }
+            let _ = writeln!(text, "{key} = {value}");
+        }
+        for (name, upstreams) in &self.registries {
+            let _ = writeln!(text, "[[registry]]\nname = {name:?}");
+            for url in upstreams {
+                let _ = writeln!(text, "[[registry.upstream]]\nurl = {url:?}\ninsecure = true");
+            }
+        }
+        text
+    }
+}
+
+pub(super) fn cache(folder: &Path) -> PathBuf {
+    folder.join("cache")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_section_is_written_once() {
+        let mut config = AgentConfig::default();
+        config.set("cache", "max_bytes", "\"1MiB\"").registry("reg.test", &["http://127.0.0.1:1"]);
+        let text = config.text(Path::new("/x"), 1, 2);
+        assert_eq!(text.matches("[cache]").count(), 1);
+        assert!(
+            text.ends_with(
+                "name = \"reg.test\"\n[[registry.upstream]]\nurl = \"http://127.0.0.1:1\"\ninsecure = true\n"
+            )
+        );
+    }
+}

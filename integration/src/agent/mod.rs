@@ -1,0 +1,187 @@
+//! The agent under test: the real binary, with its configuration, cache and ports in a folder of its own.
+
+mod config;
+mod metrics;
+
+use std::path::{Path, PathBuf};
+use std::process::Output;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use http::StatusCode;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+pub use config::AgentConfig;
+pub use metrics::Metrics;
+
+use crate::{Http, Process, free_port, until};
+
+const START: Duration = Duration::from_secs(10);
+
+/// An agent. Dropped, it is killed.
+#[derive(Debug)]
+pub struct Agent {
+    folder: PathBuf,
+    mirror: u16,
+    metrics: u16,
+    environment: Vec<(String, String)>,
+    http: Http,
+    process: Option<Process>,
+}
+
+impl Agent {
+    /// Starts one in `folder`, and waits until it says that it is ready.
+    pub async fn start(folder: &Path, config: &AgentConfig) -> Result<Self> {
+        let mut agent = Self::prepare(folder, config)?;
+        agent.start_again().await?;
+        Ok(agent)
+    }
+
+    /// Writes the configuration only: for commands that need no running agent.
+    pub fn prepare(folder: &Path, config: &AgentConfig) -> Result<Self> {
+        std::fs::create_dir_all(folder)?;
+        let (mirror, metrics) = (free_port()?, free_port()?);
+        let agent = Self {
+            folder: folder.to_owned(),
+            mirror,
+            metrics,
+            environment: config.environment.clone(),
+            http: Http::new(),
+            process: None,
+        };
+        std::fs::write(agent.config(), config.text(folder, mirror, metrics))?;
+        Ok(agent)
+    }
+
+    /// Runs it (again), and waits until it is ready.
+    pub async fn start_again(&mut self) -> Result<()> {
+        self.launch()?;
+        self.ready().await
+    }
+
+    /// Runs it (again), and doesn't wait.
+    pub fn launch(&mut self) -> Result<()> {
+        self.process = None;
+        let arguments = ["run".into(), "--config".into(), self.config()];
+        self.process = Some(Process::start(&program()?, arguments, &self.environment, self.folder.join("log"))?);
+        Ok(())
+    }
+
+    /// Waits until it says that it is ready.
+    pub async fn ready(&mut self) -> Result<()> {
+        let Some(process) = &mut self.process else { bail!("the agent isn't running") };
+        let (http, url) = (&self.http, format!("http://127.0.0.1:{}/readyz", self.metrics));
+        let ended = until("the agent is ready", START, async || {
+            if !process.is_running() {
+                return Some(true);
+            }
+            let reply = http.get(&url).await.ok()?;
+            (reply.status == StatusCode::OK).then_some(false)
+        })
+        .await?;
+        ensure!(!ended, "the agent has ended: {}", process.log());
+        Ok(())
+    }
+
+    /// Whether it hasn't ended.
+    pub fn is_running(&mut self) -> bool {
+        self.process.as_mut().is_some_and(Process::is_running)
+    }
+
+    /// SIGTERM; fails when it takes more than ten seconds to end.
+    pub fn stop(&mut self) -> Result<()> {
+        let Some(mut process) = self.process.take() else { return Ok(()) };
+        process.terminate(Duration::from_secs(10))
+    }
+
+    /// SIGKILL to all of its processes.
+    pub fn kill(&mut self) {
+        self.process = None;
+    }
+
+    /// SIGSTOP to the process that serves: the child where there is one, since the parent watches over it.
+    pub fn freeze(&self) -> Result<()> {
+        self.signal(Signal::SIGSTOP)
+    }
+
+    /// SIGCONT to the process that serves, if it is still there.
+    pub fn thaw(&self) -> Result<()> {
+        self.signal(Signal::SIGCONT)
+    }
+
+    /// The id of the process that serves.
+    pub fn serving(&self) -> Result<u32> {
+        let process = self.process()?;
+        Ok(process.children().first().copied().unwrap_or_else(|| process.id()))
+    }
+
+    /// The mirror over plain HTTP, `http://127.0.0.1:…`.
+    pub fn mirror(&self) -> String {
+        format!("http://127.0.0.1:{}", self.mirror)
+    }
+
+    /// The mirror's port.
+    pub fn mirror_port(&self) -> u16 {
+        self.mirror
+    }
+
+    /// A client for requests to it.
+    pub fn http(&self) -> &Http {
+        &self.http
+    }
+
+    /// What it shows to Prometheus now.
+    pub async fn metrics(&self) -> Result<Metrics> {
+        let reply = self.http.get(&format!("http://127.0.0.1:{}/metrics", self.metrics)).await?;
+        Metrics::parse(&String::from_utf8_lossy(&reply.expect(StatusCode::OK)?.body))
+    }
+
+    /// Its configuration file.
+    pub fn config(&self) -> PathBuf {
+        self.folder.join("larder.toml")
+    }
+
+    /// The folder of its cache, unless the configuration says otherwise.
+    pub fn cache(&self) -> PathBuf {
+        config::cache(&self.folder)
+    }
+
+    /// All that it has logged.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.join("log")).unwrap_or_default()
+    }
+
+    /// Runs `larder` with these arguments and this agent's configuration, whether the agent runs or not.
+    pub async fn command(&self, arguments: &[&str]) -> Result<Output> {
+        let mut command = tokio::process::Command::new(program()?);
+        command.args(arguments).arg("--config").arg(self.config()).kill_on_drop(true);
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
+        let output = tokio::time::timeout(Duration::from_secs(60), command.output());
+        Ok(output.await.with_context(|| format!("larder {arguments:?} hangs"))??)
+    }
+
+    /// The same, for commands that must succeed; returns what it prints.
+    pub async fn say(&self, arguments: &[&str]) -> Result<String> {
+        let output = self.command(arguments).await?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "larder {arguments:?}: {}: {}", output.status, said.trim());
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    fn signal(&self, signal: Signal) -> Result<()> {
+        Ok(kill(Pid::from_raw(self.serving()?.cast_signed()), signal)?)
+    }
+
+    /// Its process, to measure it.
+    pub fn process(&self) -> Result<&Process> {
+        self.process.as_ref().context("the agent isn't running")
+    }
+}
+
+/// The binary that was built beside this one: `target/<profile>/larder` for `target/<profile>/deps/scenarios-…`.
+fn program() -> Result<PathBuf> {
+    let own = std::env::current_exe()?;
+    let found = own.ancestors().skip(1).take(2).map(|folder| folder.join("larder")).find(|path| path.is_file());
+    found.with_context(|| format!("no larder beside {}: run cargo build -p larder", own.display()))
+}

@@ -1,0 +1,72 @@
+//! The calls that kubelet makes for images.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, anyhow};
+use hyper_util::rt::TokioIo;
+use larder_proto::cri::image_service_client::ImageServiceClient;
+use larder_proto::cri::runtime_service_client::RuntimeServiceClient;
+use larder_proto::cri::{AuthConfig, ImageSpec, ListImagesRequest, PullImageRequest, VersionRequest};
+use tokio::net::UnixStream;
+use tonic::Status;
+use tonic::transport::{Channel, Endpoint};
+use tower::service_fn;
+
+/// CRI at a socket, connected anew for each call: containerd comes and goes.
+#[derive(Debug)]
+pub(super) struct Cri {
+    socket: PathBuf,
+}
+
+impl Cri {
+    pub(super) fn new(socket: PathBuf) -> Self {
+        Self { socket }
+    }
+
+    /// The runtime's version.
+    pub(super) async fn version(&self) -> Result<String> {
+        let mut runtime = RuntimeServiceClient::new(self.connect().await?);
+        let request = VersionRequest { version: "v1".to_owned() };
+        Ok(runtime.version(request).await.map_err(|status| said(&status))?.into_inner().runtime_version)
+    }
+
+    /// Pulls; returns the image's id.
+    pub(super) async fn pull(&self, image: &str, account: Option<(&str, &str)>) -> Result<String> {
+        let auth = account.map(|(user, password)| AuthConfig {
+            username: user.to_owned(),
+            password: password.to_owned(),
+            ..AuthConfig::default()
+        });
+        let image = Some(ImageSpec { image: image.to_owned(), ..ImageSpec::default() });
+        let mut images = ImageServiceClient::new(self.connect().await?);
+        Ok(images
+            .pull_image(PullImageRequest { image, auth })
+            .await
+            .map_err(|status| said(&status))?
+            .into_inner()
+            .image_ref)
+    }
+
+    /// Tags and digests of every image.
+    pub(super) async fn images(&self) -> Result<Vec<String>> {
+        let mut images = ImageServiceClient::new(self.connect().await?);
+        let reply =
+            images.list_images(ListImagesRequest::default()).await.map_err(|status| said(&status))?.into_inner();
+        Ok(reply.images.into_iter().flat_map(|image| image.repo_tags.into_iter().chain(image.repo_digests)).collect())
+    }
+
+    async fn connect(&self) -> Result<Channel> {
+        let socket = self.socket.clone();
+        let connector = service_fn(move |_| {
+            let socket = socket.clone();
+            async move { UnixStream::connect(socket).await.map(TokioIo::new) }
+        });
+        let endpoint = Endpoint::from_static("http://containerd");
+        endpoint.connect_with_connector(connector).await.context("connecting to containerd")
+    }
+}
+
+/// containerd's own message, as kubelet shows it.
+fn said(status: &Status) -> anyhow::Error {
+    anyhow!("{}", status.message())
+}

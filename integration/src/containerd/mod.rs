@@ -1,0 +1,181 @@
+//! A real containerd, with root, state, sockets and configuration in a folder of its own.
+
+mod config;
+mod cri;
+mod ctr;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+pub use config::ContainerdConfig;
+
+use crate::{Process, Release, until};
+use cri::Cri;
+
+// Slow machines take seconds to start it; a pull of these tests that takes a minute hangs.
+const START: Duration = Duration::from_secs(30);
+const PULL: Duration = Duration::from_secs(60);
+
+/// The namespace of CRI.
+const KUBERNETES: &str = "k8s.io";
+
+/// A containerd. Dropped, it is killed.
+#[derive(Debug)]
+pub struct Containerd {
+    release: Release,
+    folder: PathBuf,
+    environment: Vec<(String, String)>,
+    expects_cri: bool,
+    process: Option<Process>,
+}
+
+impl Containerd {
+    /// Starts one in `folder`, and waits until it answers.
+    pub async fn start(release: Release, folder: &Path, config: &ContainerdConfig) -> Result<Self> {
+        std::fs::create_dir_all(folder)?;
+        config.write(release, folder)?;
+        let mut containerd = Self {
+            release,
+            folder: folder.to_owned(),
+            environment: config.environment.clone(),
+            expects_cri: config.expects_cri,
+            process: None,
+        };
+        containerd.start_again().await?;
+        Ok(containerd)
+    }
+
+    /// Runs it again after [`Containerd::kill`], and waits until it answers.
+    pub async fn start_again(&mut self) -> Result<()> {
+        let arguments = ["--config".into(), config::path(&self.folder)];
+        let log = self.folder.join("log");
+        self.process = Some(Process::start(&self.release.program("containerd")?, arguments, &self.environment, log)?);
+        let cri = self.cri();
+        let what = format!("{} answers", self.release);
+        until(&what, START, async || {
+            if self.expects_cri { cri.version().await.ok() } else { self.ctr(&["version"]).await.ok() }
+        })
+        .await?;
+        Ok(())
+    }
+
+    /// SIGKILL.
+    pub fn kill(&mut self) {
+        self.process = None;
+    }
+
+    /// SIGSTOP.
+    pub fn freeze(&self) -> Result<()> {
+        self.process()?.freeze()
+    }
+
+    /// SIGCONT.
+    pub fn thaw(&self) -> Result<()> {
+        self.process()?.thaw()
+    }
+
+    /// Which one it is.
+    pub fn release(&self) -> Release {
+        self.release
+    }
+
+    /// Its gRPC socket.
+    pub fn socket(&self) -> PathBuf {
+        config::socket(&self.folder)
+    }
+
+    /// Its configuration file.
+    pub fn config(&self) -> PathBuf {
+        config::path(&self.folder)
+    }
+
+    /// Its root folder, which holds the content store.
+    pub fn root(&self) -> PathBuf {
+        config::root(&self.folder)
+    }
+
+    /// All that it has logged, at level debug.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.join("log")).unwrap_or_default()
+    }
+
+    /// Pulls an image as kubelet does, through CRI. Returns its id. An error is containerd's own message.
+    pub async fn pull(&self, image: &str) -> Result<String> {
+        self.pull_as(image, None).await
+    }
+
+    /// The same with a user name and a password.
+    pub async fn pull_as(&self, image: &str, account: Option<(&str, &str)>) -> Result<String> {
+        let pull = async { self.cri().pull(image, account).await };
+        tokio::time::timeout(PULL, pull).await.with_context(|| format!("pulling {image} hangs for {PULL:?}"))?
+    }
+
+    /// Pulls an image by `ctr` with this folder of hosts, into the namespace `default`.
+    pub async fn ctr_pull(&self, image: &str, hosts_dir: &Path) -> Result<String> {
+        let hosts_dir = hosts_dir.to_str().context("hosts_dir isn't UTF-8")?;
+        self.ctr(&["images", "pull", "--hosts-dir", hosts_dir, image]).await
+    }
+
+    /// Runs `ctr` with these arguments, in the namespace `default`; returns what it prints.
+    pub async fn ctr(&self, arguments: &[&str]) -> Result<String> {
+        ctr::run(&self.release.program("ctr")?, &self.socket(), "default", arguments).await
+    }
+
+    /// Where it keeps a blob.
+    pub fn blob(&self, digest: &str) -> PathBuf {
+        self.root().join("io.containerd.content.v1.content/blobs").join(digest.replace(':', "/"))
+    }
+
+    /// The names of the images that CRI has.
+    pub async fn images(&self) -> Result<Vec<String>> {
+        self.cri().images().await
+    }
+
+    /// The digests that it holds, in the namespaces of CRI and of `ctr`.
+    pub async fn content(&self) -> Result<Vec<String>> {
+        let program = self.release.program("ctr")?;
+        let mut digests = Vec::new();
+        for namespace in [KUBERNETES, "default"] {
+            let list = ctr::run(&program, &self.socket(), namespace, &["content", "ls", "--quiet"]).await?;
+            digests.extend(list.lines().map(str::to_owned));
+        }
+        Ok(digests)
+    }
+
+    /// Removes every image, and waits until their content and snapshots are gone.
+    pub async fn wipe(&self) -> Result<()> {
+        let program = self.release.program("ctr")?;
+        for namespace in [KUBERNETES, "default"] {
+            let ctr = async |arguments: &[&str]| ctr::run(&program, &self.socket(), namespace, arguments).await;
+            until("containerd is empty", Duration::from_secs(30), async || {
+                // Leases of pulls that failed hold what they had got.
+                for (list, remove) in [(["leases", "ls"], "leases"), (["images", "ls"], "images")] {
+                    let names = ctr(&[list[0], list[1], "--quiet"]).await.ok()?;
+                    let names: Vec<&str> = names.lines().collect();
+                    if !names.is_empty() {
+                        ctr(&[&[remove, "rm", "--sync"], names.as_slice()].concat()).await.ok()?;
+                    }
+                }
+                let content = ctr(&["content", "ls", "--quiet"]).await.ok()?;
+                let snapshots = ctr(&["snapshots", "ls"]).await.ok()?;
+                // One line of headings.
+                (content.is_empty() && snapshots.lines().count() <= 1).then_some(())
+            })
+            .await?;
+        }
+        Ok(())
+    }
+
+    fn cri(&self) -> Cri {
+        Cri::new(self.socket())
+    }
+
+    fn process(&self) -> Result<&Process> {
+        match &self.process {
+            Some(process) => Ok(process),
+            None => bail!("{} isn't running", self.release),
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! Folders that go away, with all that is mounted in them.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use tempfile::TempDir;
+
+/// A folder below the system's temporary one, removed on drop. Kept when `LARDER_KEEP` is set, to look around in it.
+#[derive(Debug)]
+pub struct Folder {
+    inner: Option<TempDir>,
+    path: PathBuf,
+}
+
+impl Folder {
+    /// A new, empty one. Its path is short, since Unix sockets live in it.
+    pub fn new() -> Result<Self> {
+        let inner = TempDir::with_prefix("larder-").context("making a temporary folder")?;
+        Ok(Self { path: inner.path().to_owned(), inner: Some(inner) })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        unmount_below(&self.path);
+        let Some(inner) = self.inner.take() else { return };
+        if std::env::var_os("LARDER_KEEP").is_some() {
+            eprintln!("kept: {}", inner.keep().display());
+        } else if let Err(error) = inner.close() {
+            eprintln!("{} stays: {error}", self.path.display());
+        }
+    }
+}
+
+/// A containerd killed in the middle of unpacking leaves its mounts behind.
+fn unmount_below(folder: &Path) {
+    let Ok(mounts) = std::fs::read_to_string("/proc/self/mounts") else { return };
+    let below = mounts.lines().filter_map(|line| line.split(' ').nth(1)).filter(|at| Path::new(at).starts_with(folder));
+    for at in below.collect::<Vec<_>>().into_iter().rev() {
+        let _ = Command::new("umount").args(["--lazy", at]).status();
+    }
+}
+
+/// A filesystem of its own, of a given size, to be filled up. Unmounted on drop.
+#[derive(Debug)]
+pub struct SmallDisk {
+    // Unmounts before it removes.
+    folder: Folder,
+    mount: PathBuf,
+}
+
+impl SmallDisk {
+    /// An empty ext4 of `mebibytes` on a loop device. Needs root.
+    pub fn new(mebibytes: u64) -> Result<Self> {
+        let folder = Folder::new()?;
+        let (image, mount) = (folder.path().join("disk.img"), folder.path().join("disk"));
+        std::fs::create_dir(&mount)?;
+        std::fs::File::create(&image)?.set_len(mebibytes << 20)?;
+        // No reserve for root, no journal: all of it is for files.
+        run(Command::new("mkfs.ext4").args(["-q", "-m", "0", "-O", "^has_journal"]).arg(&image))?;
+        run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&mount))?;
+        Ok(Self { folder, mount })
+    }
+
+    /// Where it is mounted.
+    pub fn path(&self) -> &Path {
+        &self.mount
+    }
+
+    /// Makes it read-only, as the kernel does after an IO error, or writable again.
+    pub fn set_read_only(&self, read_only: bool) -> Result<()> {
+        let mode = if read_only { "remount,ro" } else { "remount,rw" };
+        run(Command::new("mount").args(["-o", mode]).arg(&self.mount))
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        unmount_below(self.folder.path());
+    }
+}
+
+fn run(command: &mut Command) -> Result<()> {
+    let output = command.output().with_context(|| format!("starting {command:?}"))?;
+    ensure!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr).trim());
+    Ok(())
+}

@@ -1,0 +1,89 @@
+//! A small HTTP client for the tests' own requests.
+
+use anyhow::{Context, Result, ensure};
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, Method, Request, StatusCode};
+use http_body_util::{BodyExt, Full};
+use hyper_util::client::legacy::{Client, connect::HttpConnector};
+use hyper_util::rt::TokioExecutor;
+
+/// Plain HTTP/1.1 over kept connections.
+#[derive(Debug, Clone)]
+pub struct Http(Client<HttpConnector, Full<Bytes>>);
+
+/// What came back.
+#[derive(Debug)]
+pub struct Reply {
+    /// The status.
+    pub status: StatusCode,
+    /// The headers.
+    pub headers: HeaderMap,
+    /// As much of the body as came.
+    pub body: Bytes,
+    /// Why the body ended early, where it did.
+    pub cut: Option<String>,
+}
+
+impl Http {
+    /// A client with no connections yet.
+    pub fn new() -> Self {
+        Self(Client::builder(TokioExecutor::new()).build_http())
+    }
+
+    /// Sends a request. Fails when no head comes back; a body that is cut is part of the reply.
+    pub async fn send(&self, method: Method, url: &str, headers: &[(&str, &str)], body: Bytes) -> Result<Reply> {
+        let mut request = Request::builder().method(&method).uri(url);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let request = request.body(Full::new(body)).with_context(|| format!("asking {url}"))?;
+        let response = self.0.request(request).await.with_context(|| format!("{method} {url}"))?;
+        let (head, mut incoming) = response.into_parts();
+        let (mut body, mut cut) = (BytesMut::new(), None);
+        while let Some(frame) = incoming.frame().await {
+            match frame {
+                Ok(frame) => body.extend_from_slice(frame.data_ref().map_or(&[], |data| &data[..])),
+                Err(error) => {
+                    cut = Some(error.to_string());
+                    break;
+                }
+            }
+        }
+        Ok(Reply { status: head.status, headers: head.headers, body: body.freeze(), cut })
+    }
+
+    /// GET.
+    pub async fn get(&self, url: &str) -> Result<Reply> {
+        self.send(Method::GET, url, &[], Bytes::new()).await
+    }
+
+    /// GET with a `Range` header.
+    pub async fn get_range(&self, url: &str, range: &str) -> Result<Reply> {
+        self.send(Method::GET, url, &[("range", range)], Bytes::new()).await
+    }
+
+    /// HEAD.
+    pub async fn head(&self, url: &str) -> Result<Reply> {
+        self.send(Method::HEAD, url, &[], Bytes::new()).await
+    }
+}
+
+impl Default for Http {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Reply {
+    /// A header's text; empty where it is missing.
+    pub fn header(&self, name: &str) -> &str {
+        self.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
+    }
+
+    /// Fails, showing the body, unless the status is `expected`.
+    pub fn expect(self, expected: StatusCode) -> Result<Self> {
+        let body = String::from_utf8_lossy(&self.body[..self.body.len().min(500)]);
+        ensure!(self.status == expected, "expected {expected}, got {}: {body}", self.status);
+        Ok(self)
+    }
+}

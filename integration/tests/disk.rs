@@ -1,0 +1,151 @@
+//! The cache's disk is full, read-only or damaged; the cache is small.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use larder_integration::{Blob, FaultRegistry, Image, Node, SmallDisk};
+
+use crate::support::{Case, asked_by_agent, on_every_containerd};
+
+on_every_containerd!(over tls: full, read_only, the_cache_is_smaller_than_the_images, damaged);
+
+async fn node_on(case: Case, registry: &FaultRegistry, disk: &SmallDisk) -> Result<Node> {
+    let mut builder = case.builder()?.registry("reg.test", &registry.url())?;
+    builder.agent.set_path("cache", "dir", &disk.path().join("larder"));
+    builder.start().await
+}
+
+/// The image doesn't fit: it is pulled all the same, past the store. With room again, it is kept.
+async fn full(case: Case) -> Result<()> {
+    let registry = FaultRegistry::start().await?;
+    let (large, small) = (Image::one_layer(1, 40), Image::many_layers(2, 4, 500));
+    registry.add(&large, "acme/large", "v1");
+    registry.add(&small, "acme/small", "v1");
+    let disk = SmallDisk::new(32)?;
+    let node = node_on(case, &registry, &disk).await?;
+    node.containerd.pull("reg.test/acme/large:v1").await?;
+
+    let ballast = disk.path().join("ballast");
+    fill(&ballast);
+    node.containerd.pull("reg.test/acme/small:v1").await?;
+    ensure!(registry.requests().iter().all(asked_by_agent));
+
+    std::fs::remove_file(&ballast)?;
+    node.containerd.wipe().await?;
+    node.containerd.pull("reg.test/acme/small:v1").await?;
+    larder_integration::until("it is kept again", std::time::Duration::from_secs(30), async || {
+        (node.agent().ok()?.metrics().await.ok()?.sum("larder_store_writable", &[]) == 1.0).then_some(())
+    })
+    .await?;
+    Ok(())
+}
+
+async fn read_only(case: Case) -> Result<()> {
+    let registry = FaultRegistry::start().await?;
+    registry.add(&Image::many_layers(3, 3, 2000), "acme/one", "v1");
+    registry.add(&Image::many_layers(4, 3, 2000), "acme/two", "v1");
+    registry.add(&Image::many_layers(5, 3, 2000), "acme/three", "v1");
+    let disk = SmallDisk::new(64)?;
+    let mut node = node_on(case, &registry, &disk).await?;
+    node.containerd.pull("reg.test/acme/one:v1").await?;
+    node.agent_mut()?.stop()?;
+    disk.set_read_only(true)?;
+    // Already there when it starts.
+    node.agent_mut()?.start_again().await?;
+    node.containerd.pull("reg.test/acme/two:v1").await?;
+    disk.set_read_only(false)?;
+    node.agent_mut()?.stop()?;
+    node.agent_mut()?.start_again().await?;
+    node.containerd.pull("reg.test/acme/three:v1").await?;
+    ensure!(registry.requests().iter().all(asked_by_agent));
+    Ok(())
+}
+
+/// `max_bytes` holds from pull to pull, and the image pulled last is there.
+async fn the_cache_is_smaller_than_the_images(case: Case) -> Result<()> {
+    let registry = FaultRegistry::start().await?;
+    let images: Vec<Image> = (10..16).map(|seed| Image::one_layer(seed, 5)).collect();
+    let mut builder = case.builder()?.registry("reg.test", &registry.url())?;
+    builder.agent.set_text("cache", "max_bytes", "12MiB");
+    let node = builder.start().await?;
+    for (n, image) in images.iter().enumerate() {
+        registry.add(image, &format!("acme/app{n}"), "v1");
+        node.containerd.pull(&format!("reg.test/acme/app{n}:v1")).await?;
+        // containerd has its layer; the agent commits and makes room right behind it.
+        let held = async || (held(&node.agent().ok()?.cache()).ok()? <= 12 << 20).then_some(());
+        larder_integration::until("the cache is within bounds", std::time::Duration::from_secs(10), held).await?;
+    }
+    node.containerd.wipe().await?;
+    registry.clear_log();
+    node.containerd.pull("reg.test/acme/app5:v1").await?;
+    ensure!(registry.count("GET", "/blobs/") == 0, "the image pulled last wasn't kept");
+    node.containerd.pull("reg.test/acme/app0:v1").await?;
+    ensure!(registry.count("GET", "/blobs/") > 0, "the image pulled first was kept: more is held than may be");
+    Ok(())
+}
+
+/// A blob cut short, one with a flipped bit, and a file that isn't ours: the right bytes are served.
+async fn damaged(case: Case) -> Result<()> {
+    let registry = FaultRegistry::start().await?;
+    let image = Image::many_layers(20, 3, 6000);
+    registry.add(&image, "acme/app", "v1");
+    let mut node = case.node(&registry).await?;
+    node.containerd.pull("reg.test/acme/app:v1").await?;
+    // Flipped under the running agent; the other is cut short while it is down.
+    let [flipped, cut] = [&image.blobs()[1], &image.blobs()[2]];
+    flip(&stored(&node, flipped)?, 4_000_000)?;
+    node.containerd.wipe().await?;
+    node.containerd.pull("reg.test/acme/app:v1").await.context("after a flipped bit")?;
+
+    node.agent_mut()?.stop()?;
+    std::fs::File::options().write(true).open(stored(&node, cut)?)?.set_len(100_000)?;
+    std::fs::write(node.agent()?.cache().join("blobs/sha256/notes.txt"), "not a blob")?;
+    node.agent_mut()?.start_again().await?;
+    node.containerd.wipe().await?;
+    node.containerd.pull("reg.test/acme/app:v1").await.context("after a truncated blob")?;
+    for blob in image.blobs() {
+        let agent = node.agent()?;
+        let url = format!("{}/v2/acme/app/blobs/{}?ns=reg.test", agent.mirror(), blob.digest);
+        ensure!(agent.http().get(&url).await?.body == blob.bytes);
+    }
+    Ok(())
+}
+
+fn stored(node: &Node, blob: &Blob) -> Result<PathBuf> {
+    let path = node.agent()?.cache().join("blobs").join(blob.digest.replace(':', "/"));
+    ensure!(path.exists(), "{} isn't in the store", blob.digest);
+    Ok(path)
+}
+
+fn flip(path: &Path, at: usize) -> Result<()> {
+    let mut bytes = std::fs::read(path)?;
+    bytes[at] ^= 1;
+    // In place, as rot does it: the same file.
+    use std::os::unix::fs::{FileExt, PermissionsExt};
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o644))?;
+    std::fs::File::options().write(true).open(path)?.write_all_at(&bytes[at..=at], at as u64)?;
+    Ok(())
+}
+
+/// Writes until there is no room.
+fn fill(path: &Path) {
+    use std::io::Write;
+    let mut file = std::fs::File::create(path).unwrap();
+    let mut piece = vec![0x5a; 1 << 20];
+    while !piece.is_empty() {
+        match file.write_all(&piece) {
+            Ok(()) => {}
+            Err(_) => piece.truncate(piece.len() / 2),
+        }
+    }
+}
+
+/// Bytes of the blobs in a cache.
+fn held(cache: &Path) -> Result<u64> {
+    let mut sum = 0;
+    for file in std::fs::read_dir(cache.join("blobs/sha256"))? {
+        // One that goes meanwhile holds nothing.
+        sum += file?.metadata().map_or(0, |metadata| metadata.len());
+    }
+    Ok(sum)
+}

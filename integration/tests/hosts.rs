@@ -1,0 +1,128 @@
+//! The entries in certs.d: written over users' files, and every byte given back.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use larder_integration::{FaultRegistry, Image, until};
+
+use crate::support::{Case, asked_by_agent, on_every_containerd};
+
+on_every_containerd!(users_files_come_back_byte_for_byte);
+on_every_containerd!(over tls: folders_that_appear_get_an_entry, the_users_own_mirrors_stay_in_use);
+
+/// Files of every kind that users have.
+const FILES: [(&str, &str); 5] = [
+    (
+        "plain.test/hosts.toml",
+        "# Ours.\nserver = \"https://plain.test\"\n\n[host.\"https://m.test\"]\n  capabilities = [\"pull\"]\n",
+    ),
+    ("inline.test/hosts.toml", "host.\"https://m.test\" = { capabilities = [\"pull\"], skip_verify = true }\n"),
+    ("broken.test/hosts.toml", "server = \n[[["),
+    ("empty.test/hosts.toml", ""),
+    ("certs.test/ca.crt", "-----BEGIN CERTIFICATE-----\n"),
+];
+
+async fn users_files_come_back_byte_for_byte(case: Case) -> Result<()> {
+    let registry = FaultRegistry::start().await?;
+    registry.add(&Image::tiny(1), "acme/app", "v1");
+    let builder = case.builder()?.registry("reg.test", &registry.url())?;
+    for (path, text) in FILES {
+        let path = builder.hosts_dir().join(path);
+        std::fs::create_dir_all(path.parent().context("a parent")?)?;
+        std::fs::write(path, text)?;
+    }
+    std::os::unix::fs::symlink("plain.test", builder.hosts_dir().join("linked.test"))?;
+    let before = tree(&builder.hosts_dir())?;
+    let mut node = builder.start().await?;
+    let applied = tree(node.hosts_dir())?;
+    ensure!(applied != before && applied.keys().any(|path| path.starts_with("_default/")), "{applied:?}");
+
+    // containerd reads what was written.
+    node.containerd.pull("reg.test/acme/app:v1").await?;
+    ensure!(registry.requests().iter().all(asked_by_agent));
+
+    // A second time changes nothing.
+    node.agent_mut()?.stop()?;
+    node.agent()?.say(&["hosts", "apply"]).await?;
+    ensure!(tree(node.hosts_dir())? == applied, "applied again, something else is there");
+    ensure!(node.agent()?.say(&["hosts", "show"]).await?.contains("plain.test"));
+
+    node.agent()?.say(&["hosts", "restore"]).await?;
+    ensure!(tree(node.hosts_dir())? == before, "{:?}", tree(node.hosts_dir())?);
+    registry.clear_log();
+    node.containerd.wipe().await?;
+    node.containerd.pull("reg.test/acme/app:v1").await?;
+    ensure!(!registry.requests().iter().any(asked_by_agent), "restored, containerd goes to its upstream");
+    Ok(())
+}
+
+/// The first folder that exists wins over `_default`: one that somebody makes would take a registry away from us.
+async fn folders_that_appear_get_an_entry(case: Case) -> Result<()> {
+    let registry = FaultRegistry::start().await?;
+    registry.add(&Image::tiny(2), "acme/app", "v1");
+    let mut builder = case.builder()?;
+    builder.agent.registry("reg.test", &[&registry.url()]);
+    let node = builder.start().await?;
+    let file = node.hosts_dir().join("reg.test/hosts.toml");
+    let theirs = format!(
+        "server = {:?}\n[host.{:?}]\n  capabilities = [\"pull\", \"resolve\"]\n",
+        registry.url(),
+        registry.url()
+    );
+    std::fs::create_dir(node.hosts_dir().join("reg.test"))?;
+    std::fs::write(&file, &theirs)?;
+    let ours = format!("127.0.0.1:{}", node.agent()?.mirror_port());
+    let entered = async || std::fs::read_to_string(&file).ok()?.contains(&ours).then_some(());
+    until("the new folder gets an entry", Duration::from_secs(20), entered).await?;
+    node.containerd.pull("reg.test/acme/app:v1").await?;
+    ensure!(registry.requests().iter().all(asked_by_agent));
+
+    // They change it once more; their change is what comes back.
+    let changed = format!("# Changed.\n{theirs}");
+    std::fs::write(&file, &changed)?;
+    until("the changed file gets an entry", Duration::from_secs(20), entered).await?;
+    node.agent()?.say(&["hosts", "restore"]).await.ok();
+    Ok(())
+}
+
+/// Without the agent, the user's own hosts are asked in their order.
+async fn the_users_own_mirrors_stay_in_use(case: Case) -> Result<()> {
+    let (first, second) = (FaultRegistry::start().await?, FaultRegistry::start().await?);
+    for registry in [&first, &second] {
+        registry.add(&Image::tiny(3), "acme/app", "v1");
+    }
+    let host =
+        |registry: &FaultRegistry| format!("[host.{:?}]\n  capabilities = [\"pull\", \"resolve\"]\n", registry.url());
+    let text = format!("server = {:?}\n{}{}", second.url(), host(&first), host(&second));
+    let mut builder = case.builder()?.hosts("reg.test", &text)?;
+    builder.agent.registry("reg.test", &[&second.url()]);
+    let mut node = builder.start().await?;
+    node.agent_mut()?.kill();
+    node.containerd.pull("reg.test/acme/app:v1").await?;
+    ensure!(!first.requests().is_empty() && second.requests().is_empty());
+    Ok(())
+}
+
+/// Every file, folder and link below a folder, with its content.
+fn tree(folder: &Path) -> Result<BTreeMap<String, Vec<u8>>> {
+    fn walk(top: &Path, folder: &Path, into: &mut BTreeMap<String, Vec<u8>>) -> Result<()> {
+        for entry in std::fs::read_dir(folder)? {
+            let path = entry?.path();
+            let name = path.strip_prefix(top)?.display().to_string();
+            if path.is_symlink() {
+                into.insert(name, std::fs::read_link(&path)?.display().to_string().into_bytes());
+            } else if path.is_dir() {
+                into.insert(format!("{name}/"), Vec::new());
+                walk(top, &path, into)?;
+            } else {
+                into.insert(name, std::fs::read(&path)?);
+            }
+        }
+        Ok(())
+    }
+    let mut all = BTreeMap::new();
+    walk(folder, folder, &mut all)?;
+    Ok(all)
+}

@@ -1,0 +1,158 @@
+//! A node pulls through the agent.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use larder_integration::{Containerd, ContainerdConfig, Fault, FaultRegistry, Image, Registry, When, until};
+
+use crate::support::{Case, ensure_only_the_agent_asked, on_every_containerd};
+
+on_every_containerd!(
+    by_tag_by_digest_and_by_index,
+    from_a_real_registry,
+    two_at_once_make_one_request_for_each_blob,
+    a_tag_that_moved_is_followed,
+);
+on_every_containerd!(over tls: by_ctr, many_layers, a_registry_without_an_entry_of_its_own, what_is_kept_is_not_asked_again);
+
+/// Through CRI; every byte comes by way of the agent.
+async fn by_tag_by_digest_and_by_index(case: Case) -> Result<()> {
+    let registry = FaultRegistry::start().await?;
+    // Larger than what is verified before its first byte goes out, and smaller.
+    let (large, small, index) = (Image::one_layer(1, 12), Image::one_layer(2, 1), Image::index(3, 2));
+    registry.add(&large, "acme/large", "v1");
+    registry.add(&small, "acme/team/small", "v1");
+    registry.add(&index, "acme/index", "v1");
+    let node = case.node(&registry).await?;
+
+    let id = node.containerd.pull("reg.test/acme/large:v1").await?;
+    ensure!(id == large.blobs()[0].digest);
+    node.containerd.pull(&format!("reg.test/acme/team/small@{}", small.root().digest)).await?;
+    node.containerd.pull("reg.test/acme/index:v1").await?;
+
+    ensure_only_the_agent_asked(&registry)?;
+    for blob in large.blobs().iter().chain(small.blobs()) {
+        ensure!(registry.count("GET", &blob.digest) == 1, "asked once for each blob");
+    }
+    let arm = &index.blobs()[3];
+    ensure!(registry.count("GET", &arm.digest) == 0, "another platform's layer isn't fetched");
+    let metrics = node.agent()?.metrics().await?;
+    let all = (large.largest().bytes.len() + small.largest().bytes.len()) as f64;
+    ensure!(metrics.sum("larder_served_bytes_total", &[]) > all);
+    Ok(())
+}
+
+/// Debian's docker-registry in the place of ours.
+async fn from_a_real_registry(case: Case) -> Result<()> {
+    let registry = Registry::start().await?;
+    let (image, index) = (Image::many_layers(4, 3, 500), Image::index(5, 5));
+    registry.push(&image, "acme/app", "v1").await?;
+    registry.push(&index, "acme/index", "v1").await?;
+    let node = case.builder()?.registry("reg.test", &registry.url())?.start().await?;
+    let before = registry.count("GET", &image.largest().digest);
+    node.containerd.pull("reg.test/acme/app:v1").await?;
+    node.containerd.pull("reg.test/acme/index:v1").await?;
+    ensure!(registry.count("GET", &image.largest().digest) == before + 1);
+
+    node.containerd.wipe().await?;
+    node.containerd.pull("reg.test/acme/app:v1").await?;
+    node.containerd.pull("reg.test/acme/index:v1").await?;
+    ensure!(registry.count("GET", &image.largest().digest) == before + 1, "the agent has kept it");
+    Ok(())
+}
+
+/// Two containerds and a client of the tests' own, while the layer is still arriving.
+async fn two_at_once_make_one_request_for_each_blob(case: Case) -> Result<()> {
+    let registry = FaultRegistry::start().await?;
+    let image = Image::one_layer(6, 12);
+    registry.add(&image, "acme/app", "v1");
+    registry.fault(When::get(image.largest()), Fault::Trickle(8 << 20));
+    let builder = case.builder()?.registry("reg.test", &registry.url())?;
+    let beside = builder.folder().join("beside");
+    let node = builder.start().await?;
+    let config = ContainerdConfig::with_hosts(node.hosts_dir());
+    let second = Containerd::start(case.release, &beside, &config).await?;
+
+    let digest = &image.largest().digest;
+    let url = format!("{}/v2/acme/app/blobs/{digest}?ns=reg.test", node.agent()?.mirror());
+    let third = async {
+        until("the layer arrives", Duration::from_secs(20), async || (registry.sent(digest) > 0).then_some(())).await?;
+        node.agent()?.http().get(&url).await
+    };
+    let (one, two, three) =
+        tokio::join!(node.containerd.pull("reg.test/acme/app:v1"), second.pull("reg.test/acme/app:v1"), third);
+    ensure!(one? == two?);
+    ensure!(three?.body == image.largest().bytes);
+
+    for blob in image.blobs().iter().chain(image.manifests()) {
+        let count = registry.count("GET", &blob.digest);
+        ensure!(count == 1, "{count} requests for {}", blob.digest);
+    }
+    ensure!(registry.sent(digest) == image.largest().bytes.len() as u64);
+    ensure_only_the_agent_asked(&registry)
+}
+
+/// A tag is what upstream says it is now.
+async fn a_tag_that_moved_is_followed(case: Case) -> Result<()> {
+    let registry = FaultRegistry::start().await?;
+    let (old, new) = (Image::tiny(7), Image::tiny(8));
+    registry.add(&old, "acme/app", "latest");
+    let node = case.node(&registry).await?;
+    ensure!(node.containerd.pull("reg.test/acme/app:latest").await? == old.blobs()[0].digest);
+    registry.add(&new, "acme/app", "latest");
+    ensure!(node.containerd.pull("reg.test/acme/app:latest").await? == new.blobs()[0].digest);
+    registry.add(&old, "acme/app", "latest");
+    ensure!(node.containerd.pull("reg.test/acme/app:latest").await? == old.blobs()[0].digest);
+    ensure_only_the_agent_asked(&registry)
+}
+
+/// containerd's own command, given the folder of hosts.
+async fn by_ctr(case: Case) -> Result<()> {
+    let registry = FaultRegistry::start().await?;
+    let image = Image::one_layer(9, 6);
+    registry.add(&image, "acme/app", "v1");
+    let node = case.node(&registry).await?;
+    node.containerd.ctr_pull("reg.test/acme/app:v1", node.hosts_dir()).await?;
+    ensure!(node.containerd.content().await?.contains(&image.largest().digest));
+    ensure!(registry.count("GET", &image.largest().digest) == 1);
+    ensure_only_the_agent_asked(&registry)
+}
+
+async fn many_layers(case: Case) -> Result<()> {
+    let registry = FaultRegistry::start().await?;
+    let image = Image::many_layers(10, 60, 64);
+    registry.add(&image, "acme/app", "v1");
+    let node = case.node(&registry).await?;
+    node.containerd.pull("reg.test/acme/app:v1").await?;
+    ensure!(registry.requests().iter().filter(|request| request.target.contains("/blobs/")).count() == 61);
+    ensure_only_the_agent_asked(&registry)
+}
+
+/// By `_default`: no folder names this registry.
+async fn a_registry_without_an_entry_of_its_own(case: Case) -> Result<()> {
+    let registry = FaultRegistry::start().await?;
+    let image = Image::one_layer(11, 5);
+    registry.add(&image, "acme/app", "v1");
+    let mut builder = case.builder()?;
+    builder.agent.registry(&registry.host(), &[&registry.url()]);
+    let node = builder.start().await?;
+    node.containerd.pull(&format!("{}/acme/app:v1", registry.host())).await?;
+    ensure!(registry.count("GET", &image.largest().digest) == 1);
+    ensure_only_the_agent_asked(&registry)
+}
+
+/// Wiped, containerd gets everything from the agent; upstream is asked what the tag means now, and nothing else.
+async fn what_is_kept_is_not_asked_again(case: Case) -> Result<()> {
+    let registry = FaultRegistry::start().await?;
+    let image = Image::many_layers(12, 4, 2000);
+    registry.add(&image, "acme/app", "v1");
+    let node = case.node(&registry).await?;
+    node.containerd.pull("reg.test/acme/app:v1").await?;
+    node.containerd.wipe().await?;
+    registry.clear_log();
+    node.containerd.pull("reg.test/acme/app:v1").await?;
+    let requests = registry.requests();
+    ensure!(requests.iter().all(|request| request.method == "HEAD"), "{requests:?}");
+    ensure!(!requests.is_empty(), "nobody asked what the tag means now");
+    Ok(())
+}
