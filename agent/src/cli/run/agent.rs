@@ -77,7 +77,7 @@ async fn serve(config: &Config) -> anyhow::Result<ExitCode> {
         let folder = Arc::new(hosts_dir(config)?);
         folder.metrics().register(&mut registry);
         let (entry, follow) = entries(config, &identity);
-        tasks.spawn(follow);
+        tasks.spawn(stop.clone().run_until_cancelled_owned(follow));
         let (applied, changed) = (applied.clone(), Arc::clone(&changed));
         let told = move |outcome: &Result<Applied, HostsError>| {
             changed.notify_one();
@@ -162,7 +162,6 @@ fn entries(config: &Config, identity: &Identity) -> (watch::Receiver<Arc<Entry>>
     let entry = move |ca: &str| Arc::new(Entry { listen, ca_pem: tls.then(|| ca.to_owned()) });
     let (sender, receiver) = watch::channel(entry(&trusted.borrow_and_update()));
     let follow = async move {
-        // Ends with the identity, whose own task ends with the agent.
         while trusted.changed().await.is_ok() {
             sender.send_replace(entry(&trusted.borrow_and_update()));
         }
