@@ -6,7 +6,6 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::task::JoinHandle;
 
 use super::direct::Opened;
 use super::transfer::{Arriving, Failure, State, Transfer, Unstored};
@@ -15,8 +14,6 @@ use crate::image::{Access, Digest, MediaType};
 use crate::store::{CommitError, Ingest, Origin};
 use crate::upstream::{Upstream, UpstreamError};
 
-/// What is written at a time, and what may wait meanwhile; both in bytes.
-const BATCH: usize = 1 << 20;
 /// A transfer that nobody reads any more is given up after this time, unless it is far along.
 const UNREAD_FOR: Duration = Duration::from_secs(10);
 /// A blob up to this size is read into memory, verified, and stored in one go, in bytes.
@@ -275,69 +272,34 @@ impl Driver {
         }
     }
 
-    /// Moves one source's bytes to the disk: while one batch is written and hashed, the next one arrives.
+    /// Moves one source's bytes to the disk, piece by piece: written, told to the readers, hashed.
     async fn pump(&self, ingest: &Arc<Ingest>, opened: Opened) -> Pumped {
         let Some(mut at) = ingest.first_gap(0) else { return Pumped::Whole };
         let mut skip = at.saturating_sub(opened.offset);
         let mut source = opened.into_frames();
-        let mut pending: Vec<Bytes> = Vec::new();
-        let mut pending_bytes = 0;
-        let mut writing: Option<JoinHandle<io::Result<()>>> = None;
-        let mut ended: Option<Result<(), UpstreamError>> = None;
         let unread = self.unread(ingest);
         tokio::pin!(unread);
         loop {
-            if writing.is_none() && pending_bytes > 0 {
-                let batch = std::mem::take(&mut pending);
-                let from = at;
-                at += pending_bytes as u64;
-                pending_bytes = 0;
-                let (ingest, transfer) = (Arc::clone(ingest), Arc::clone(&self.transfer));
-                writing = Some(tokio::task::spawn_blocking(move || {
-                    let were_there = ingest.write(from, &batch)?;
-                    transfer.advanced();
-                    ingest.hash(from, if were_there == 0 { &batch } else { &[] })
-                }));
-            }
-            if writing.is_none() {
-                match ended.take() {
-                    Some(Ok(())) if ingest.is_whole() => return Pumped::Whole,
-                    Some(Ok(())) => return Pumped::Source(source.cut(at)),
-                    Some(Err(e)) => return Pumped::Source(e),
-                    None => {}
-                }
-            }
             tokio::select! {
-                written = join(&mut writing), if writing.is_some() => {
-                    writing = None;
-                    if let Err(e) = written {
-                        return Pumped::Disk(e);
-                    }
-                }
-                frame = source.frame(), if ended.is_none() && pending_bytes < BATCH => match frame {
+                biased;
+                frame = source.frame() => match frame {
                     Ok(Some(mut frame)) => {
                         let skipped = skip.min(frame.len() as u64);
                         skip -= skipped;
                         frame = frame.slice(skipped as usize..);
-                        if at + (pending_bytes + frame.len()) as u64 > ingest.size() {
-                            ended = Some(Err(source.too_long()));
-                        } else if !frame.is_empty() {
-                            pending_bytes += frame.len();
-                            pending.push(frame);
+                        if at + frame.len() as u64 > ingest.size() {
+                            return Pumped::Source(source.too_long());
                         }
-                    }
-                    Ok(None) => ended = Some(Ok(())),
-                    Err(e) => ended = Some(Err(e)),
-                },
-                () = &mut unread => {
-                    // Before it is off the map: the next transfer of this blob writes where this one stopped.
-                    if writing.is_some() {
-                        let written = join(&mut writing).await;
-                        writing = None;
-                        if let Err(e) = written {
+                        if let Err(e) = self.take(ingest, at, &frame) {
                             return Pumped::Disk(e);
                         }
+                        at += frame.len() as u64;
                     }
+                    Ok(None) if ingest.is_whole() => return Pumped::Whole,
+                    Ok(None) => return Pumped::Source(source.cut(at)),
+                    Err(e) => return Pumped::Source(e),
+                },
+                () = &mut unread => {
                     if self.pull.transfers.remove_unread(&self.transfer.digest) {
                         tracing::debug!(digest = %self.transfer.digest, "nobody reads it any more; left where it stands");
                         return Pumped::Unread;
@@ -346,6 +308,14 @@ impl Driver {
                 }
             }
         }
+    }
+
+    /// May block on the disk: lanes are there for it.
+    fn take(&self, ingest: &Ingest, at: u64, frame: &Bytes) -> io::Result<()> {
+        let parts = std::slice::from_ref(frame);
+        let were_there = ingest.write(at, parts)?;
+        self.transfer.advanced();
+        ingest.hash(at, if were_there == 0 { parts } else { &[] })
     }
 
     /// Ends when nobody has read for a while, unless the transfer is far along.
@@ -407,11 +377,4 @@ pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|e| Err(io::Error::other(e)))
-}
-
-async fn join(writing: &mut Option<JoinHandle<io::Result<()>>>) -> io::Result<()> {
-    match writing {
-        Some(writing) => writing.await.unwrap_or_else(|e| Err(io::Error::other(e))),
-        None => std::future::pending().await,
-    }
 }

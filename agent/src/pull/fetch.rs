@@ -101,7 +101,7 @@ impl Inner {
     pub(super) fn follow(self: &Arc<Self>, place: &Place, digest: &Digest, kind: Kind) -> Following {
         self.transfers.follow(*digest, || {
             let transfer = Arc::new(Transfer::new(place.clone(), *digest, kind));
-            self.tasks.spawn(drive(Arc::clone(self), Arc::clone(&transfer)));
+            self.lanes.spawn(&self.tasks, drive(Arc::clone(self), Arc::clone(&transfer)));
             transfer
         })
     }

@@ -14,6 +14,7 @@ mod error;
 mod fetch;
 mod flight;
 mod journal;
+mod lanes;
 mod metrics;
 mod pass;
 mod place;
@@ -65,6 +66,7 @@ struct Inner {
     blame: blame::Blame,
     journal: journal::Journal,
     metrics: PullMetrics,
+    lanes: lanes::Lanes,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -97,6 +99,7 @@ impl Pull {
             blame: blame::Blame::default(),
             journal,
             metrics: PullMetrics::default(),
+            lanes: lanes::Lanes::start(&stop),
             tasks,
             stop,
         }))
