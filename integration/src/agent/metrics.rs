@@ -28,10 +28,9 @@ impl Metrics {
     /// 0 where there is none.
     pub fn sum(&self, name: &str, labels: &[&str]) -> f64 {
         let matching = self.0.iter().filter(|sample| sample.name == name);
-        matching
-            .filter(|sample| labels.iter().all(|label| sample.labels.contains(label)))
-            .map(|sample| sample.value)
-            .sum()
+        let matching = matching.filter(|sample| labels.iter().all(|label| sample.labels.contains(label)));
+        // Not sum(), which is -0 of nothing.
+        matching.fold(0.0, |sum, sample| sum + sample.value)
     }
 
     /// Whether there is a sample of this name.

@@ -51,11 +51,12 @@ async fn pull(node: &Node, what: &str) -> Result<()> {
 
 async fn sources(agent: &Agent) -> Result<String> {
     let metrics = agent.metrics().await?;
+    // A transfer: from upstream, and into the store; upstream: past the store.
     let line = |source: &str| {
         let bytes = metrics.sum("larder_served_bytes_total", &[&format!("source=\"{source}\"")]);
         format!("{source}: {:.1} MiB", bytes / f64::from(1 << 20))
     };
-    Ok([line("upstream"), line("store")].join("\n"))
+    Ok([line("transfer"), line("store"), line("upstream")].join("\n"))
 }
 
 fn say(text: &str) {

@@ -37,8 +37,9 @@ impl Arm {
         Ok(Self { name, containerd, fetch: Vec::new(), whole: Vec::new() })
     }
 
-    /// Pulls, and notes the seconds until the last blob was in containerd's store, and until the pull was done.
-    async fn pull(&mut self, image: &Image) -> Result<()> {
+    /// Pulls, and notes, where it `counts`, the seconds until the last blob was in containerd's store, and until the
+    /// pull was done. The first pair of each run doesn't count: it warms up.
+    async fn pull(&mut self, image: &Image, counts: bool) -> Result<()> {
         self.containerd.wipe().await?;
         let blobs: Vec<_> = image.blobs().iter().map(|blob| self.containerd.blob(&blob.digest)).collect();
         let begun = Instant::now();
@@ -49,8 +50,12 @@ impl Arm {
             begun.elapsed()
         });
         self.containerd.pull(NAME).await.with_context(|| self.name.to_owned())?;
-        self.whole.push(begun.elapsed().as_secs_f64());
-        self.fetch.push(fetched.await?.as_secs_f64());
+        let whole = begun.elapsed();
+        let fetched = fetched.await?;
+        if counts {
+            self.whole.push(whole.as_secs_f64());
+            self.fetch.push(fetched.as_secs_f64());
+        }
         Ok(())
     }
 }
@@ -84,7 +89,7 @@ pub(crate) async fn cold(pairs: usize) -> Result<()> {
             let mut nginx = Arm::new("nginx", folder.path(), &hosts("nginx"), Some(&proxy.url())).await?;
             let mut larder = Arm::new("larder", folder.path(), &hosts("larder"), Some(&upstream)).await?;
             let mut agent = agent(folder.path(), &larder, &hosts("larder"), &upstream).await?;
-            for pair in 0..pairs {
+            for pair in 0..=pairs {
                 agent.kill();
                 let _ = std::fs::remove_dir_all(agent.cache());
                 agent.start_again().await?;
@@ -92,7 +97,7 @@ pub(crate) async fn cold(pairs: usize) -> Result<()> {
                 let mut arms = [&mut direct, &mut larder, &mut nginx];
                 arms.rotate_left(pair % 3);
                 for arm in arms {
-                    arm.pull(&image).await?;
+                    arm.pull(&image, pair > 0).await?;
                 }
             }
             println!("\ncold, {what}, upstream {limit}, {} pairs, {}:", pairs, release().version()?);
@@ -113,14 +118,13 @@ pub(crate) async fn warm(pairs: usize) -> Result<()> {
         let mut nginx = Arm::new("nginx", folder.path(), &hosts("nginx"), Some(&files.url())).await?;
         let mut larder = Arm::new("larder", folder.path(), &hosts("larder"), Some(&registry.url())).await?;
         let _agent = agent(folder.path(), &larder, &hosts("larder"), &registry.url()).await?;
-        larder.pull(&image).await?;
+        larder.pull(&image, false).await?;
         registry.stop();
-        (larder.fetch, larder.whole) = (Vec::new(), Vec::new());
-        for pair in 0..pairs {
+        for pair in 0..=pairs {
             let mut arms = [&mut nginx, &mut larder];
             arms.rotate_left(pair % 2);
             for arm in arms {
-                arm.pull(&image).await?;
+                arm.pull(&image, pair > 0).await?;
             }
         }
         println!("\nwarm, the registry stopped, {what}, {} pairs, {}:", pairs, release().version()?);
