@@ -148,6 +148,13 @@ impl Store {
         self.run(move |shelves| shelves.begin(digest, size)).await.unwrap_or(Err(IngestError::Stuck))
     }
 
+    /// Gives up what arrived, wrong bytes say: its files go, and the next who asks begins anew. Who has it open can
+    /// read on. A mere pause needs no call: what is there is taken up by the next [`Store::ingest`].
+    pub async fn abandon(&self, ingest: &Arc<Ingest>) {
+        let ingest = Arc::clone(ingest);
+        self.run(move |shelves| shelves.abandon(&ingest)).await;
+    }
+
     /// Puts a blob that arrived in its place, and returns it at once, open: the fsync comes after.
     ///
     /// # Errors

@@ -50,7 +50,7 @@ impl Batch {
             match (self.blobs.get_mut(digest), change) {
                 (None, _) => drop(self.blobs.insert(*digest, change.clone())),
                 (Some(RowChange::Put(_, checksums @ None)), RowChange::Put(_, earlier)) => {
-                    checksums.clone_from(earlier)
+                    checksums.clone_from(earlier);
                 }
                 (Some(_), _) => {}
             }

@@ -112,7 +112,7 @@ fn repositories_go_with_their_blob() {
         index.add_repository(&digest(1), &registry, &format!("a/b{n}").parse().unwrap());
     }
     index.add_repository(&digest(2), &registry, &"c".parse().unwrap());
-    assert_eq!(index.repositories(&digest(2)), [(registry.clone(), "c".parse().unwrap())]);
+    assert_eq!(index.repositories(&digest(2)), [(registry, "c".parse().unwrap())]);
     assert!(index.flush());
     assert_eq!(index.repositories(&digest(1)).len(), 256, "bounded");
     assert_eq!(index.repositories(&digest(2)).len(), 1);

@@ -85,7 +85,7 @@ async fn a_read_only_disk_is_served_from() {
     let store = open(at.path());
     assert!(!store.is_writable());
     assert_eq!(read(&store.blob(&digest).await.unwrap()).await, bytes);
-    assert_eq!(store.blob(&digest).await.unwrap().provenance().is_public(), true);
+    assert!(store.blob(&digest).await.unwrap().provenance().is_public());
     assert_eq!(store.tag(&registry(), &repository(), &tag).await, Some(answer));
     assert!(matches!(store.ingest(&Digest::of(b"x"), 1).await, Err(IngestError::NotWritable)));
     assert!(matches!(put(&store, b"x").await, Err(CommitError::NotWritable)));
@@ -133,7 +133,6 @@ async fn a_full_disk_stores_nothing_and_serves_everything() {
     let digest = *kept.digest();
     drop(kept);
     assert_eq!(read(&store.blob(&digest).await.unwrap()).await, bytes, "what is written is read");
-    assert_eq!(store.metrics().rechecked.get(), 0, "and needs no proof");
 
     drop(filler);
     fs::remove_file(at.path().join("filler")).unwrap();
