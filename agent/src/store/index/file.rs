@@ -13,7 +13,7 @@ use crate::store::layout::FileId;
 use crate::store::record::TagRecord;
 
 /// redb's own cache, in bytes; the kernel's is behind it.
-const CACHE: usize = 4 << 20;
+const CACHE: usize = 2 << 20;
 /// After so many starts that died while they opened the index, it is the suspect, and is set aside. An opening takes
 /// milliseconds: hardly anything else kills a process twice in it.
 const MOST_OPENINGS: usize = 2;
