@@ -88,7 +88,7 @@ struct Driver {
 /// What becomes of a blob whose first source has answered.
 enum Begun {
     /// It arrives in a file.
-    Ingest(Arc<Ingest>, Opened),
+    Ingest(Arc<Ingest>, Box<Opened>),
     /// There is nothing more to drive.
     Ended(End),
 }
@@ -137,7 +137,7 @@ impl Driver {
                         continue;
                     }
                     // What an earlier transfer left is of another length: begin anew.
-                    self.pull.store.discard(lying).await;
+                    self.pull.store.abandon(&lying).await;
                     opened = match self.open(upstream, 0).await {
                         Ok(opened) => opened,
                         Err(e) => {
@@ -151,7 +151,7 @@ impl Driver {
                     Some(ingest) => ingest,
                     None => match self.begin(upstream, opened).await {
                         Ok(Begun::Ingest(begun, rest)) => {
-                            opened = rest;
+                            opened = *rest;
                             begun
                         }
                         Ok(Begun::Ended(end)) => return end,
@@ -239,21 +239,21 @@ impl Driver {
         }
         if let Some(size) = opened.size.filter(|&size| size > SMALL) {
             match self.pull.store.ingest(&self.transfer.digest, size, self.origin()).await {
-                Ok(ingest) => return Ok(Begun::Ingest(ingest, opened)),
+                Ok(ingest) => return Ok(Begun::Ingest(ingest, Box::new(opened))),
                 Err(e) => tracing::debug!(digest = %self.transfer.digest, reason = %e, "not stored"),
             }
         }
         let (size, media_type) = (opened.size, opened.media_type.clone());
         if size.is_some_and(|size| size <= verify_first.max(SMALL)) {
             opened.read_ahead(verify_first.max(SMALL)).await?;
-            return Ok(Begun::Ended(self.from_memory(upstream, opened.into_read(), media_type).await));
+            return Ok(Begun::Ended(self.keep_whole(upstream, opened.into_read(), media_type).await));
         }
         let opened = Arc::new(Mutex::new(Some(opened)));
         Ok(Begun::Ended(End::State("unstored", State::Unstored(Unstored { size, media_type, opened }))))
     }
 
     /// Verifies a blob that is in memory whole, and stores it if the disk takes it.
-    async fn from_memory(&self, upstream: &Arc<Upstream>, bytes: Bytes, media_type: MediaType) -> End {
+    async fn keep_whole(&self, upstream: &Arc<Upstream>, bytes: Bytes, media_type: MediaType) -> End {
         let (place, digest) = (&self.transfer.place, &self.transfer.digest);
         let typed = Some(media_type.clone());
         let stored =
@@ -344,7 +344,7 @@ impl Driver {
                 for source in sources {
                     self.pull.blame.broke(source, digest);
                 }
-                self.pull.store.discard(arriving.ingest).await;
+                self.pull.store.abandon(&arriving.ingest).await;
                 return End::State("wrong", State::Failed(Failure::WrongBytes));
             }
             Err(e) => {

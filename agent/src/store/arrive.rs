@@ -30,6 +30,13 @@ pub(super) struct Delivery {
     pub(super) access: Access,
 }
 
+/// Why nothing is stored.
+enum NoRoom {
+    TooLarge,
+    Full,
+    NotWritable,
+}
+
 impl Shelves {
     /// Opens the place where a blob arrives; the same one for all who ask while it does. Blocks on the disk.
     pub(super) fn begin(&self, digest: Digest, size: u64, origin: &Origin) -> Result<Arc<Ingest>, IngestError> {
@@ -38,15 +45,11 @@ impl Shelves {
             let same = ingest.size() == size;
             return if same { Ok(ingest) } else { Err(IngestError::Busy { digest, size: ingest.size() }) };
         }
-        self.space.allows(size).map_err(|trouble| match trouble {
-            Trouble::Full => IngestError::Full,
-            Trouble::ReadOnly => IngestError::NotWritable,
-        })?;
-        if self.index.is_backed_up() {
-            return Err(IngestError::NotWritable);
-        }
-        if !self.bounds.admit(size, &self.usage()) {
-            return Err(IngestError::TooLarge { size });
+        match self.room_for(size) {
+            Ok(()) => {}
+            Err(NoRoom::TooLarge) => return Err(IngestError::TooLarge { size }),
+            Err(NoRoom::Full) => return Err(IngestError::Full),
+            Err(NoRoom::NotWritable) => return Err(IngestError::NotWritable),
         }
         let dir = self.layout.ingest();
         let opened = match Ingest::open(&dir, digest, size, origin) {
@@ -68,13 +71,44 @@ impl Shelves {
         Ok(ingest)
     }
 
-    /// Takes what arrived, and is wrong, off the disk and out of sight. Blocks on the disk.
-    pub(super) fn discard(&self, ingest: &Arc<Ingest>) {
+    /// Gives up what arrived. Blocks on the disk.
+    pub(super) fn abandon(&self, ingest: &Arc<Ingest>) {
         let _arrival = self.hold_arrival(ingest.digest());
-        held(&self.arriving).retain(|_, arriving| !std::ptr::eq(arriving.as_ptr(), Arc::as_ptr(ingest)));
-        if let Err(e) = ingest.discard() {
-            tracing::warn!(digest = %ingest.digest(), error = %e, "wrong bytes stay in ingest/; they are never served");
+        self.discard(ingest);
+        self.no_longer_arriving(ingest);
+    }
+
+    fn discard(&self, ingest: &Ingest) {
+        // Where its file is not, another arrival may be.
+        if is_at(&ingest.file(), ingest.path())
+            && let Err(error) = ingest.discard()
+        {
+            debug!(digest = %ingest.digest(), %error, "what arrived can't be removed yet");
         }
+    }
+
+    fn no_longer_arriving(&self, ingest: &Arc<Ingest>) {
+        let mut arriving = held(&self.arriving);
+        if arriving.get(ingest.digest()).is_some_and(|known| std::ptr::eq(known.as_ptr(), Arc::as_ptr(ingest))) {
+            arriving.remove(ingest.digest());
+        }
+    }
+
+    fn room_for(&self, size: u64) -> Result<(), NoRoom> {
+        if self.index.is_backed_up() {
+            return Err(NoRoom::NotWritable);
+        }
+        if !self.bounds.admit(size, &self.usage()) {
+            return Err(NoRoom::TooLarge);
+        }
+        self.space.allows(size).map_err(|trouble| match trouble {
+            Trouble::Full => {
+                // Wakes who can make room.
+                self.grown.notify_one();
+                NoRoom::Full
+            }
+            Trouble::ReadOnly => NoRoom::NotWritable,
+        })
     }
 
     /// Puts a blob that arrived in its place. Blocks on the disk, but for no fsync.
@@ -93,14 +127,10 @@ impl Shelves {
         if placed.is_ok() {
             // A map without its bytes says nothing; one that stays is swept up as a leftover.
             let _ = self.disk.unlink(ingest.map_path());
-        } else if is_at(&ingest.file(), ingest.path()) {
-            let _ = ingest.discard();
+        } else {
+            self.discard(ingest);
         }
-        let mut arriving = held(&self.arriving);
-        if arriving.get(digest).is_some_and(|known| std::ptr::eq(known.as_ptr(), Arc::as_ptr(ingest))) {
-            arriving.remove(digest);
-        }
-        drop(arriving);
+        self.no_longer_arriving(ingest);
         match placed {
             // Another one who shared the arrival was first.
             Err(CommitError::Io { .. }) => match self.look(digest) {
@@ -124,9 +154,8 @@ impl Shelves {
     ) -> Result<Blob, CommitError> {
         let mut hasher = digest.hasher();
         hasher.update(bytes);
-        let found = hasher.finish();
-        if found != *digest {
-            return Err(CommitError::Mismatch { expected: *digest, found });
+        if hasher.finish() != *digest {
+            return Err(CommitError::Mismatch { digest: *digest });
         }
         let size = bytes.len() as u64;
         if let Found::Whole(blob) = self.look(digest)
@@ -135,15 +164,11 @@ impl Shelves {
             self.note_delivery(digest, delivery);
             return Ok(blob);
         }
-        self.space.allows(size).map_err(|trouble| match trouble {
-            Trouble::Full => CommitError::Full,
-            Trouble::ReadOnly => CommitError::NotWritable,
-        })?;
-        if self.index.is_backed_up() {
-            return Err(CommitError::NotWritable);
-        }
-        if !self.bounds.admit(size, &self.usage()) {
-            return Err(CommitError::TooLarge { size });
+        match self.room_for(size) {
+            Ok(()) => {}
+            Err(NoRoom::TooLarge) => return Err(CommitError::TooLarge { size }),
+            Err(NoRoom::Full) => return Err(CommitError::Full),
+            Err(NoRoom::NotWritable) => return Err(CommitError::NotWritable),
         }
         let number = self.numbers.fetch_add(1, Ordering::Relaxed);
         let path = self.layout.ingest().join(format!("put-{:016x}-{number}.tmp", self.run));

@@ -69,12 +69,10 @@ pub enum CommitError {
         size: u64,
     },
     /// The bytes given are no bytes of this digest.
-    #[error("the bytes hash to {found} in place of {expected}")]
+    #[error("the bytes are not those of {digest}")]
     Mismatch {
-        /// The name it was given under.
-        expected: Digest,
-        /// What it is.
-        found: Digest,
+        /// The name that they were given under.
+        digest: Digest,
     },
     /// The disk doesn't answer in time.
     #[error("the store's disk does not answer")]

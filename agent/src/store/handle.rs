@@ -155,17 +155,19 @@ impl Store {
         self.run(move |shelves| Ingest::resumable(&shelves.layout.ingest(), &digest)).await.flatten()
     }
 
-    /// Removes what arrived, and is wrong. Who has it open reads on; nobody else gets it.
-    pub async fn discard(&self, ingest: Arc<Ingest>) {
-        self.run(move |shelves| shelves.discard(&ingest)).await;
-    }
-
     /// Reads bytes that have arrived, as they lie there: at most [`CHUNK`](super::CHUNK) from `offset` on.
     ///
     /// # Errors
     /// What the disk says; `TimedOut` when it says nothing.
     pub async fn read_arrived(&self, ingest: &Ingest, offset: u64, len: usize) -> io::Result<Bytes> {
         self.shelves().reading.read(ingest.file(), offset, len).await
+    }
+
+    /// Gives up what arrived, wrong bytes say: its files go, and the next who asks begins anew. Who has it open can
+    /// read on. A mere pause needs no call: what is there is taken up by the next [`Store::ingest`].
+    pub async fn abandon(&self, ingest: &Arc<Ingest>) {
+        let ingest = Arc::clone(ingest);
+        self.run(move |shelves| shelves.abandon(&ingest)).await;
     }
 
     /// Puts a blob that arrived in its place, and returns it at once, open: the fsync comes after.

@@ -78,3 +78,35 @@ impl Metrics {
 fn signed(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names() {
+        let metrics = Metrics::default();
+        metrics.set_held(2, 300);
+        metrics.set_writable(true);
+        metrics.set_disk(&DiskUse { size: 1000, used: 400 });
+        metrics.count_eviction(Reason::MaxDiskPercent, 50);
+        let mut registry = Registry::default();
+        metrics.register(&mut registry);
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        for line in [
+            "larder_store_blobs 2",
+            "larder_store_bytes 300",
+            "larder_store_writable 1",
+            "larder_store_disk_size_bytes 1000",
+            "larder_store_disk_used_bytes 400",
+            "larder_store_evicted_bytes_total 50",
+            "larder_store_evictions_total{reason=\"max_disk_percent\"} 1",
+            "larder_store_rotten_total 0",
+            "larder_store_rechecked_total 0",
+            "larder_store_index_failures_total 0",
+        ] {
+            assert!(text.lines().any(|is| is == line), "{line} in {text}");
+        }
+    }
+}

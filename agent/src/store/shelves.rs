@@ -1,4 +1,5 @@
 use std::collections::{HashMap, HashSet};
+use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
@@ -116,23 +117,21 @@ impl Shelves {
 
     /// Starts the threads.
     pub(super) fn start(self: &Arc<Self>) -> Result<Vec<JoinHandle<()>>, OpenError> {
-        let works: [(&str, fn(&Self)); 3] = [
-            ("larder-index", |shelves| shelves.index.write_until_stopped()),
-            ("larder-sync", Self::sync_until_stopped),
-            ("larder-mend", Self::mend_until_stopped),
+        let begun = [
+            self.start_one("larder-index", |shelves| shelves.index.write_until_stopped()),
+            self.start_one("larder-sync", Self::sync_until_stopped),
+            self.start_one("larder-mend", Self::mend_until_stopped),
         ];
-        let mut threads = Vec::with_capacity(works.len());
-        for (name, work) in works {
-            let shelves = Arc::clone(self);
-            match thread::Builder::new().name(name.into()).spawn(move || work(&shelves)) {
-                Ok(thread) => threads.push(thread),
-                Err(error) => {
-                    self.end();
-                    return Err(OpenError::Thread(error));
-                }
-            }
-        }
-        Ok(threads)
+        let threads: io::Result<Vec<_>> = begun.into_iter().collect();
+        threads.map_err(|error| {
+            self.end();
+            OpenError::Thread(error)
+        })
+    }
+
+    fn start_one(self: &Arc<Self>, name: &str, work: fn(&Self)) -> io::Result<JoinHandle<()>> {
+        let shelves = Arc::clone(self);
+        thread::Builder::new().name(name.into()).spawn(move || work(&shelves))
     }
 
     /// Tells the threads to end. The index is written a last time; what is not yet synced is, after the next start.

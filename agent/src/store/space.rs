@@ -38,8 +38,11 @@ pub(super) enum Trouble {
 impl Trouble {
     /// `None` for an error that says nothing about the disk as a whole.
     pub(super) fn of(error: &io::Error) -> Option<Self> {
+        if error.kind() == io::ErrorKind::StorageFull {
+            return Some(Self::Full);
+        }
         match error.raw_os_error()? {
-            nix::libc::ENOSPC | nix::libc::EDQUOT => Some(Self::Full),
+            nix::libc::EDQUOT => Some(Self::Full),
             nix::libc::EROFS | nix::libc::EACCES | nix::libc::EPERM | nix::libc::EIO => Some(Self::ReadOnly),
             _ => None,
         }
@@ -98,7 +101,10 @@ impl Space {
             }
         }
         match statvfs(&self.root) {
-            Ok(stat) if available(&stat) < need.saturating_add(MARGIN) => Err(Trouble::Full),
+            Ok(stat) if available(&stat) < need.saturating_add(MARGIN) => {
+                self.note(&io::ErrorKind::StorageFull.into());
+                Err(Trouble::Full)
+            }
             // A folder that was deleted is made again by who goes on; a disk that doesn't answer shows itself there.
             _ => Ok(()),
         }
@@ -162,6 +168,7 @@ mod tests {
         space.freed();
         assert_eq!(space.allows(1), Ok(()));
         assert_eq!(space.allows(u64::MAX), Err(Trouble::Full), "more than the disk has");
+        assert!(space.is_full(), "which is for the sweep to know");
         space.turn_off();
         assert_eq!(space.allows(1), Err(Trouble::ReadOnly));
     }

@@ -1,4 +1,4 @@
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -19,6 +19,8 @@ pub(super) struct Home {
     open: RwLock<Open>,
     /// redb answers nothing more after a failed read or write, until it is opened again.
     failed: AtomicBool,
+    /// The file was found damaged while it was used.
+    damaged: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -29,8 +31,9 @@ struct Open {
 
 impl Home {
     pub(super) fn open(disk: Arc<dyn Disk>, path: Option<PathBuf>) -> Self {
-        let home = Self { disk, path, open: RwLock::default(), failed: AtomicBool::new(false) };
-        home.reopen();
+        let (failed, damaged) = (AtomicBool::new(false), AtomicBool::new(false));
+        let home = Self { disk, path, open: RwLock::default(), failed, damaged };
+        home.open_with(file::open);
         home
     }
 
@@ -40,7 +43,7 @@ impl Home {
         match read(open.database.as_ref()?) {
             Ok(value) => Some(value),
             Err(error) => {
-                if !self.failed.swap(true, Ordering::Relaxed) {
+                if !self.note_failure(&error) {
                     warn!(%error, "the index can't be read");
                 }
                 None
@@ -51,10 +54,16 @@ impl Home {
     pub(super) fn write(&self, write: impl FnOnce(&Database) -> tables::Result<()>) -> tables::Result<()> {
         let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
         let written = open.database.as_ref().map_or(Err(redb::Error::DatabaseClosed), write);
-        if written.is_err() {
-            self.failed.store(true, Ordering::Relaxed);
+        if let Err(error) = &written {
+            self.note_failure(error);
         }
         written
+    }
+
+    /// Whether that was known.
+    fn note_failure(&self, error: &redb::Error) -> bool {
+        self.damaged.fetch_or(file::is_damage(error), Ordering::Relaxed);
+        self.failed.swap(true, Ordering::Relaxed)
     }
 
     pub(super) fn has_failed(&self) -> bool {
@@ -63,12 +72,17 @@ impl Home {
 
     /// Opens the database anew; in memory where the file can't be opened.
     pub(super) fn reopen(&self) {
+        let check = self.damaged.swap(false, Ordering::Relaxed);
+        self.open_with(|disk, path| file::open_again(disk, path, check));
+    }
+
+    fn open_with(&self, open_file: impl FnOnce(&Arc<dyn Disk>, &Path) -> tables::Result<(Database, FileId)>) {
         let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
         // Two on one file at a time would overwrite each other.
         *open = Open::default();
         self.failed.store(false, Ordering::Relaxed);
         if let Some(path) = &self.path {
-            match file::open(&self.disk, path) {
+            match open_file(&self.disk, path) {
                 Ok((database, file)) => {
                     *open = Open { database: Some(database), file: Some(file) };
                     return;
@@ -91,7 +105,7 @@ impl Home {
             return Ok(());
         }
         let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
-        let (database, file) = file::open(&self.disk, path)?;
+        let (database, file) = file::open_again(&self.disk, path, false)?;
         if let Some(old) = &open.database {
             tables::copy(old, &database)?;
         }
@@ -111,6 +125,11 @@ impl Home {
 
     /// Closes it, in order.
     pub(super) fn close(&self) {
-        *self.open.write().unwrap_or_else(PoisonError::into_inner) = Open::default();
+        let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
+        let was_at_home = open.file.is_some() && !self.has_failed();
+        *open = Open::default();
+        if let (Some(path), true) = (&self.path, was_at_home) {
+            Trial::over(&self.disk, path);
+        }
     }
 }

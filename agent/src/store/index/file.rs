@@ -13,7 +13,7 @@ use crate::store::layout::FileId;
 use crate::store::record::TagRecord;
 
 /// redb's own cache, in bytes; the kernel's is behind it.
-const CACHE: usize = 4 << 20;
+const CACHE: usize = 2 << 20;
 /// After so many starts that died while they opened the index, it is the suspect, and is set aside. An opening takes
 /// milliseconds: hardly anything else kills a process twice in it.
 const MOST_OPENINGS: usize = 2;
@@ -49,33 +49,31 @@ impl StorageBackend for IndexFile {
     }
 }
 
-/// Opens the index at `path`, making it when missing, and setting it aside when it can't be an index of ours.
+/// Opens the index at `path` for the first time in this process, as [`open_again`] does, but wary of an index that an
+/// earlier process died over.
 pub(super) fn open(disk: &Arc<dyn Disk>, path: &Path) -> Result<(Database, FileId), redb::Error> {
     let before = Trial::begin(disk, path);
     if before.openings >= MOST_OPENINGS || before.starts >= MOST_STARTS {
         set_aside(disk, path, "the agent died again and again while reading it")?;
     }
-    let opened = match try_open(disk, path, before.starts > 0) {
-        Ok(Some(opened)) => opened,
-        Ok(None) => {
-            set_aside(disk, path, "it is of another version")?;
-            open_new(disk, path)?
-        }
-        Err(error) if is_damage(&error) => {
-            set_aside(disk, path, &error.to_string())?;
-            open_new(disk, path)?
-        }
-        Err(error) => return Err(error),
-    };
+    let opened = open_again(disk, path, before.is_under_way)?;
     Trial::opened(disk, path);
     Ok(opened)
 }
 
-fn open_new(disk: &Arc<dyn Disk>, path: &Path) -> Result<(Database, FileId), redb::Error> {
+/// Opens the index at `path`, making it when missing, and setting it aside when it can't be an index of ours. `check`:
+/// reads everything and compares it with its checksums first.
+pub(super) fn open_again(disk: &Arc<dyn Disk>, path: &Path, check: bool) -> Result<(Database, FileId), redb::Error> {
+    match try_open(disk, path, check) {
+        Ok(Some(opened)) => return Ok(opened),
+        Ok(None) => set_aside(disk, path, "it is of another version")?,
+        Err(error) if is_damage(&error) => set_aside(disk, path, &error.to_string())?,
+        Err(error) => return Err(error),
+    }
     try_open(disk, path, false)?.ok_or_else(|| redb::Error::Corrupted("a new index is of another version".into()))
 }
 
-/// `None` for another schema. `check`: reads everything and compares it with its checksums first.
+/// `None` for another schema.
 fn try_open(disk: &Arc<dyn Disk>, path: &Path, check: bool) -> Result<Option<(Database, FileId)>, redb::Error> {
     let is_new = !path.exists();
     let file = disk.open(path)?;
@@ -117,7 +115,7 @@ pub(super) fn read_only_tags(path: &Path) -> Vec<(Vec<u8>, TagRecord)> {
 }
 
 /// Whether an error says that the file is at fault, and not the disk.
-fn is_damage(error: &redb::Error) -> bool {
+pub(super) fn is_damage(error: &redb::Error) -> bool {
     match error {
         redb::Error::Io(error) => {
             matches!(
@@ -143,10 +141,13 @@ fn set_aside(disk: &Arc<dyn Disk>, path: &Path, why: &str) -> Result<(), redb::E
     Ok(())
 }
 
-/// A mark beside the index while it is not proven that it can be read from end to end: an `o` before each opening, an
-/// `r` after it. redb trusts much of its file, and some damage makes it panic; that must not happen at every start.
+/// Marks beside the index while it is open: an `o` before each opening, an `r` after it; one `p` in place of them all
+/// when it was read from end to end. Marks that are found say that the last run did not end in order, and then the index
+/// is checked in full before it is used: redb trusts much of its file, and some damage would make it panic, at every
+/// start or at every write.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Trial {
+    is_under_way: bool,
     /// How many openings did not end.
     openings: usize,
     /// How many starts did not come through.
@@ -163,7 +164,8 @@ impl Trial {
         let marks = fs::read(Self::path(index)).unwrap_or_default();
         let count = |mark: u8| marks.iter().filter(|is| **is == mark).count();
         Self::mark(disk, index, b'o');
-        Self { openings: count(b'o').saturating_sub(count(b'r')), starts: count(b'o') }
+        let (openings, starts) = (count(b'o').saturating_sub(count(b'r')), count(b'o'));
+        Self { is_under_way: !marks.is_empty(), openings, starts }
     }
 
     fn opened(disk: &Arc<dyn Disk>, index: &Path) {
@@ -171,7 +173,13 @@ impl Trial {
     }
 
     pub(super) fn passed(disk: &Arc<dyn Disk>, index: &Path) {
-        // One that stays costs a check at the next start.
+        Self::over(disk, index);
+        Self::mark(disk, index, b'p');
+    }
+
+    /// The index was closed in order.
+    pub(super) fn over(disk: &Arc<dyn Disk>, index: &Path) {
+        // Marks that stay cost a check at the next start.
         let _ = disk.unlink(&Self::path(index));
     }
 

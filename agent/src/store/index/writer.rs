@@ -25,7 +25,6 @@ pub(super) fn run(shared: &Shared) {
         }
         next = Instant::now() + if done { INTERVAL } else { RETRY };
     }
-    shared.home.passed_trial();
     shared.home.close();
 }
 
@@ -40,10 +39,11 @@ fn wait(shared: &Shared, next: Instant) -> bool {
         let now = Instant::now();
         let only_uses = queue.pending.has_only_uses();
         let due = if only_uses { (began + IDLE_INTERVAL).max(next) } else { next };
-        if queue.urgent || now >= due {
+        if queue.urgent || now >= due || (now >= next && shared.home.has_failed()) {
             return false;
         }
-        let left = due.saturating_duration_since(now);
+        // A read that failed tells nobody: it is looked for.
+        let left = due.saturating_duration_since(now).min(INTERVAL);
         queue = shared.changed.wait_timeout(queue, left).unwrap_or_else(PoisonError::into_inner).0;
     }
 }
@@ -73,6 +73,7 @@ fn write_batch(shared: &Shared) -> bool {
         Ok(()) => queue.written = goal,
         Err(_) => {
             queue.failures += 1;
+            shared.metrics.index_failures.inc();
             queue.pending.put_under(&batch);
         }
     }
@@ -85,7 +86,6 @@ fn write_batch(shared: &Shared) -> bool {
 }
 
 fn failed(shared: &Shared, batch: &Batch, error: &redb::Error) {
-    shared.metrics.index_failures.inc();
     warn!(%error, blobs = batch.blobs.len(), retry = ?RETRY, "the index was not written: its changes stay in memory");
     if let Some(error) = file::disk_error(error) {
         shared.space.note(error);

@@ -104,9 +104,13 @@ pub(super) async fn until_synced(store: &Store, digest: &Digest) {
     until("the blob is synced", || is_synced(store, digest)).await;
 }
 
+/// Whether the first look over the whole store is done.
+pub(super) fn is_mended(dir: &Path) -> bool {
+    std::fs::read(dir.join("index.trial")).is_ok_and(|marks| marks == b"p")
+}
+
 /// Waits until the first look over the whole store is done.
 pub(super) async fn until_mended(store: &Store, dir: &Path) {
-    let trial = dir.join("index.trial");
-    until("the store is mended", || !trial.exists()).await;
+    until("the store is mended", || is_mended(dir)).await;
     assert!(store.is_writable());
 }

@@ -12,7 +12,7 @@ use crate::store::boot::Boot;
 use crate::store::{Reason, Store, TagRecord};
 
 /// How many different losses are tried at each instant.
-const LOSSES: u64 = 2;
+const LOSSES: u64 = 4;
 
 fn tag() -> Tag {
     "latest".parse().unwrap()
@@ -41,14 +41,18 @@ async fn live(store: &Store, disk: &Recorder) -> Vec<Digest> {
     assert!(store.shelves().index.flush());
     disk.mark(Mark::Tagged);
     arrive(store, &contents[2]).await;
-    // Gone, and back at once, while the disk still calls the first one synced.
+    // Gone, and back at once, while the index on the disk may still call the first one synced.
+    disk.set_slow(true);
     disk.mark(Mark::Dropped(digests[1]));
     store.evict(vec![digests[1]], 1, Reason::MaxBytes).await;
     arrive(store, &contents[1]).await;
     disk.mark(Mark::Dropped(digests[0]));
     store.set_aside(&digests[0]).await;
-    synced(store, disk, digests[1]).await;
     arrive(store, &contents[3]).await;
+    // The index is on the disk before the blobs are.
+    assert!(store.shelves().index.flush());
+    disk.set_slow(false);
+    synced(store, disk, digests[1]).await;
     arrive(store, &contents[0]).await;
     synced(store, disk, digests[0]).await;
     store.delivered(&digest, &registry(), &repository(), Access::Anonymous).await;

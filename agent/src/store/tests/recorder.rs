@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Condvar, Mutex, PoisonError};
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -46,6 +46,9 @@ pub(super) enum Mark {
 pub(super) struct Recorder {
     root: PathBuf,
     state: Mutex<Recorded>,
+    /// Whether blobs' fsyncs must wait.
+    slow: Mutex<bool>,
+    fast_again: Condvar,
 }
 
 #[derive(Debug, Default)]
@@ -57,7 +60,13 @@ struct Recorded {
 
 impl Recorder {
     pub(super) fn new(root: &Path) -> Self {
-        Self { root: root.to_owned(), state: Mutex::default() }
+        Self { root: root.to_owned(), state: Mutex::default(), slow: Mutex::default(), fast_again: Condvar::new() }
+    }
+
+    /// Lets the fsyncs of blobs, but not of the index, wait as they do on a slow disk; or go on.
+    pub(super) fn set_slow(&self, slow: bool) {
+        *held(&self.slow) = slow;
+        self.fast_again.notify_all();
     }
 
     pub(super) fn mark(&self, mark: Mark) {
@@ -154,6 +163,11 @@ impl Disk for Recorder {
     }
 
     fn sync(&self, file: &File) -> io::Result<()> {
+        let index = FileId::at(&self.root.join("index.redb")).ok();
+        if index != Some(FileId::of(&file.metadata()?)) {
+            let slow = held(&self.slow);
+            drop(self.fast_again.wait_while(slow, |slow| *slow).unwrap_or_else(PoisonError::into_inner));
+        }
         let mut state = held(&self.state);
         RealDisk.sync(file)?;
         if let Some(number) = state.known(file)? {

@@ -75,7 +75,14 @@ async fn one_arrival_for_all_who_ask() {
     assert_eq!(store.usage().await.unwrap().reserved_bytes, 1);
     drop(two);
     assert_eq!(store.usage().await.unwrap().reserved_bytes, 0);
-    assert!(store.ingest(&digest, 2, origin()).await.is_ok());
+    let poisoned = store.ingest(&digest, 2, origin()).await.unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&*poisoned.file(), b"??", 0).unwrap();
+    store.abandon(&poisoned).await;
+    let fresh = store.ingest(&digest, 2, origin()).await.unwrap();
+    assert!(!Arc::ptr_eq(&fresh, &poisoned));
+    assert_eq!(fresh.file().metadata().unwrap().len(), 0, "nothing is left of what was given up");
+    store.abandon(&poisoned).await;
+    assert!(fresh.path().exists(), "another's files are left alone");
 }
 
 #[tokio::test(flavor = "multi_thread")]
