@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use larder_integration::{Fault, FaultRegistry, Image, Node, Registry, When, until};
+use larder_integration::{Agent, Fault, FaultRegistry, Image, Node, Registry, When, until};
 
 use crate::support::{Case, asked_by_agent, on_every_containerd};
 
@@ -144,6 +144,7 @@ async fn the_agents_files_are_deleted(case: Case) -> Result<()> {
     let _ = std::fs::remove_dir_all(node.agent()?.cache());
     node.containerd.pull("reg.test/acme/app12:v1").await?;
     node.agent_mut()?.start_again().await?;
+    ensure_comes_to_us(node.agent()?).await?;
     registry.clear_log();
     node.containerd.pull("reg.test/acme/app13:v1").await?;
     ensure!(registry.requests().iter().all(asked_by_agent), "{:?}", registry.requests());
@@ -169,15 +170,17 @@ async fn containerd_is_started_again(case: Case) -> Result<()> {
     registry.add(&Image::tiny(20), "acme/one", "v1");
     registry.add(&Image::tiny(21), "acme/two", "v1");
     let mut node = case.node(&registry).await?;
+    ensure_comes_to_us(node.agent()?).await?;
+    let proved = canaries_used(node.agent()?).await?;
     node.containerd.pull("reg.test/acme/one:v1").await?;
     node.containerd.kill();
     node.containerd.start_again().await?;
     node.containerd.pull("reg.test/acme/two:v1").await?;
     ensure!(registry.requests().iter().all(asked_by_agent));
-    // The canary is back too.
+    // The canary proves it again.
     let agent = node.agent()?;
     until("the canary arrives again", Duration::from_secs(30), async || {
-        (agent.metrics().await.ok()?.sum("larder_canary_runs_total", &["result=\"used\""]) >= 2.0).then_some(())
+        (canaries_used(agent).await.ok()? > proved).then_some(())
     })
     .await?;
     Ok(())
@@ -210,4 +213,16 @@ async fn ensure_upstream_gives(node: &Node, registry: &FaultRegistry, image: &st
     ensure!(begun.elapsed() < limit, "took {:?}", begun.elapsed());
     ensure!(!registry.requests().iter().any(asked_by_agent));
     Ok(())
+}
+
+/// Waits until a canary has proved that containerd comes to the agent.
+async fn ensure_comes_to_us(agent: &Agent) -> Result<()> {
+    until("the canary arrives", Duration::from_secs(30), async || {
+        (agent.metrics().await.ok()?.sum("larder_canary_success", &[]) == 1.0).then_some(())
+    })
+    .await
+}
+
+async fn canaries_used(agent: &Agent) -> Result<f64> {
+    Ok(agent.metrics().await?.sum("larder_canary_runs_total", &["result=\"used\""]))
 }
