@@ -152,11 +152,7 @@ impl Progress {
 async fn open(config: &Config) -> anyhow::Result<Store> {
     let dir = config.cache.dir.clone();
     anyhow::ensure!(dir.is_dir(), "there is no cache in {}, and no agent runs", dir.display());
-    let options = store::Options {
-        dir: dir.clone(),
-        max_bytes: config.cache.max_bytes.map(|bytes| bytes.0),
-        max_disk_percent: config.cache.max_disk_percent,
-    };
+    let options = store::Options::from(&config.cache);
     let opened = tokio::task::spawn_blocking(move || Store::open(options)).await?;
     opened.with_context(|| format!("the cache in {}", dir.display()))
 }

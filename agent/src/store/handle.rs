@@ -21,7 +21,7 @@ use super::record::TagRecord;
 use super::shelves::Shelves;
 use super::space::Standing;
 use super::verify::Proof;
-use crate::config::Percent;
+use crate::config::{Cache, Percent};
 use crate::image::{Access, Digest, MediaType, Registry, Repository, Tag};
 
 /// How many times a blob is looked for again after it was settled: once finds it, unless it was damaged meanwhile.
@@ -36,6 +36,20 @@ pub struct Options {
     pub max_bytes: Option<u64>,
     /// How full its disk may be, by whomever.
     pub max_disk_percent: Percent,
+    /// How long a blob rests before it is brought to the disk. containerd syncs its own copy when a pull ends, and waits
+    /// longer when ours is written at the same time; after half a minute the kernel has written it by itself.
+    pub sync_after: Duration,
+}
+
+impl From<&Cache> for Options {
+    fn from(cache: &Cache) -> Self {
+        Self {
+            dir: cache.dir.clone(),
+            max_bytes: cache.max_bytes.map(|bytes| bytes.0),
+            max_disk_percent: cache.max_disk_percent,
+            sync_after: Duration::from_secs(30),
+        }
+    }
 }
 
 /// The store. A cheap clone; its threads end with the last one, or with [`Store::close`].
@@ -72,7 +86,7 @@ impl Store {
 
     pub(super) fn open_on(options: Options, disk: Arc<dyn Disk>, boot: Boot) -> Result<Self, OpenError> {
         let bounds = Bounds { max_bytes: options.max_bytes, max_disk_percent: options.max_disk_percent };
-        let shelves = Arc::new(Shelves::open(options.dir, bounds, disk, boot)?);
+        let shelves = Arc::new(Shelves::open(options.dir, bounds, options.sync_after, disk, boot)?);
         let threads = Mutex::new(shelves.start()?);
         Ok(Self { inner: Arc::new(Inner { shelves, threads }) })
     }

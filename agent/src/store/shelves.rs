@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
 use tracing::{info, warn};
@@ -60,7 +61,13 @@ pub(super) struct Shelves {
 }
 
 impl Shelves {
-    pub(super) fn open(root: PathBuf, bounds: Bounds, disk: Arc<dyn Disk>, boot: Boot) -> Result<Self, OpenError> {
+    pub(super) fn open(
+        root: PathBuf,
+        bounds: Bounds,
+        sync_after: Duration,
+        disk: Arc<dyn Disk>,
+        boot: Boot,
+    ) -> Result<Self, OpenError> {
         let layout = Layout::new(root);
         let metrics = Metrics::default();
         let made = layout.make(&*disk);
@@ -102,7 +109,7 @@ impl Shelves {
             arriving: Mutex::default(),
             checking: Mutex::default(),
             shunned: Mutex::default(),
-            to_sync: ToSync::default(),
+            to_sync: ToSync::after(sync_after),
             grown: Notify::new(),
             stop: Stop::default(),
             numbers: AtomicU64::new(0),

@@ -1,6 +1,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::sync::{Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use tracing::{debug, warn};
 
@@ -17,17 +18,23 @@ const MOST_WAITING: usize = 4096;
 const BATCH: usize = 32;
 
 /// Blobs that are not yet known to be on the disk.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct ToSync {
-    waiting: Mutex<VecDeque<Digest>>,
+    waiting: Mutex<VecDeque<(Instant, Digest)>>,
     changed: Condvar,
+    /// How long a blob rests first.
+    after: Duration,
 }
 
 impl ToSync {
+    pub(super) fn after(after: Duration) -> Self {
+        Self { waiting: Mutex::default(), changed: Condvar::new(), after }
+    }
+
     pub(super) fn push(&self, digest: &Digest) {
         let mut waiting = held(&self.waiting);
         if waiting.len() < MOST_WAITING {
-            waiting.push_back(*digest);
+            waiting.push_back((Instant::now(), *digest));
             self.changed.notify_all();
         }
     }
@@ -44,16 +51,20 @@ impl Shelves {
     pub(super) fn sync_until_stopped(&self) {
         loop {
             let batch: Vec<Digest> = {
-                let mut waiting = held(&self.to_sync.waiting);
-                while waiting.is_empty() && !self.stop.is_set() {
-                    waiting = self.to_sync.changed.wait(waiting).unwrap_or_else(PoisonError::into_inner);
+                let ToSync { waiting, changed, after } = &self.to_sync;
+                let mut waiting = held(waiting);
+                loop {
+                    let rests = waiting.front().map(|(since, _)| after.saturating_sub(since.elapsed()));
+                    waiting = match rests {
+                        _ if self.stop.is_set() => return,
+                        Some(Duration::ZERO) => break,
+                        Some(rests) => changed.wait_timeout(waiting, rests).unwrap_or_else(PoisonError::into_inner).0,
+                        None => changed.wait(waiting).unwrap_or_else(PoisonError::into_inner),
+                    };
                 }
-                let len = waiting.len().min(BATCH);
-                waiting.drain(..len).collect()
+                let rested = waiting.iter().take(BATCH).take_while(|(since, _)| since.elapsed() >= *after).count();
+                waiting.drain(..rested).map(|(_, digest)| digest).collect()
             };
-            if self.stop.is_set() {
-                return;
-            }
             self.sync(&batch);
         }
     }

@@ -136,11 +136,7 @@ async fn serve(config: &Config) -> anyhow::Result<ExitCode> {
 }
 
 async fn open_store(config: &Config) -> anyhow::Result<Store> {
-    let options = store::Options {
-        dir: config.cache.dir.clone(),
-        max_bytes: config.cache.max_bytes.map(|bytes| bytes.0),
-        max_disk_percent: config.cache.max_disk_percent,
-    };
+    let options = store::Options::from(&config.cache);
     let opened = tokio::task::spawn_blocking(move || Store::open(options)).await?;
     opened.with_context(|| format!("the cache in {}", config.cache.dir.display()))
 }

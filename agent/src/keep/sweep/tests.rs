@@ -12,7 +12,8 @@ const BLOB: usize = 200_000;
 
 fn open(dir: &Path, max_bytes: u64) -> Store {
     let max_disk_percent = Percent::new(100).unwrap();
-    Store::open(Options { dir: dir.to_owned(), max_bytes: Some(max_bytes), max_disk_percent }).unwrap()
+    let sync_after = Duration::ZERO;
+    Store::open(Options { dir: dir.to_owned(), max_bytes: Some(max_bytes), max_disk_percent, sync_after }).unwrap()
 }
 
 fn content(n: u64) -> Bytes {

@@ -12,7 +12,8 @@ use crate::store::record::State;
 use crate::store::{Blob, CommitError, IngestError, Options, Origin, ReadError, Store};
 
 pub(super) fn options(dir: &Path) -> Options {
-    Options { dir: dir.to_owned(), max_bytes: None, max_disk_percent: Percent::new(100).unwrap() }
+    let max_disk_percent = Percent::new(100).unwrap();
+    Options { dir: dir.to_owned(), max_bytes: None, max_disk_percent, sync_after: Duration::ZERO }
 }
 
 pub(super) fn open(dir: &Path) -> Store {

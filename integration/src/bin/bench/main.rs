@@ -1,7 +1,8 @@
 //! The benchmarks: what a pull costs with Larder, without it, and with nginx, paired in one run.
 //!
 //! `make bench` runs them all; `cargo run --release -p larder-integration --bin bench -- warm raw` some of them.
-//! `LARDER_BENCH_PAIRS` changes the number of pairs (15).
+//! `LARDER_BENCH_PAIRS` changes the number of pairs (15); `LARDER_BENCH_ONLY` keeps the pulls whose name has it
+//! ("512 MiB, unlimited").
 
 #![forbid(unsafe_code)]
 

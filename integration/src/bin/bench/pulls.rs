@@ -60,6 +60,11 @@ impl Arm {
     }
 }
 
+/// `LARDER_BENCH_ONLY` is a part of the name of the cases that are to run.
+fn asked_for(case: &str) -> bool {
+    std::env::var("LARDER_BENCH_ONLY").map_or(true, |only| case.contains(&only))
+}
+
 fn release() -> Release {
     if tool(&format!("{}/VERSION", Release::Newest)).is_ok() { Release::Newest } else { Release::Sid }
 }
@@ -76,6 +81,9 @@ fn images() -> Result<Vec<(&'static str, Image)>> {
 pub(crate) async fn cold(pairs: usize) -> Result<()> {
     for (what, image) in images()? {
         for (limit, rate) in [("1 Gbit/s", Some(125_000_000)), ("unlimited", None)] {
+            if !asked_for(&format!("{what}, {limit}")) {
+                continue;
+            }
             let folder = Folder::new()?;
             let registry = Registry::start().await?;
             registry.push(&image, REPOSITORY, "v1").await?;
@@ -110,6 +118,9 @@ pub(crate) async fn cold(pairs: usize) -> Result<()> {
 /// The registry stopped: Larder against nginx serving the same blobs from files.
 pub(crate) async fn warm(pairs: usize) -> Result<()> {
     for (what, image) in images()? {
+        if !asked_for(what) {
+            continue;
+        }
         let folder = Folder::new()?;
         let mut registry = Registry::start().await?;
         registry.push(&image, REPOSITORY, "v1").await?;
