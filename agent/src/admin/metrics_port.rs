@@ -16,7 +16,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use tokio::net::{TcpListener, TcpSocket};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -54,8 +54,8 @@ impl MetricsPort {
         bound.map(Self).map_err(|e| io::Error::new(e.kind(), format!("metrics.listen {address}: {e}")))
     }
 
-    /// Serves until `stop`.
-    pub async fn serve(self, mut registry: Registry, stop: CancellationToken) {
+    /// Serves until `stop`. `/readyz` says yes once `ready` is true.
+    pub async fn serve(self, mut registry: Registry, ready: watch::Receiver<bool>, stop: CancellationToken) {
         let build = Family::<[(&'static str, &'static str); 1], Gauge>::default();
         build.get_or_create(&[("version", env!("CARGO_PKG_VERSION"))]).set(1);
         registry.register("larder_build_info", "The version of the agent that runs", build);
@@ -68,9 +68,12 @@ impl MetricsPort {
                 tokio::time::sleep(Duration::from_millis(20)).await;
                 continue;
             };
-            let (registry, stop) = (Arc::clone(&registry), stop.clone());
+            let (registry, ready, stop) = (Arc::clone(&registry), ready.clone(), stop.clone());
             connections.spawn(async move {
-                let service = service_fn(move |request| answer(Arc::clone(&registry), request));
+                let service = service_fn(move |request| {
+                    let is_ready = *ready.borrow();
+                    answer(Arc::clone(&registry), is_ready, request)
+                });
                 let connection = http1::Builder::new()
                     .timer(TokioTimer::new())
                     .header_read_timeout(HEAD_TIMEOUT)
@@ -85,7 +88,11 @@ impl MetricsPort {
     }
 }
 
-async fn answer(registry: Arc<Registry>, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
+async fn answer(
+    registry: Arc<Registry>,
+    is_ready: bool,
+    request: Request<Incoming>,
+) -> Result<Response<Full<Bytes>>, Infallible> {
     let plain = |status, text: &'static str| {
         let mut response = Response::new(Full::from(text));
         *response.status_mut() = status;
@@ -106,8 +113,9 @@ async fn answer(registry: Arc<Registry>, request: Request<Incoming>) -> Result<R
                 Err(_) => plain(StatusCode::INTERNAL_SERVER_ERROR, "the metrics can't be written\n"),
             }
         }
-        // Both are true once this port is served: the mirror is by then, and what is wrong around it (no containerd, a
-        // full disk, no upstream) would not be mended by a restart nor by taking the node's Pods elsewhere.
+        "/readyz" if !is_ready => plain(StatusCode::SERVICE_UNAVAILABLE, "hosts.toml is not written yet\n"),
+        // The mirror serves by now, and what is wrong around it (no containerd, a full disk, no upstream) would not be
+        // mended by a restart nor by taking the node's Pods elsewhere.
         "/healthz" | "/readyz" => plain(StatusCode::OK, "ok\n"),
         _ => plain(StatusCode::NOT_FOUND, "here are /metrics, /healthz and /readyz\n"),
     })

@@ -9,7 +9,6 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
@@ -142,15 +141,13 @@ where
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
         .serve_connection(TokioIo::new(stream), service);
-    let graceful = GracefulShutdown::new();
-    let connection = graceful.watch(connection);
     tokio::pin!(connection);
     // An error is a caller that left, or a reply that we ended short; either is known where it arose.
     tokio::select! {
         _ = &mut connection => return,
-        () = draining.cancelled() => {}
+        () = draining.cancelled() => connection.as_mut().graceful_shutdown(),
     }
-    let _ = tokio::join!(graceful.shutdown(), connection);
+    let _ = connection.await;
 }
 
 async fn answer(

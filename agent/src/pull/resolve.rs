@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::StatusCode;
 use tokio::time::timeout;
 
 use super::direct::Opened;
@@ -10,7 +11,7 @@ use super::error::Said;
 use super::{Inner, Place, Pull, PullError};
 use crate::image::{Access, Digest, MediaType, Reference, Tag};
 use crate::store::TagRecord;
-use crate::upstream::{Upstream, UpstreamError};
+use crate::upstream::{ErrorKind, Upstream, UpstreamError};
 
 /// The longest manifest that is read to learn its digest, in bytes: containerd takes no longer one.
 const MAX_MANIFEST: u64 = 4 << 20;
@@ -94,11 +95,16 @@ impl Inner {
 
     async fn ask_one(&self, upstream: &Arc<Upstream>, place: &Place, tag: &Tag) -> Result<Resolved, UpstreamError> {
         let reference = Reference::Tag(tag.clone());
-        let head = upstream.head_manifest(&place.repository, &reference).await?;
-        if let (Some(digest), Some(size), Some(media_type)) = (head.digest, head.size, head.media_type) {
-            return Ok(Resolved { digest, media_type, size, stale_for: None });
+        match upstream.head_manifest(&place.repository, &reference).await {
+            Ok(head) => {
+                if let (Some(digest), Some(size), Some(media_type)) = (head.digest, head.size, head.media_type) {
+                    return Ok(Resolved { digest, media_type, size, stale_for: None });
+                }
+            }
+            Err(e) if *e.kind() == ErrorKind::Server(StatusCode::METHOD_NOT_ALLOWED) => {}
+            Err(e) => return Err(e),
         }
-        // A registry whose HEAD doesn't say it all: the manifest itself does.
+        // A registry that knows no HEAD, or whose HEAD doesn't say it all: the manifest itself does.
         let mut opened = Opened::from(upstream, upstream.manifest(&place.repository, &reference).await?);
         let media_type = opened.media_type.clone();
         opened.read_ahead(MAX_MANIFEST).await?;

@@ -28,6 +28,8 @@ const END: Duration = Duration::from_secs(5);
 pub(super) fn run(config: &Config) -> anyhow::Result<ExitCode> {
     // The process that watches us is ended with `kill -9`: go with it, rather than hold port and store as an orphan.
     nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)?;
+    // Started by way of /proc/self/exe, it would be "exe" in every list of processes.
+    nix::sys::prctl::set_name(c"larder")?;
     // A node's cores are for its Pods: four threads serve faster than any disk or link.
     let threads = std::thread::available_parallelism().map_or(2, |n| n.get().min(4));
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -73,22 +75,29 @@ async fn serve(config: &Config) -> anyhow::Result<ExitCode> {
     let mut registry = Registry::default();
     let applied = watch::Sender::new(None);
     let changed = Arc::new(Notify::new());
+    let ready = watch::Sender::new(config.containerd.registries.is_empty());
     if !config.containerd.registries.is_empty() {
         let folder = Arc::new(hosts_dir(config)?);
         folder.metrics().register(&mut registry);
         let (entry, follow) = entries(config, &identity);
         tasks.spawn(stop.clone().run_until_cancelled_owned(follow));
-        let (applied, changed) = (applied.clone(), Arc::clone(&changed));
+        let (applied, changed, ready) = (applied.clone(), Arc::clone(&changed), ready.clone());
         let told = move |outcome: &Result<Applied, HostsError>| {
             changed.notify_one();
             applied.send_replace(Some(view::hosts(outcome)));
+            ready.send_replace(true);
         };
         tasks.spawn(hosts::watch(folder, entry, told, stop.clone()));
     }
     {
         let (canary, containerd, stop) = (Arc::clone(&canary), Arc::clone(&containerd), stop.clone());
         let interval = config.containerd.canary_interval.0;
-        tasks.spawn(async move { canary.watch(&containerd, interval, &changed, &stop).await });
+        let mut ready = ready.subscribe();
+        tasks.spawn(async move {
+            // Before the entries stand, containerd can't come to us. An error would mean that the agent ends.
+            let _ = stop.run_until_cancelled(ready.wait_for(|ready| *ready)).await;
+            canary.watch(&containerd, interval, &changed, &stop).await;
+        });
     }
 
     let agent = Arc::new(Agent {
@@ -109,7 +118,7 @@ async fn serve(config: &Config) -> anyhow::Result<ExitCode> {
     canary.register(&mut registry);
     // Neither is worth a failing pull: without them the agent serves on, and says so.
     match MetricsPort::bind(config.metrics.listen) {
-        Ok(port) => drop(tasks.spawn(port.serve(registry, stop.clone()))),
+        Ok(port) => drop(tasks.spawn(port.serve(registry, ready.subscribe(), stop.clone()))),
         Err(e) => tracing::error!(error = %e, "no metrics"),
     }
     match Socket::bind(&config.admin.socket) {

@@ -83,31 +83,44 @@ fn code(status: ExitStatus) -> ExitCode {
     }
 }
 
-/// Ends when the mirror, having answered once, gives no answer in time; or never begins to answer.
+/// How the mirror's port takes a request.
+enum Answer {
+    /// Something comes back. That a connection is closed at once is an answer too: the mirror is full, not stuck.
+    Some,
+    /// Nobody listens.
+    Refused,
+    /// It is accepted, and nothing comes back: what containerd would wait for.
+    Silence,
+}
+
+/// Ends when the mirror gives no answer in time, or, having answered once, is gone; or never begins to answer.
 async fn hangs(mirror: SocketAddr) {
     let address = reachable(mirror);
     let started = Instant::now();
-    while !answers(address).await {
-        if started.elapsed() > START {
-            return;
+    let mut has_answered = false;
+    loop {
+        match ask(address).await {
+            Answer::Some => {
+                has_answered = true;
+                sleep(EVERY).await;
+            }
+            Answer::Refused if !has_answered && started.elapsed() < START => sleep(Duration::from_millis(100)).await,
+            Answer::Refused | Answer::Silence => return,
         }
-        sleep(Duration::from_millis(100)).await;
-    }
-    while answers(address).await {
-        sleep(EVERY).await;
     }
 }
 
-/// Whether anything comes back. That a connection is closed at once is an answer too: the mirror is full, not stuck.
-async fn answers(mirror: SocketAddr) -> bool {
-    let ask = async {
-        let mut stream = TcpStream::connect(mirror).await?;
-        stream.write_all(b"GET /v2/ HTTP/1.1\r\nHost: larder\r\nConnection: close\r\n\r\n").await?;
+async fn ask(mirror: SocketAddr) -> Answer {
+    let exchange = async {
+        let Ok(mut stream) = TcpStream::connect(mirror).await else { return Answer::Refused };
+        let request = b"GET /v2/ HTTP/1.1\r\nHost: larder\r\nConnection: close\r\n\r\n";
         let mut answer = [0; 12];
-        let _ = stream.read(&mut answer).await?;
-        std::io::Result::Ok(())
+        // An error is a connection that was closed.
+        let _ = stream.write_all(request).await;
+        let _ = stream.read(&mut answer).await;
+        Answer::Some
     };
-    matches!(timeout(PATIENCE, ask).await, Ok(Ok(())))
+    timeout(PATIENCE, exchange).await.unwrap_or(Answer::Silence)
 }
 
 fn reachable(mirror: SocketAddr) -> SocketAddr {

@@ -54,11 +54,15 @@ pub(super) enum Refused {
     Write(std::io::Error),
 }
 
+static DRIVER: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
 /// A blob arrives as transfers bring it: into an ingest, then committed.
 pub(super) async fn try_arrive(store: &Store, bytes: &[u8]) -> Result<Blob, Refused> {
     let digest = Digest::of(bytes);
     let ingest = store.ingest(&digest, bytes.len() as u64, origin()).await.map_err(Refused::Ingest)?;
     let parts = [Bytes::copy_from_slice(bytes)];
+    // A chunk is written by one at a time: a transfer's driver, of which there is one for a digest.
+    let _driver = DRIVER.lock().await;
     ingest.recheck(|| ()).map_err(Refused::Write)?;
     ingest.write(0, &parts).and_then(|_| ingest.hash(0, &[])).map_err(Refused::Write)?;
     let verified = Arc::clone(&ingest).verify().unwrap();
