@@ -1,6 +1,6 @@
 use std::convert::Infallible;
 use std::io;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -49,6 +49,9 @@ impl Socket {
         let listener = match UnixListener::bind(path) {
             Err(e) if e.kind() == io::ErrorKind::AddrInUse => {
                 if std::os::unix::net::UnixStream::connect(path).is_ok() {
+                    return Err(said(e));
+                }
+                if !std::fs::symlink_metadata(path).map_err(said)?.file_type().is_socket() {
                     return Err(said(e));
                 }
                 std::fs::remove_file(path).map_err(said)?;

@@ -32,7 +32,9 @@ const CA_SUCCESSOR: time::Duration = time::Duration::days(365);
 /// With less than this left, a CA gives way to its successor.
 const CA_END: time::Duration = time::Duration::days(60);
 const LEAF_LIFE: time::Duration = time::Duration::days(30);
-const RENEW_EVERY: Duration = Duration::from_secs(10 * 24 * 3600);
+const RENEW_AFTER: time::Duration = time::Duration::days(10);
+/// By the wall clock, which may jump: a node that slept, or had no time when it started.
+const LOOK_EVERY: Duration = Duration::from_secs(600);
 
 /// Why there is no certificate.
 #[derive(Debug, thiserror::Error)]
@@ -103,13 +105,21 @@ impl Identity {
 
     /// Makes a new certificate every ten days, and the CA's successor in time.
     pub async fn keep_fresh(self: Arc<Self>, stop: CancellationToken) {
-        while stop.run_until_cancelled(tokio::time::sleep(RENEW_EVERY)).await.is_some() {
+        let mut made = OffsetDateTime::now_utc();
+        while stop.run_until_cancelled(tokio::time::sleep(LOOK_EVERY)).await.is_some() {
+            let now = OffsetDateTime::now_utc();
+            if (now - made).abs() < RENEW_AFTER && now > made - DAY {
+                continue;
+            }
             let identity = Arc::clone(&self);
-            let renewed = tokio::task::spawn_blocking(move || identity.renew_at(OffsetDateTime::now_utc())).await;
+            let renewed = tokio::task::spawn_blocking(move || identity.renew_at(now)).await;
             match renewed {
-                Ok(Ok(())) => tracing::debug!("the mirror's certificate is new"),
+                Ok(Ok(())) => {
+                    made = now;
+                    tracing::debug!("the mirror's certificate is new");
+                }
                 Ok(Err(e)) => {
-                    tracing::error!(error = %e, "the mirror's certificate is not renewed; tried again in ten days");
+                    tracing::error!(error = %e, "the mirror's certificate is not renewed yet");
                 }
                 Err(e) => tracing::error!(error = %e, "the mirror's certificate is not renewed"),
             }

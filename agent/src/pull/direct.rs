@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 
@@ -9,6 +10,9 @@ use super::{Inner, Kind, Place};
 use crate::image::{Digest, Hasher, MediaType, Reference};
 use crate::store::CHUNK;
 use crate::upstream::{Answer, Body, Upstream, UpstreamError};
+
+/// For what is read whole before anyone gets any of it: a few MiB.
+const READ_AHEAD_DEADLINE: Duration = Duration::from_secs(20);
 
 /// An upstream's answer, of which nothing or a first part has been read.
 pub(super) struct Opened {
@@ -44,7 +48,15 @@ impl Opened {
     }
 
     /// Reads until the body ends, which makes its length known, or until more than `limit` bytes are there.
+    ///
+    /// Within [`READ_AHEAD_DEADLINE`]: a source that drips is no answer.
     pub(super) async fn read_ahead(&mut self, limit: u64) -> Result<(), UpstreamError> {
+        let upstream = Arc::clone(&self.upstream);
+        let late = |_| upstream.wrong_answer(format!("takes longer than {READ_AHEAD_DEADLINE:?}"));
+        tokio::time::timeout(READ_AHEAD_DEADLINE, self.read_to(limit)).await.map_err(late)?
+    }
+
+    async fn read_to(&mut self, limit: u64) -> Result<(), UpstreamError> {
         while self.ahead.len() as u64 <= limit {
             match self.body.frame().await? {
                 Some(frame) => self.ahead.extend_from_slice(&frame),
@@ -117,8 +129,13 @@ pub(super) struct Direct {
     /// How much is held back at the least, in bytes.
     hold: u64,
     frames: Option<(Frames, Arc<Upstream>)>,
+    /// The sources whose bytes were taken.
+    from: Vec<Arc<Upstream>>,
     /// Bytes of the current answer that lie before `at`.
     skip: u64,
+    /// How many upstreams were asked since `at` stood at `tried_at`: each once for every byte that comes.
+    tried: usize,
+    tried_at: u64,
 }
 
 /// Why a direct reading ended short.
@@ -156,6 +173,9 @@ impl Direct {
             hold,
             frames: None,
             skip: 0,
+            tried: 0,
+            tried_at: start,
+            from: Vec::new(),
         }
     }
 
@@ -163,6 +183,7 @@ impl Direct {
     pub(super) fn take_over(&mut self, opened: Opened) {
         self.at = opened.offset;
         let upstream = Arc::clone(&opened.upstream);
+        self.from.push(Arc::clone(&upstream));
         self.frames = Some((opened.into_frames(), upstream));
     }
 
@@ -184,6 +205,9 @@ impl Direct {
                         && hasher.finish() != self.digest
                     {
                         self.held.clear();
+                        for upstream in self.from.drain(..) {
+                            self.pull.blame.broke(upstream.name(), self.digest);
+                        }
                         return Err(DirectEnd::WrongBytes);
                     }
                     if self.held.is_empty() {
@@ -232,7 +256,6 @@ impl Direct {
 
     /// The next piece from whichever upstream gives it, each asked once for it. `None` at the end of the blob.
     async fn frame(&mut self) -> Result<Option<Bytes>, DirectEnd> {
-        let mut tried = 0;
         loop {
             if let Some((frames, upstream)) = &mut self.frames {
                 match frames.frame().await {
@@ -244,12 +267,19 @@ impl Direct {
                 }
                 self.frames = None;
             }
-            let chain = self.pull.upstreams.of(&self.place.registry);
-            let Some(upstream) = chain.get(tried).cloned() else { return Err(DirectEnd::Cut) };
-            tried += 1;
+            if self.at > self.tried_at {
+                (self.tried, self.tried_at) = (0, self.at);
+            }
+            let chain = self.pull.chain(&self.place, &self.digest);
+            let Some(upstream) = chain.get(self.tried).cloned() else { return Err(DirectEnd::Cut) };
+            self.tried += 1;
             match Opened::open(&upstream, &self.place, &self.digest, self.kind, self.at).await {
+                Ok(opened) if self.end.is_some_and(|end| opened.size.is_some_and(|size| size < end)) => {
+                    tracing::debug!(digest = %self.digest, upstream = upstream.name(), "a source has another length");
+                }
                 Ok(opened) => {
                     self.skip = self.at.saturating_sub(opened.offset);
+                    self.from.push(Arc::clone(&upstream));
                     self.frames = Some((opened.into_frames(), upstream));
                 }
                 Err(e) => {

@@ -18,6 +18,11 @@ use crate::upstream::{Upstream, UpstreamError};
 const UNREAD_FOR: Duration = Duration::from_secs(10);
 /// A blob up to this size is read into memory, verified, and stored in one go, in bytes.
 const SMALL: u64 = 1 << 20;
+/// How far a transfer runs ahead of its nearest reader at full speed, in bytes.
+const FAR_AHEAD: u64 = 2 << 20;
+/// Between two pieces beyond that. Pieces have 100 KiB and more at such rates, so a slow reader holds a transfer to
+/// about 100 MB/s, never less.
+const PAUSE: Duration = Duration::from_millis(1);
 /// Bytes left to fetch with which a transfer counts as far along, however long the blob is.
 const NEARLY_THERE: u64 = 32 << 20;
 
@@ -25,8 +30,13 @@ const NEARLY_THERE: u64 = 32 << 20;
 pub(super) async fn drive(pull: Arc<Inner>, transfer: Arc<Transfer>) {
     let stop = pull.stop.clone();
     let ended = Ended::arm(&pull, &transfer);
-    let mut driver =
-        Driver { pull: Arc::clone(&pull), transfer: Arc::clone(&transfer), said: Vec::new(), from: Vec::new() };
+    let mut driver = Driver {
+        pull: Arc::clone(&pull),
+        transfer: Arc::clone(&transfer),
+        said: Vec::new(),
+        from: Vec::new(),
+        took_up_a_leftover: false,
+    };
     let end = tokio::select! {
         end = driver.run() => end,
         () = stop.cancelled() => End::State("stopped", State::Failed(Failure::Cut(PullError::Stopping))),
@@ -60,6 +70,7 @@ impl Drop for Ended {
                 // Off the map first: who looks again after the change begins anew.
                 self.pull.transfers.remove(&self.transfer.digest);
                 self.transfer.become_(state);
+                self.transfer.forget_recent();
                 result
             }
             End::Unread => "unread",
@@ -83,6 +94,8 @@ struct Driver {
     said: Vec<Arc<UpstreamError>>,
     /// The sources whose bytes are in the ingest.
     from: Vec<Arc<Upstream>>,
+    /// Whether an earlier transfer's bytes are in it too, which may have reached a caller.
+    took_up_a_leftover: bool,
 }
 
 /// What becomes of a blob whose first source has answered.
@@ -112,12 +125,13 @@ impl Driver {
             return End::State("held", State::Whole(blob));
         }
         let mut ingest = self.resume().await;
+        self.took_up_a_leftover = ingest.is_some();
         if let Some(whole) = ingest.as_ref().filter(|i| i.is_whole()) {
             return self.commit(Arriving::new(Arc::clone(whole), MediaType::octet_stream())).await;
         }
         // Whether readers have been told of the ingest, and so of its length.
         let mut told = false;
-        let chain = self.chain();
+        let chain = self.pull.chain(&self.transfer.place, &digest);
         loop {
             let before = ingest.as_ref().map_or(0, |i| i.present());
             for upstream in &chain {
@@ -138,6 +152,7 @@ impl Driver {
                     }
                     // What an earlier transfer left is of another length: begin anew.
                     self.pull.store.abandon(&lying).await;
+                    self.took_up_a_leftover = false;
                     opened = match self.open(upstream, 0).await {
                         Ok(opened) => opened,
                         Err(e) => {
@@ -196,13 +211,6 @@ impl Driver {
         self.said.push(Arc::new(error));
     }
 
-    /// The upstreams in their order; those that broke this blob before come last.
-    fn chain(&self) -> Vec<Arc<Upstream>> {
-        let mut chain = self.pull.upstreams.of(&self.transfer.place.registry).to_vec();
-        chain.sort_by_key(|upstream| self.pull.blame.has_broken(upstream.name(), &self.transfer.digest));
-        chain
-    }
-
     fn origin(&self) -> Origin {
         Origin { registry: self.transfer.place.registry.clone(), access: Access::Anonymous }
     }
@@ -223,6 +231,8 @@ impl Driver {
         let checked = Arc::clone(&ingest);
         if let Err(e) = blocking(move || checked.recheck(|| ())).await {
             tracing::warn!(%digest, error = %e, "what an earlier transfer left can't be read; it is fetched again");
+            self.pull.store.abandon(&ingest).await;
+            return None;
         }
         tracing::debug!(%digest, present = ingest.present(), size, "a transfer is taken up");
         Some(ingest)
@@ -294,6 +304,7 @@ impl Driver {
                             return Pumped::Disk(e);
                         }
                         at += frame.len() as u64;
+                        self.pace(at).await;
                     }
                     Ok(None) if ingest.is_whole() => return Pumped::Whole,
                     Ok(None) => return Pumped::Source(source.cut(at)),
@@ -310,11 +321,23 @@ impl Driver {
         }
     }
 
+    /// Waits a moment when even the nearest reader is far behind. On few cores a transfer that races ahead takes the
+    /// CPU from the reader that it serves, and ends while that one still has most of its way to go.
+    async fn pace(&self, at: u64) {
+        if self.transfer.is_followed() && at.saturating_sub(self.transfer.furthest()) > FAR_AHEAD {
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
     /// May block on the disk: lanes are there for it.
     fn take(&self, ingest: &Ingest, at: u64, frame: &Bytes) -> io::Result<()> {
         let parts = std::slice::from_ref(frame);
         let were_there = ingest.write(at, parts)?;
-        self.transfer.advanced();
+        if were_there == 0 {
+            self.transfer.wrote(at, frame);
+        } else {
+            self.transfer.advanced();
+        }
         ingest.hash(at, if were_there == 0 { parts } else { &[] })
     }
 
@@ -341,10 +364,15 @@ impl Driver {
             Ok(Err(mismatch)) => {
                 let sources: Vec<&str> = self.from.iter().map(|upstream| upstream.name()).collect();
                 tracing::warn!(%digest, found = %mismatch.found, ?sources, "wrong bytes; nothing of them is kept");
-                for source in sources {
+                // A leftover's bytes may be anyone's: nobody is blamed for them.
+                for source in sources.into_iter().filter(|_| !self.took_up_a_leftover) {
                     self.pull.blame.broke(source, digest);
                 }
                 self.pull.store.abandon(&arriving.ingest).await;
+                // Whoever had a part of it, and may have left: by its size, nothing of it is continued.
+                if self.transfer.furthest() > 0 || self.took_up_a_leftover {
+                    self.pull.take_back(&digest, arriving.ingest.size()).await;
+                }
                 return End::State("wrong", State::Failed(Failure::WrongBytes));
             }
             Err(e) => {

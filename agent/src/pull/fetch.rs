@@ -12,8 +12,9 @@ use super::transfer::{Failure, Following, State, Transfer, Unstored};
 use super::{Inner, Kind, Place, Pull, PullError, Reader};
 use crate::image::{Digest, MediaType};
 use crate::store::Blob;
+use crate::upstream::Upstream;
 
-/// How often a blob is fetched anew within one request when its bytes turn out wrong before any has gone out.
+/// How often a blob is fetched anew within one reply when its bytes turn out wrong before any has gone out.
 pub(super) const ATTEMPTS: usize = 2;
 /// The most that is read of a stored manifest to tell its type, in bytes. containerd takes no longer one.
 const MAX_MANIFEST: u64 = 4 << 20;
@@ -61,7 +62,8 @@ impl Pull {
             kind,
             at,
         };
-        for _ in 0..ATTEMPTS {
+        // Each upstream may break the digest once; and the transfer that was joined may be another registry's.
+        for _ in 0..pull.upstreams.of(&place.registry).len() + ATTEMPTS {
             if let Some(blob) = timeout_at(deadline, pull.held(place, digest)).await.map_err(late)? {
                 let media_type = media_type_of(&blob, kind).await;
                 return Ok(found(Some(blob.size()), media_type, At::Store(blob)));
@@ -81,7 +83,10 @@ impl Pull {
                 State::Unstored(unstored) => {
                     return Ok(found(unstored.size, unstored.media_type.clone(), At::Upstream(unstored)));
                 }
+                State::Failed(Failure::Nothing(_) | Failure::Cut(_)) if following.place.registry != place.registry => {}
                 State::Failed(Failure::Nothing(error) | Failure::Cut(error)) => return Err(error),
+                // The right end would be no help to who has a wrong beginning.
+                State::Failed(Failure::WrongBytes) if start > 0 => return Err(PullError::Poisoned),
                 State::Failed(Failure::WrongBytes) | State::Asking => {}
             }
         }
@@ -95,6 +100,13 @@ impl Inner {
         let blob = self.store.blob(digest).await?;
         // What only ever arrived under authorization is a miss here: another registry's own answer decides.
         blob.provenance().may_be_given_for(&place.registry).then_some(blob)
+    }
+
+    /// The upstreams in their order; those that broke this blob before come last.
+    pub(super) fn chain(&self, place: &Place, digest: &Digest) -> Vec<Arc<Upstream>> {
+        let mut chain = self.upstreams.of(&place.registry).to_vec();
+        chain.sort_by_key(|upstream| self.blame.has_broken(upstream.name(), digest));
+        chain
     }
 
     /// Follows the transfer of `digest`, begun now if there is none.
@@ -113,7 +125,7 @@ async fn ready(following: &Following, verify_first: u64) -> State {
     loop {
         match following.state() {
             State::Asking => {}
-            State::Arriving(a) if a.ingest.size() <= verify_first && !a.verified => {}
+            State::Arriving(a) if (a.verify_whole || a.ingest.size() <= verify_first) && !a.verified => {}
             // A reply that has begun can't be turned into another answer: not before the source has sent something.
             State::Arriving(a) if a.ingest.present() == 0 && a.ingest.size() > 0 => {}
             state => return state,

@@ -31,7 +31,6 @@ pub struct Reader {
     place: Place,
     digest: Digest,
     kind: Kind,
-    start: u64,
     /// The next byte to go out.
     at: u64,
     /// `None`: to the end of a blob whose length nobody said.
@@ -109,7 +108,7 @@ impl Reader {
         source: Source,
     ) -> Self {
         let bytes = Default::default();
-        Self { pull, place, digest, kind, start, at: start, end, source, attempts: 1, bytes, cut_short: false }
+        Self { pull, place, digest, kind, at: start, end, source, attempts: 1, bytes, cut_short: false }
     }
 
     /// The next bytes; `None` when all that was asked for has been given.
@@ -174,6 +173,10 @@ impl Reader {
                             self.end,
                         ));
                         if to > self.at {
+                            following.read_to(self.at);
+                            if let Some(bytes) = following.recent(self.at, to) {
+                                return Ok(Step::Bytes(bytes));
+                            }
                             return self.read(&arriving, to).await;
                         }
                     }
@@ -187,6 +190,10 @@ impl Reader {
                             return self.read(&arriving, to).await;
                         }
                         let hasher = self.hash_so_far(&arriving).await;
+                        if hasher.is_none() && self.end == Some(arriving.ingest.size()) {
+                            // The end of a blob goes out proven, or not at all.
+                            return Err(EndedShort);
+                        }
                         self.read_upstream(hasher, None);
                         return Ok(Step::Again);
                     }
@@ -196,6 +203,7 @@ impl Reader {
                     }
                     State::InMemory(bytes, _) => {
                         let end = self.end.map_or(bytes.len(), |end| end as usize);
+                        let end = end.min(bytes.len());
                         self.source = Source::Memory(bytes.slice((self.at as usize).min(end)..end));
                         return Ok(Step::Again);
                     }
@@ -203,7 +211,8 @@ impl Reader {
                         self.read_upstream(None, Some(&unstored));
                         return Ok(Step::Again);
                     }
-                    State::Failed(Failure::WrongBytes) if self.at == self.start && self.attempts < ATTEMPTS => {
+                    // Who continues an earlier reply has its wrong beginning: the right end would be no help.
+                    State::Failed(Failure::WrongBytes) if self.at == 0 && self.attempts < ATTEMPTS => {
                         self.follow_anew();
                         return Ok(Step::Again);
                     }
@@ -260,11 +269,8 @@ impl Reader {
         if self.at == 0 {
             return Some(self.digest.hasher());
         }
-        let ingest = Arc::clone(&arriving.ingest);
-        // The write that failed may have left the hash behind what is there.
-        let caught_up = blocking(move || ingest.hash(0, &[])).await.is_ok();
-        let (hasher, hashed_to) = arriving.ingest.running_hash()?;
-        (caught_up && hashed_to == self.at).then_some(hasher)
+        let (ingest, at) = (Arc::clone(&arriving.ingest), self.at);
+        blocking(move || ingest.hash_to(at)).await.ok()
     }
 
     /// Goes on past the disk.
@@ -278,18 +284,24 @@ impl Reader {
     /// The digest doesn't hold. What went out is remembered, so that nobody continues it, and containerd, which would
     /// keep it and fail again without asking, is told to forget it.
     async fn take_back(&self) -> EndedShort {
-        if self.at > self.start {
-            self.pull.blame.poisoned(self.digest, self.at);
-            self.pull.metrics.poisoned.inc();
-            if let Some(containerd) = &self.pull.containerd {
-                match timeout(ABORT_DEADLINE, containerd.abort_ingest(&self.digest)).await {
-                    Ok(Ok(_)) => {}
-                    Ok(Err(e)) => tracing::warn!(digest = %self.digest, error = %e, "containerd keeps wrong bytes"),
-                    Err(_) => tracing::warn!(digest = %self.digest, "containerd keeps wrong bytes: it doesn't answer"),
-                }
-            }
+        if self.at > 0 {
+            self.pull.take_back(&self.digest, self.at).await;
         }
         EndedShort
+    }
+}
+
+impl Inner {
+    /// The bytes of `digest` up to `reached` have gone out, and are wrong.
+    pub(super) async fn take_back(&self, digest: &Digest, reached: u64) {
+        self.blame.poisoned(*digest, reached);
+        self.metrics.poisoned.inc();
+        let Some(containerd) = &self.containerd else { return };
+        match timeout(ABORT_DEADLINE, containerd.abort_ingest(digest)).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(e)) => tracing::warn!(%digest, error = %e, "containerd keeps wrong bytes"),
+            Err(_) => tracing::warn!(%digest, "containerd keeps wrong bytes: it doesn't answer"),
+        }
     }
 }
 

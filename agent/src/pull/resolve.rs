@@ -75,7 +75,11 @@ impl Inner {
                         size: answer.size,
                         confirmed_at: now(),
                     };
-                    self.store.record_tag(&place.registry, &place.repository, tag, record).await;
+                    let (store, place, tag) = (self.store.clone(), place.clone(), tag.clone());
+                    // Behind the answer: a disk that hangs must not delay it.
+                    self.tasks.spawn(async move {
+                        store.record_tag(&place.registry, &place.repository, &tag, record).await;
+                    });
                     return Ok(answer);
                 }
                 Err(e) => {

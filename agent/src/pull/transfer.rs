@@ -1,6 +1,6 @@
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
@@ -10,6 +10,9 @@ use super::direct::Opened;
 use super::{Kind, Place, PullError};
 use crate::image::{Digest, MediaType};
 use crate::store::{Blob, Ingest};
+
+/// How much of the newest is kept in memory, in bytes. More than a transfer runs ahead of its nearest reader.
+const RECENT: u64 = 3 << 20;
 
 /// One blob arriving on this node, which many read while it is written.
 ///
@@ -21,6 +24,10 @@ pub(super) struct Transfer {
     state: Mutex<State>,
     changed: watch::Sender<()>,
     readers: AtomicUsize,
+    /// How far the nearest reader has come.
+    furthest: AtomicU64,
+    /// The newest pieces and their offsets, in order: readers who keep up get them from here and not from the file.
+    recent: Mutex<VecDeque<(u64, Bytes)>>,
     /// Told when the last reader leaves.
     pub(super) left: Notify,
 }
@@ -101,6 +108,8 @@ impl Transfer {
             state: Mutex::new(State::Asking),
             changed: watch::Sender::new(()),
             readers: AtomicUsize::new(0),
+            furthest: AtomicU64::new(0),
+            recent: Mutex::default(),
             left: Notify::new(),
         }
     }
@@ -122,6 +131,49 @@ impl Transfer {
     /// To wait by. What changes after this call is not missed.
     pub(super) fn changes(&self) -> watch::Receiver<()> {
         self.changed.subscribe()
+    }
+
+    /// A piece was written at `at`.
+    pub(super) fn wrote(&self, at: u64, piece: &Bytes) {
+        {
+            let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+            recent.push_back((at, piece.clone()));
+            let end = at + piece.len() as u64;
+            while recent.front().is_some_and(|(start, first)| end - start > RECENT + first.len() as u64) {
+                recent.pop_front();
+            }
+        }
+        self.advanced();
+    }
+
+    /// Bytes from `at` on, not beyond `to`, if they are among the newest.
+    pub(super) fn recent(&self, at: u64, to: u64) -> Option<Bytes> {
+        let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        // Pieces are in the order of their offsets: a source that begins again lower down begins a new transfer.
+        let next = recent.partition_point(|(start, _)| *start <= at);
+        let (start, piece) = recent.get(next.checked_sub(1)?)?;
+        let from = usize::try_from(at - start).ok().filter(|&from| from < piece.len())?;
+        let until = usize::try_from(to - start).map_or(piece.len(), |until| until.min(piece.len()));
+        Some(piece.slice(from..until))
+    }
+
+    /// No more comes: what is kept for readers who keep up is only memory now.
+    pub(super) fn forget_recent(&self) {
+        self.recent.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    /// A reader has come to `at`.
+    pub(super) fn read_to(&self, at: u64) {
+        self.furthest.fetch_max(at, Ordering::Relaxed);
+    }
+
+    pub(super) fn furthest(&self) -> u64 {
+        self.furthest.load(Ordering::Relaxed)
+    }
+
+    /// Whether somebody reads along now; not who waits for the whole.
+    pub(super) fn is_followed(&self) -> bool {
+        self.readers() > 0 && self.furthest() > 0
     }
 
     pub(super) fn readers(&self) -> usize {

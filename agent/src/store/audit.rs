@@ -75,7 +75,7 @@ impl Shelves {
             State::Unsynced(boot) if boot == self.boot => Condition::Syncing,
             State::Unsynced(_) | State::Suspect => Condition::Suspect,
         };
-        Listed { digest, size, media_type, provenance, used: self.index.last_used(&digest), condition }
+        Listed { digest, size, media_type, provenance, used: self.index.last_used(&digest) / 1000, condition }
     }
 
     /// Hashes one blob whole, whatever is known of it. Blocks as long as that takes.

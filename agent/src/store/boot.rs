@@ -20,7 +20,8 @@ impl Boot {
     }
 }
 
-/// Seconds since 1970, by the wall clock; 0 for a clock before that.
+/// Milliseconds since 1970, by the wall clock; 0 for a clock before that. A pull uses several blobs a second, and which
+/// of them came last decides which goes first.
 pub(super) fn unix_now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX))
 }

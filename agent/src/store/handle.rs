@@ -282,7 +282,7 @@ impl Store {
 
     /// The `limit` blobs that were used least recently, the coldest first, none of them used within `spare`.
     pub async fn coldest(&self, limit: usize, spare: Duration) -> Vec<Digest> {
-        let before = unix_now().saturating_sub(spare.as_secs());
+        let before = unix_now().saturating_sub(u64::try_from(spare.as_millis()).unwrap_or(u64::MAX));
         let coldest = self.run(move |shelves| shelves.index.coldest(limit, before)).await.unwrap_or_default();
         coldest.into_iter().map(|(_, digest)| digest).collect()
     }

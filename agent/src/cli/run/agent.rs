@@ -4,6 +4,8 @@ use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use futures_util::FutureExt as _;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use prometheus_client::registry::Registry;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, watch};
@@ -30,6 +32,10 @@ pub(super) fn run(config: &Config) -> anyhow::Result<ExitCode> {
     nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)?;
     // Started by way of /proc/self/exe, it would be "exe" in every list of processes.
     nix::sys::prctl::set_name(c"larder")?;
+    // A place for every connection that the mirror takes, and the files behind it.
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    }
     // A node's cores are for its Pods: four threads serve faster than any disk or link.
     let threads = std::thread::available_parallelism().map_or(2, |n| n.get().min(4));
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -44,11 +50,11 @@ pub(super) fn run(config: &Config) -> anyhow::Result<ExitCode> {
     outcome
 }
 
-/// Puts the house together, opens its doors, and closes them in the reverse order.
+/// Puts the house together, opens its doors, and closes them before anything behind them ends.
 async fn serve(config: &Config) -> anyhow::Result<ExitCode> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    // Doors close first; what they stand before goes on until the last reply has ended.
+    // The doors close first; what they stand before goes on until the last reply has ended.
     let (stop, end, tasks) = (CancellationToken::new(), CancellationToken::new(), TaskTracker::new());
 
     let store = open_store(config).await?;
@@ -96,6 +102,8 @@ async fn serve(config: &Config) -> anyhow::Result<ExitCode> {
         tasks.spawn(async move {
             // Before the entries stand, containerd can't come to us. An error would mean that the agent ends.
             let _ = stop.run_until_cancelled(ready.wait_for(|ready| *ready)).await;
+            // That they stand now is what the first proof is about; it needs no second.
+            let _ = changed.notified().now_or_never();
             canary.watch(&containerd, interval, &changed, &stop).await;
         });
     }
@@ -139,7 +147,9 @@ async fn serve(config: &Config) -> anyhow::Result<ExitCode> {
     if tokio::time::timeout(END, tasks.wait()).await.is_err() {
         tracing::warn!(tasks = tasks.len(), "background work is cut off");
     }
-    upstreams.close().await;
+    if tokio::time::timeout(END, upstreams.close()).await.is_err() {
+        tracing::warn!("connections to upstreams are cut off");
+    }
     store.close().await;
     Ok(ExitCode::SUCCESS)
 }

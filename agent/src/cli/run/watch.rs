@@ -20,7 +20,7 @@ const EVERY: Duration = Duration::from_secs(1);
 /// How long the agent may take until it answers for the first time.
 const START: Duration = Duration::from_secs(60);
 /// How long it may take to end once it is told to.
-const END: Duration = Duration::from_secs(30);
+const END: Duration = Duration::from_secs(45);
 
 /// What `sysexits.h` calls an internal error: the agent hung and was ended.
 const HUNG: u8 = 70;
@@ -87,13 +87,13 @@ fn code(status: ExitStatus) -> ExitCode {
 enum Answer {
     /// Something comes back. That a connection is closed at once is an answer too: the mirror is full, not stuck.
     Some,
-    /// Nobody listens.
+    /// No connection. Harmless: containerd goes on to its next host at once. An agent that ends by itself is so.
     Refused,
     /// It is accepted, and nothing comes back: what containerd would wait for.
     Silence,
 }
 
-/// Ends when the mirror gives no answer in time, or, having answered once, is gone; or never begins to answer.
+/// Ends when the mirror takes a request and gives no answer in time, or never begins to listen.
 async fn hangs(mirror: SocketAddr) {
     let address = reachable(mirror);
     let started = Instant::now();
@@ -104,7 +104,8 @@ async fn hangs(mirror: SocketAddr) {
                 has_answered = true;
                 sleep(EVERY).await;
             }
-            Answer::Refused if !has_answered && started.elapsed() < START => sleep(Duration::from_millis(100)).await,
+            Answer::Refused if has_answered => sleep(EVERY).await,
+            Answer::Refused if started.elapsed() < START => sleep(Duration::from_millis(100)).await,
             Answer::Refused | Answer::Silence => return,
         }
     }

@@ -190,7 +190,7 @@ impl Index {
         }
     }
 
-    /// When a blob was used last, in seconds since 1970; 0 for never.
+    /// When a blob was used last, in milliseconds since 1970; 0 for never.
     pub(super) fn last_used(&self, digest: &Digest) -> u64 {
         if let Some(used) = held(&self.shared.touched).get(digest) {
             return *used;

@@ -56,6 +56,6 @@ impl Recorded {
     }
 
     pub(super) fn permits(&self, origin: &Origin) -> bool {
-        self.access == origin.access && (self.access == Access::Anonymous || self.registry == origin.registry)
+        self.access == origin.access && self.registry == origin.registry
     }
 }

@@ -317,12 +317,24 @@ impl Ingest {
         }
     }
 
-    /// The hash over everything up to the frontier, for a reader that goes on from there with a source of its own;
-    /// `None` while a thread is hashing.
-    #[must_use]
-    pub fn running_hash(&self) -> Option<(Hasher, u64)> {
-        let state = self.state();
-        state.hasher.clone().map(|hasher| (hasher, state.hashed_to))
+    /// The hash over all bytes before `end`, for a reader that goes on from there with a source of its own.
+    ///
+    /// # Errors
+    /// What the disk says; `UnexpectedEof` where the bytes aren't all there.
+    pub fn hash_to(&self, end: u64) -> io::Result<Hasher> {
+        if self.state().available(0, end, self.size) < end {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let mut hasher = self.digest.hasher();
+        let mut buffer = vec![0; CHUNK as usize];
+        let mut at = 0;
+        while at < end {
+            let piece = &mut buffer[..(end - at).min(CHUNK) as usize];
+            self.file.read_exact_at(piece, at)?;
+            hasher.update(piece);
+            at += piece.len() as u64;
+        }
+        Ok(hasher)
     }
 
     /// Whether every byte is there and hashed.

@@ -34,6 +34,17 @@ fn in_order() {
 }
 
 #[test]
+fn the_hash_of_a_beginning() {
+    let dir = tempfile::tempdir().unwrap();
+    let content = content(2 * CHUNK as usize);
+    let ingest = open(dir.path(), &content);
+    put(&ingest, &content, 0, CHUNK + 9);
+    let of_beginning = ingest.hash_to(CHUNK + 5).unwrap().finish();
+    assert_eq!(of_beginning, Digest::of(&content[..CHUNK as usize + 5]));
+    assert!(ingest.hash_to(CHUNK + 10).is_err());
+}
+
+#[test]
 fn the_empty_blob() {
     let dir = tempfile::tempdir().unwrap();
     let ingest = open(dir.path(), &Bytes::new());
