@@ -174,9 +174,6 @@ impl Reader {
                         ));
                         if to > self.at {
                             following.read_to(self.at);
-                            if let Some(bytes) = following.recent(self.at, to) {
-                                return Ok(Step::Bytes(bytes));
-                            }
                             return self.read(&arriving, to).await;
                         }
                     }

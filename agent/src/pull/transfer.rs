@@ -1,5 +1,5 @@
+use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -10,9 +10,6 @@ use super::direct::Opened;
 use super::{Kind, Place, PullError};
 use crate::image::{Digest, MediaType};
 use crate::store::{Blob, Ingest};
-
-/// How much of the newest is kept in memory, in bytes. More than a transfer runs ahead of its nearest reader.
-const RECENT: u64 = 3 << 20;
 
 /// One blob arriving on this node, which many read while it is written.
 ///
@@ -26,8 +23,6 @@ pub(super) struct Transfer {
     readers: AtomicUsize,
     /// How far the nearest reader has come.
     furthest: AtomicU64,
-    /// The newest pieces and their offsets, in order: readers who keep up get them from here and not from the file.
-    recent: Mutex<VecDeque<(u64, Bytes)>>,
     /// Told when the last reader leaves.
     pub(super) left: Notify,
 }
@@ -109,7 +104,6 @@ impl Transfer {
             changed: watch::Sender::new(()),
             readers: AtomicUsize::new(0),
             furthest: AtomicU64::new(0),
-            recent: Mutex::default(),
             left: Notify::new(),
         }
     }
@@ -131,35 +125,6 @@ impl Transfer {
     /// To wait by. What changes after this call is not missed.
     pub(super) fn changes(&self) -> watch::Receiver<()> {
         self.changed.subscribe()
-    }
-
-    /// A piece was written at `at`.
-    pub(super) fn wrote(&self, at: u64, piece: &Bytes) {
-        {
-            let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
-            recent.push_back((at, piece.clone()));
-            let end = at + piece.len() as u64;
-            while recent.front().is_some_and(|(start, first)| end - start > RECENT + first.len() as u64) {
-                recent.pop_front();
-            }
-        }
-        self.advanced();
-    }
-
-    /// Bytes from `at` on, not beyond `to`, if they are among the newest.
-    pub(super) fn recent(&self, at: u64, to: u64) -> Option<Bytes> {
-        let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
-        // Pieces are in the order of their offsets: a source that begins again lower down begins a new transfer.
-        let next = recent.partition_point(|(start, _)| *start <= at);
-        let (start, piece) = recent.get(next.checked_sub(1)?)?;
-        let from = usize::try_from(at - start).ok().filter(|&from| from < piece.len())?;
-        let until = usize::try_from(to - start).map_or(piece.len(), |until| until.min(piece.len()));
-        Some(piece.slice(from..until))
-    }
-
-    /// No more comes: what is kept for readers who keep up is only memory now.
-    pub(super) fn forget_recent(&self) {
-        self.recent.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
     /// A reader has come to `at`.
