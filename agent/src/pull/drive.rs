@@ -228,7 +228,7 @@ impl Driver {
         let size = self.pull.store.resumable(&digest).await?;
         let ingest = self.pull.store.ingest(&digest, size, self.origin()).await.ok()?;
         let checked = Arc::clone(&ingest);
-        if let Err(e) = blocking(move || checked.recheck(|| ())).await {
+        if let Err(e) = blocking(move || checked.recheck()).await {
             tracing::warn!(%digest, error = %e, "what an earlier transfer left can't be read; it is fetched again");
             self.pull.store.abandon(&ingest).await;
             return None;

@@ -176,12 +176,12 @@ impl Ingest {
         (0..).zip(&state.chunks).map(|(index, chunk)| chunk.filled(self.chunk_len(index))).sum()
     }
 
-    /// Checks what an earlier process left, chunk by chunk, and calls `advanced` after each. What doesn't match its
+    /// Checks what an earlier process left, chunk by chunk. What doesn't match its
     /// checksum counts as missing.
     ///
     /// # Errors
     /// What the disk says on reading.
-    pub fn recheck(&self, mut advanced: impl FnMut()) -> io::Result<()> {
+    pub fn recheck(&self) -> io::Result<()> {
         let mut buffer = Vec::new();
         let count = self.state().chunks.len() as u64;
         for index in 0..count {
@@ -196,7 +196,6 @@ impl Ingest {
             if sound {
                 self.hash(index * CHUNK, &[Bytes::from(std::mem::take(&mut buffer))])?;
             }
-            advanced();
         }
         Ok(())
     }

@@ -105,7 +105,7 @@ fn resumes_where_it_stood() {
     drop(first);
     let second = open(dir.path(), &content);
     assert_eq!(second.available(0), 0, "nothing counts before it is checked");
-    second.recheck(|| ()).unwrap();
+    second.recheck().unwrap();
     assert_eq!(second.available(0), CHUNK);
     assert_eq!(second.available(3 * CHUNK), 4 * CHUNK);
     put(&second, &content, CHUNK, 3 * CHUNK);
@@ -120,7 +120,7 @@ fn what_came_under_authorization_is_continued_for_its_registry_alone() {
     let digest = Digest::of(&content);
     let begin = |origin: &Origin| {
         let ingest = Ingest::open(dir.path(), digest, size, origin).unwrap();
-        ingest.recheck(|| ()).unwrap();
+        ingest.recheck().unwrap();
         ingest
     };
     put(&begin(&origin(Access::Authorized)), &content, 0, CHUNK);
@@ -155,7 +155,7 @@ proptest! {
                 let map = OpenOptions::new().append(true).open(ingest.map_path()).unwrap();
                 (&map).write_all(&[7; RECORD][..torn]).unwrap();
                 ingest = open(dir.path(), &content);
-                ingest.recheck(|| ()).unwrap();
+                ingest.recheck().unwrap();
                 prop_assert_eq!(ingest.present().div_ceil(CHUNK) as usize, done);
             }
             let index = missing.swap_remove(pick.index(missing.len()));

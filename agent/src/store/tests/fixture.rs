@@ -63,7 +63,7 @@ pub(super) async fn try_arrive(store: &Store, bytes: &[u8]) -> Result<Blob, Refu
     let parts = [Bytes::copy_from_slice(bytes)];
     // A chunk is written by one at a time: a transfer's driver, of which there is one for a digest.
     let _driver = DRIVER.lock().await;
-    ingest.recheck(|| ()).map_err(Refused::Write)?;
+    ingest.recheck().map_err(Refused::Write)?;
     ingest.write(0, &parts).and_then(|_| ingest.hash(0, &[])).map_err(Refused::Write)?;
     let verified = Arc::clone(&ingest).verify().unwrap();
     let media_type = MediaType::new("application/vnd.oci.image.layer.v1.tar+gzip");
