@@ -17,7 +17,8 @@ use super::reply::{self, Body};
 use super::request::Request;
 use crate::containerd::canary::Canary;
 use crate::image::{Digest, MediaType, Reference, Tag};
-use crate::pull::{Kind, Passed, Place, Pull, Resolved};
+use crate::pull::{Kind, Passed, Place, Pull, Resolved, Wanted};
+use crate::upstream::Grant;
 
 /// Answers what arrives at the mirror's port.
 pub struct Mirror {
@@ -36,6 +37,7 @@ struct Asked<'a> {
     local: SocketAddr,
     uri: &'a Uri,
     caller: Caller,
+    grant: Grant,
     range: RangeAsked,
     if_range: Option<&'a str>,
 }
@@ -68,6 +70,7 @@ impl Mirror {
             local,
             uri: request.uri(),
             caller: Caller::from_user_agent(header(USER_AGENT).unwrap_or_default()),
+            grant: Grant::Anonymous,
             range: RangeAsked::parse(header(RANGE)),
             if_range: header(IF_RANGE),
         };
@@ -112,7 +115,7 @@ impl Mirror {
     }
 
     async fn tag(&self, place: &Place, tag: &Tag, asked: &Asked<'_>) -> Response<Body> {
-        let resolved = match self.pull.resolve(place, tag).await {
+        let resolved = match self.pull.resolve(place, &asked.grant, tag).await {
             Ok(resolved) => resolved,
             Err(e) => return reply::failed(&e, Kind::Manifest, asked.caller),
         };
@@ -134,7 +137,8 @@ impl Mirror {
         let whole =
             kind == Kind::Manifest || asked.head || asked.if_range.is_some_and(|tag| tag != format!("\"{digest}\""));
         let range = if whole { RangeAsked::Whole } else { asked.range };
-        let found = match self.pull.fetch(place, digest, kind, range.start()).await {
+        let wanted = Wanted { place: place.clone(), grant: asked.grant.clone(), digest: *digest, kind };
+        let found = match self.pull.fetch(&wanted, range.start()).await {
             Ok(found) => found,
             Err(e) => return reply::failed(&e, kind, asked.caller),
         };
@@ -162,14 +166,14 @@ impl Mirror {
 
     /// Asks nobody to deliver the blob: whether it could be had is answered by what is here, or by upstream's HEAD.
     async fn head_blob(&self, place: &Place, digest: &Digest, asked: &Asked<'_>) -> Response<Body> {
-        match self.pull.stat(place, digest).await {
+        match self.pull.stat(place, &asked.grant, digest).await {
             Ok(size) => reply::content(StatusCode::OK, digest, MediaType::OCTET_STREAM, Some(size), reply::whole("")),
             Err(e) => reply::failed(&e, Kind::Blob, asked.caller),
         }
     }
 
     async fn pass(&self, place: &Place, suffix: &str, asked: &Asked<'_>) -> Response<Body> {
-        match self.pull.pass(place, suffix).await {
+        match self.pull.pass(place, &asked.grant, suffix).await {
             Ok(Passed { media_type, link, body }) => {
                 let mut response = Response::new(reply::whole(body.clone()));
                 let headers = response.headers_mut();

@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 
-use super::{Inner, Kind, Place};
-use crate::image::{Digest, Hasher, MediaType, Reference};
+use super::{Inner, Kind, Wanted};
+use crate::image::{Hasher, MediaType, Reference};
 use crate::store::CHUNK;
-use crate::upstream::{Answer, Body, Upstream, UpstreamError};
+use crate::upstream::{Answer, Body, Part, Upstream, UpstreamError};
 
 /// For what is read whole before anyone gets any of it: a few MiB.
 const READ_AHEAD_DEADLINE: Duration = Duration::from_secs(20);
@@ -27,16 +27,11 @@ pub(super) struct Opened {
 }
 
 impl Opened {
-    pub(super) async fn open(
-        upstream: &Arc<Upstream>,
-        place: &Place,
-        digest: &Digest,
-        kind: Kind,
-        from: u64,
-    ) -> Result<Self, UpstreamError> {
+    pub(super) async fn open(upstream: &Arc<Upstream>, wanted: &Wanted, part: Part) -> Result<Self, UpstreamError> {
+        let Wanted { place, grant, digest, kind } = wanted;
         let answer = match kind {
-            Kind::Manifest => upstream.manifest(&place.repository, &Reference::Digest(*digest)).await?,
-            Kind::Blob => upstream.blob(&place.repository, digest, from).await?,
+            Kind::Manifest => upstream.manifest(grant, &place.repository, &Reference::Digest(*digest)).await?,
+            Kind::Blob => upstream.blob(grant, &place.repository, digest, part).await?,
         };
         Ok(Self::from(upstream, answer))
     }
@@ -113,9 +108,7 @@ impl Frames {
 /// digest holds.
 pub(super) struct Direct {
     pull: Arc<Inner>,
-    place: Place,
-    digest: Digest,
-    kind: Kind,
+    wanted: Wanted,
     /// The next byte to come from upstream.
     at: u64,
     /// Bytes before this one are not wanted.
@@ -151,9 +144,7 @@ impl Direct {
     /// goes to the end of the blob, since only then does its digest prove anything.
     pub(super) fn new(
         pull: Arc<Inner>,
-        place: Place,
-        digest: Digest,
-        kind: Kind,
+        wanted: Wanted,
         (start, end): (u64, Option<u64>),
         hasher: Option<Hasher>,
     ) -> Self {
@@ -161,9 +152,7 @@ impl Direct {
         let hold = if end.is_some_and(|end| end <= verify_first) { verify_first } else { CHUNK };
         Self {
             pull,
-            place,
-            digest,
-            kind,
+            wanted,
             at: start,
             start,
             end,
@@ -202,11 +191,11 @@ impl Direct {
                     self.frames = None;
                     self.end = Some(self.at);
                     if let Some(hasher) = self.hasher.take()
-                        && hasher.finish() != self.digest
+                        && hasher.finish() != self.wanted.digest
                     {
                         self.held.clear();
                         for upstream in self.from.drain(..) {
-                            self.pull.blame.broke(upstream.name(), self.digest);
+                            self.pull.blame.broke(upstream.name(), self.wanted.digest);
                         }
                         return Err(DirectEnd::WrongBytes);
                     }
@@ -262,7 +251,7 @@ impl Direct {
                     Ok(Some(frame)) => return Ok(Some(frame)),
                     Ok(None) => return Ok(None),
                     Err(e) => {
-                        tracing::debug!(digest = %self.digest, upstream = upstream.name(), error = %e, "a source failed");
+                        tracing::debug!(digest = %self.wanted.digest, upstream = upstream.name(), error = %e, "a source failed");
                     }
                 }
                 self.frames = None;
@@ -270,12 +259,12 @@ impl Direct {
             if self.at > self.tried_at {
                 (self.tried, self.tried_at) = (0, self.at);
             }
-            let chain = self.pull.chain(&self.place, &self.digest);
+            let chain = self.pull.chain(&self.wanted.place, &self.wanted.digest);
             let Some(upstream) = chain.get(self.tried).cloned() else { return Err(DirectEnd::Cut) };
             self.tried += 1;
-            match Opened::open(&upstream, &self.place, &self.digest, self.kind, self.at).await {
+            match Opened::open(&upstream, &self.wanted, Part::from(self.at)).await {
                 Ok(opened) if self.end.is_some_and(|end| opened.size.is_some_and(|size| size < end)) => {
-                    tracing::debug!(digest = %self.digest, upstream = upstream.name(), "a source has another length");
+                    tracing::debug!(digest = %self.wanted.digest, upstream = upstream.name(), "a source has another length");
                 }
                 Ok(opened) => {
                     self.skip = self.at.saturating_sub(opened.offset);
@@ -283,7 +272,7 @@ impl Direct {
                     self.frames = Some((opened.into_frames(), upstream));
                 }
                 Err(e) => {
-                    tracing::debug!(digest = %self.digest, upstream = upstream.name(), error = %e, "a source failed");
+                    tracing::debug!(digest = %self.wanted.digest, upstream = upstream.name(), error = %e, "a source failed");
                 }
             }
         }

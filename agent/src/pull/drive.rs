@@ -12,7 +12,7 @@ use super::transfer::{Arriving, Failure, State, Transfer, Unstored};
 use super::{Inner, Kind, PullError};
 use crate::image::{Access, Digest, MediaType};
 use crate::store::{CommitError, Ingest, Origin};
-use crate::upstream::{Upstream, UpstreamError};
+use crate::upstream::{Part, Upstream, UpstreamError};
 
 /// A transfer that nobody reads any more is given up after this time, unless it is far along.
 const UNREAD_FOR: Duration = Duration::from_secs(10);
@@ -68,7 +68,7 @@ impl Drop for Ended {
         let result = match std::mem::replace(&mut self.end, End::Unread) {
             End::State(result, state) => {
                 // Off the map first: who looks again after the change begins anew.
-                self.pull.transfers.remove(&self.transfer.digest);
+                self.pull.transfers.remove(&self.transfer.wanted.digest);
                 self.transfer.become_(state);
                 result
             }
@@ -119,8 +119,8 @@ enum Pumped {
 
 impl Driver {
     async fn run(&mut self) -> End {
-        let digest = self.transfer.digest;
-        if let Some(blob) = self.pull.held(&self.transfer.place, &digest).await {
+        let digest = self.transfer.wanted.digest;
+        if let Some(blob) = self.pull.held(&self.transfer.wanted.place, &digest).await {
             return End::State("held", State::Whole(blob));
         }
         let mut ingest = self.resume().await;
@@ -130,7 +130,7 @@ impl Driver {
         }
         // Whether readers have been told of the ingest, and so of its length.
         let mut told = false;
-        let chain = self.pull.chain(&self.transfer.place, &digest);
+        let chain = self.pull.chain(&self.transfer.wanted.place, &digest);
         loop {
             let before = ingest.as_ref().map_or(0, |i| i.present());
             for upstream in &chain {
@@ -206,25 +206,25 @@ impl Driver {
     }
 
     fn failed(&mut self, upstream: &Arc<Upstream>, error: UpstreamError) {
-        tracing::debug!(digest = %self.transfer.digest, upstream = upstream.name(), error = %error, "a source failed");
+        tracing::debug!(digest = %self.transfer.wanted.digest, upstream = upstream.name(), error = %error, "a source failed");
         self.said.push(Arc::new(error));
     }
 
     fn origin(&self) -> Origin {
-        Origin { registry: self.transfer.place.registry.clone(), access: Access::Anonymous }
+        Origin { registry: self.transfer.wanted.place.registry.clone(), access: Access::Anonymous }
     }
 
     async fn open(&self, upstream: &Arc<Upstream>, from: u64) -> Result<Opened, UpstreamError> {
-        Opened::open(upstream, &self.transfer.place, &self.transfer.digest, self.transfer.kind, from).await
+        Opened::open(upstream, &self.transfer.wanted, Part::from(from)).await
     }
 
     /// Takes up what an earlier transfer left.
     async fn resume(&self) -> Option<Arc<Ingest>> {
-        if self.transfer.kind == Kind::Manifest {
+        if self.transfer.wanted.kind == Kind::Manifest {
             // Fetched again at once; its media type, which only its registry tells, comes with it.
             return None;
         }
-        let digest = self.transfer.digest;
+        let digest = self.transfer.wanted.digest;
         let size = self.pull.store.resumable(&digest).await?;
         let ingest = self.pull.store.ingest(&digest, size, self.origin()).await.ok()?;
         let checked = Arc::clone(&ingest);
@@ -247,9 +247,9 @@ impl Driver {
             opened.read_ahead(verify_first).await?;
         }
         if let Some(size) = opened.size.filter(|&size| size > SMALL) {
-            match self.pull.store.ingest(&self.transfer.digest, size, self.origin()).await {
+            match self.pull.store.ingest(&self.transfer.wanted.digest, size, self.origin()).await {
                 Ok(ingest) => return Ok(Begun::Ingest(ingest, Box::new(opened))),
-                Err(e) => tracing::debug!(digest = %self.transfer.digest, reason = %e, "not stored"),
+                Err(e) => tracing::debug!(digest = %self.transfer.wanted.digest, reason = %e, "not stored"),
             }
         }
         let (size, media_type) = (opened.size, opened.media_type.clone());
@@ -263,7 +263,7 @@ impl Driver {
 
     /// Verifies a blob that is in memory whole, and stores it if the disk takes it.
     async fn keep_whole(&self, upstream: &Arc<Upstream>, bytes: Bytes, media_type: MediaType) -> End {
-        let (place, digest) = (&self.transfer.place, &self.transfer.digest);
+        let (place, digest) = (&self.transfer.wanted.place, &self.transfer.wanted.digest);
         let typed = Some(media_type.clone());
         let stored =
             self.pull.store.put(digest, bytes.clone(), typed, &place.registry, &place.repository, Access::Anonymous);
@@ -310,8 +310,8 @@ impl Driver {
                     Err(e) => return Pumped::Source(e),
                 },
                 () = &mut unread => {
-                    if self.pull.transfers.remove_unread(&self.transfer.digest) {
-                        tracing::debug!(digest = %self.transfer.digest, "nobody reads it any more; left where it stands");
+                    if self.pull.transfers.remove_unread(&self.transfer.wanted.digest) {
+                        tracing::debug!(digest = %self.transfer.wanted.digest, "nobody reads it any more; left where it stands");
                         return Pumped::Unread;
                     }
                     unread.set(self.unread(ingest));
@@ -352,7 +352,7 @@ impl Driver {
     }
 
     async fn commit(&self, arriving: Arriving) -> End {
-        let digest = self.transfer.digest;
+        let digest = self.transfer.wanted.digest;
         let ingest = Arc::clone(&arriving.ingest);
         let verified = match blocking(move || Ok(ingest.verify())).await {
             Ok(Ok(verified)) => verified,
@@ -375,7 +375,7 @@ impl Driver {
                 return End::State("disk", State::Detached(arriving));
             }
         };
-        let place = &self.transfer.place;
+        let place = &self.transfer.wanted.place;
         let media_type = Some(arriving.media_type.clone());
         let committed =
             self.pull.store.commit(verified, media_type, &place.registry, &place.repository, Access::Anonymous).await;

@@ -9,7 +9,7 @@ use tokio::time::{Instant, timeout_at};
 use super::drive::drive;
 use super::reader::Source;
 use super::transfer::{Failure, Following, State, Transfer, Unstored};
-use super::{Inner, Kind, Place, Pull, PullError, Reader};
+use super::{Inner, Kind, Place, Pull, PullError, Reader, Wanted};
 use crate::image::{Digest, MediaType};
 use crate::store::Blob;
 use crate::upstream::Upstream;
@@ -21,15 +21,12 @@ const MAX_MANIFEST: u64 = 4 << 20;
 
 /// A blob that can be read. Up to `verify_first` bytes, it is whole and verified already.
 pub struct Found {
-    /// Its name.
-    pub digest: Digest,
     /// Bytes; unknown only where no upstream says and the disk takes nothing.
     pub size: Option<u64>,
     /// As its registry gave it.
     pub media_type: MediaType,
     pull: Arc<Inner>,
-    place: Place,
-    kind: Kind,
+    wanted: Wanted,
     at: At,
 }
 
@@ -46,29 +43,24 @@ impl Pull {
     ///
     /// # Errors
     /// When nothing has it, or no source answers within the reply deadline.
-    pub async fn fetch(&self, place: &Place, digest: &Digest, kind: Kind, start: u64) -> Result<Found, PullError> {
+    pub async fn fetch(&self, wanted: &Wanted, start: u64) -> Result<Found, PullError> {
         let pull = &self.0;
+        let Wanted { place, digest, kind, .. } = wanted;
+        let kind = *kind;
         if pull.blame.continues_poison(digest, start) {
             return Err(PullError::Poisoned);
         }
         let deadline = Instant::now() + pull.options.reply_deadline;
         let late = |_| PullError::Late(super::error::Said::default());
-        let found = |size, media_type, at| Found {
-            digest: *digest,
-            size,
-            media_type,
-            pull: Arc::clone(pull),
-            place: place.clone(),
-            kind,
-            at,
-        };
+        let found =
+            |size, media_type, at| Found { size, media_type, pull: Arc::clone(pull), wanted: wanted.clone(), at };
         // Each upstream may break the digest once; and the transfer that was joined may be another registry's.
         for _ in 0..pull.upstreams.of(&place.registry).len() + ATTEMPTS {
             if let Some(blob) = timeout_at(deadline, pull.held(place, digest)).await.map_err(late)? {
                 let media_type = media_type_of(&blob, kind).await;
                 return Ok(found(Some(blob.size()), media_type, At::Store(blob)));
             }
-            let following = pull.follow(place, digest, kind);
+            let following = pull.follow(wanted);
             match timeout_at(deadline, ready(&following, pull.options.verify_first)).await.map_err(late)? {
                 State::Whole(blob) => {
                     let media_type = media_type_of(&blob, kind).await;
@@ -83,7 +75,8 @@ impl Pull {
                 State::Unstored(unstored) => {
                     return Ok(found(unstored.size, unstored.media_type.clone(), At::Upstream(unstored)));
                 }
-                State::Failed(Failure::Nothing(_) | Failure::Cut(_)) if following.place.registry != place.registry => {}
+                State::Failed(Failure::Nothing(_) | Failure::Cut(_))
+                    if following.wanted.place.registry != place.registry => {}
                 State::Failed(Failure::Nothing(error) | Failure::Cut(error)) => return Err(error),
                 // The right end would be no help to who has a wrong beginning.
                 State::Failed(Failure::WrongBytes) if start > 0 => return Err(PullError::Poisoned),
@@ -104,15 +97,15 @@ impl Inner {
 
     /// The upstreams in their order; those that broke this blob before come last.
     pub(super) fn chain(&self, place: &Place, digest: &Digest) -> Vec<Arc<Upstream>> {
-        let mut chain = self.upstreams.of(&place.registry).to_vec();
+        let mut chain = self.upstreams.of(&place.registry).in_order();
         chain.sort_by_key(|upstream| self.blame.has_broken(upstream.name(), digest));
         chain
     }
 
-    /// Follows the transfer of `digest`, begun now if there is none.
-    pub(super) fn follow(self: &Arc<Self>, place: &Place, digest: &Digest, kind: Kind) -> Following {
-        self.transfers.follow(*digest, || {
-            let transfer = Arc::new(Transfer::new(place.clone(), *digest, kind));
+    /// Follows the transfer of a blob, begun now if there is none.
+    pub(super) fn follow(self: &Arc<Self>, wanted: &Wanted) -> Following {
+        self.transfers.follow(wanted.digest, || {
+            let transfer = Arc::new(Transfer::new(wanted.clone()));
             self.lanes.spawn(&self.tasks, drive(Arc::clone(self), Arc::clone(&transfer)));
             transfer
         })
@@ -152,7 +145,7 @@ impl Found {
     fn reader(self, start: u64, end: Option<u64>) -> Reader {
         let source = match self.at {
             At::Store(blob) => {
-                self.pull.store.used(&self.digest);
+                self.pull.store.used(&self.wanted.digest);
                 Source::store(&blob, start, end)
             }
             At::Transfer(following) => Source::transfer(following),
@@ -162,11 +155,11 @@ impl Found {
             }
             At::Upstream(unstored) => {
                 let whole = start == 0 && end == unstored.size;
-                let hasher = whole.then(|| self.digest.hasher());
-                Source::upstream(&self.pull, &self.place, self.digest, self.kind, (start, end), hasher, Some(&unstored))
+                let hasher = whole.then(|| self.wanted.digest.hasher());
+                Source::upstream(&self.pull, &self.wanted, (start, end), hasher, Some(&unstored))
             }
         };
-        Reader::new(self.pull, self.place, self.digest, self.kind, (start, end), source)
+        Reader::new(self.pull, self.wanted, (start, end), source)
     }
 }
 

@@ -32,7 +32,7 @@ pub use error::PullError;
 pub use fetch::Found;
 pub use metrics::PullMetrics;
 pub use pass::Passed;
-pub use place::{Kind, Place};
+pub use place::{Kind, Place, Wanted};
 pub use reader::{EndedShort, Reader};
 pub use resolve::Resolved;
 pub use transfer::UnderWay;

@@ -11,7 +11,7 @@ use super::direct::Opened;
 use super::error::Said;
 use super::{Place, Pull, PullError};
 use crate::image::{Digest, MediaType};
-use crate::upstream::{Upstream, UpstreamError};
+use crate::upstream::{Grant, Upstream, UpstreamError};
 
 /// The longest answer that is passed on, in bytes.
 const MAX_ANSWER: u64 = 8 << 20;
@@ -32,11 +32,11 @@ impl Pull {
     ///
     /// # Errors
     /// When no upstream gives one within the reply deadline.
-    pub async fn pass(&self, place: &Place, suffix: &str) -> Result<Passed, PullError> {
+    pub async fn pass(&self, place: &Place, grant: &Grant, suffix: &str) -> Result<Passed, PullError> {
         let ask = async {
             let mut said = Vec::new();
-            for upstream in self.0.upstreams.of(&place.registry).iter() {
-                match pass_one(upstream, place, suffix).await {
+            for upstream in self.0.upstreams.of(&place.registry).in_order() {
+                match pass_one(&upstream, place, grant, suffix).await {
                     Ok(answer) => return Ok(answer),
                     Err(e) => said.push(Arc::new(e)),
                 }
@@ -50,14 +50,14 @@ impl Pull {
     ///
     /// # Errors
     /// When nothing has it, or nothing answers within the reply deadline.
-    pub async fn stat(&self, place: &Place, digest: &Digest) -> Result<u64, PullError> {
+    pub async fn stat(&self, place: &Place, grant: &Grant, digest: &Digest) -> Result<u64, PullError> {
         let ask = async {
             if let Some(blob) = self.0.held(place, digest).await {
                 return Ok(blob.size());
             }
             let mut said = Vec::new();
-            for upstream in self.0.upstreams.of(&place.registry).iter() {
-                match upstream.head_blob(&place.repository, digest).await {
+            for upstream in self.0.upstreams.of(&place.registry).in_order() {
+                match upstream.head_blob(grant, &place.repository, digest).await {
                     Ok(answer) => match answer.size {
                         Some(size) => return Ok(size),
                         None => said.push(Arc::new(upstream.wrong_answer("gives no length"))),
@@ -71,8 +71,13 @@ impl Pull {
     }
 }
 
-async fn pass_one(upstream: &Arc<Upstream>, place: &Place, suffix: &str) -> Result<Passed, UpstreamError> {
-    let answer = upstream.pass(&place.repository, suffix).await?;
+async fn pass_one(
+    upstream: &Arc<Upstream>,
+    place: &Place,
+    grant: &Grant,
+    suffix: &str,
+) -> Result<Passed, UpstreamError> {
+    let answer = upstream.pass(grant, &place.repository, suffix).await?;
     let link = answer.headers.get(LINK).cloned();
     let mut opened = Opened::from(upstream, answer);
     opened.read_ahead(MAX_ANSWER).await?;

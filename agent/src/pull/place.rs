@@ -1,6 +1,7 @@
 use std::fmt;
 
-use crate::image::{Registry, Repository};
+use crate::image::{Digest, Registry, Repository};
+use crate::upstream::Grant;
 
 /// Where a blob is asked for: a repository at a registry.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -18,6 +19,19 @@ pub enum Kind {
     Manifest,
     /// `/blobs/`: configs and layers.
     Blob,
+}
+
+/// One blob, where it is asked for, and as whom.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    /// A repository at a registry.
+    pub place: Place,
+    /// What the caller has shown.
+    pub grant: Grant,
+    /// The blob.
+    pub digest: Digest,
+    /// By which endpoint it is had.
+    pub kind: Kind,
 }
 
 impl fmt::Display for Place {

@@ -12,7 +12,7 @@ use super::drive::blocking;
 use super::fetch::ATTEMPTS;
 use super::journal::SOURCES;
 use super::transfer::{Arriving, Failure, Following, State, Unstored};
-use super::{Inner, Kind, Place};
+use super::{Inner, Wanted};
 use crate::image::{Digest, Hasher};
 use crate::store::{Blob, BlobReader, CHUNK};
 
@@ -28,9 +28,7 @@ const PIECE: u64 = 256 << 10;
 /// The last [`CHUNK`] of a blob goes out only when its digest holds, and the whole of it when its source is suspect.
 pub struct Reader {
     pull: Arc<Inner>,
-    place: Place,
-    digest: Digest,
-    kind: Kind,
+    wanted: Wanted,
     /// The next byte to go out.
     at: u64,
     /// `None`: to the end of a blob whose length nobody said.
@@ -74,14 +72,12 @@ impl Source {
 
     pub(super) fn upstream(
         pull: &Arc<Inner>,
-        place: &Place,
-        digest: Digest,
-        kind: Kind,
+        wanted: &Wanted,
         range: (u64, Option<u64>),
         hasher: Option<Hasher>,
         unstored: Option<&Unstored>,
     ) -> Self {
-        let mut direct = Direct::new(Arc::clone(pull), place.clone(), digest, kind, range, hasher);
+        let mut direct = Direct::new(Arc::clone(pull), wanted.clone(), range, hasher);
         let opened = unstored.and_then(|u| u.opened.lock().unwrap_or_else(PoisonError::into_inner).take());
         if let Some(opened) = opened {
             direct.take_over(opened);
@@ -99,16 +95,9 @@ impl Source {
 }
 
 impl Reader {
-    pub(super) fn new(
-        pull: Arc<Inner>,
-        place: Place,
-        digest: Digest,
-        kind: Kind,
-        (start, end): (u64, Option<u64>),
-        source: Source,
-    ) -> Self {
+    pub(super) fn new(pull: Arc<Inner>, wanted: Wanted, (start, end): (u64, Option<u64>), source: Source) -> Self {
         let bytes = Default::default();
-        Self { pull, place, digest, kind, at: start, end, source, attempts: 1, bytes, cut_short: false }
+        Self { pull, wanted, at: start, end, source, attempts: 1, bytes, cut_short: false }
     }
 
     /// The next bytes; `None` when all that was asked for has been given.
@@ -144,9 +133,9 @@ impl Reader {
                 Ok(Some(bytes)) => Ok(Step::Bytes(bytes)),
                 Ok(None) => Ok(Step::End),
                 Err(e) => {
-                    tracing::warn!(digest = %self.digest, error = %e, "a stored blob can't be read; the rest comes from upstream");
+                    tracing::warn!(digest = %self.wanted.digest, error = %e, "a stored blob can't be read; the rest comes from upstream");
                     if e.is_damage() && self.attempts < ATTEMPTS {
-                        self.pull.store.set_aside(&self.digest).await;
+                        self.pull.store.set_aside(&self.wanted.digest).await;
                         self.follow_anew();
                     } else {
                         self.read_upstream(None, None);
@@ -215,7 +204,7 @@ impl Reader {
                     }
                     State::Failed(Failure::WrongBytes) => return Err(self.take_back().await),
                     State::Failed(Failure::Nothing(error) | Failure::Cut(error)) => {
-                        tracing::warn!(digest = %self.digest, image = %self.place, error = %error, "a reply ends short");
+                        tracing::warn!(digest = %self.wanted.digest, image = %self.wanted.place, error = %error, "a reply ends short");
                         return Err(EndedShort);
                     }
                 }
@@ -246,7 +235,7 @@ impl Reader {
         match self.pull.store.read_arrived(&arriving.ingest, self.at, length).await {
             Ok(bytes) => Ok(Step::Bytes(bytes)),
             Err(e) => {
-                tracing::warn!(digest = %self.digest, error = %e, "what arrived can't be read back");
+                tracing::warn!(digest = %self.wanted.digest, error = %e, "what arrived can't be read back");
                 Err(EndedShort)
             }
         }
@@ -255,7 +244,7 @@ impl Reader {
     /// Goes on by a new transfer: what was stored, or what came, was no good.
     fn follow_anew(&mut self) {
         self.attempts += 1;
-        self.source = Source::transfer(self.pull.follow(&self.place, &self.digest, self.kind));
+        self.source = Source::transfer(self.pull.follow(&self.wanted));
     }
 
     /// The hash of all bytes before `at`, with which a reader that leaves a failing disk can still prove the whole.
@@ -264,7 +253,7 @@ impl Reader {
             return None;
         }
         if self.at == 0 {
-            return Some(self.digest.hasher());
+            return Some(self.wanted.digest.hasher());
         }
         let (ingest, at) = (Arc::clone(&arriving.ingest), self.at);
         blocking(move || ingest.hash_to(at)).await.ok()
@@ -273,16 +262,16 @@ impl Reader {
     /// Goes on past the disk.
     fn read_upstream(&mut self, hasher: Option<Hasher>, unstored: Option<&Unstored>) {
         let whole = self.at == 0 && unstored.is_some_and(|u| u.size == self.end);
-        let hasher = hasher.or_else(|| whole.then(|| self.digest.hasher()));
+        let hasher = hasher.or_else(|| whole.then(|| self.wanted.digest.hasher()));
         let range = (self.at, self.end);
-        self.source = Source::upstream(&self.pull, &self.place, self.digest, self.kind, range, hasher, unstored);
+        self.source = Source::upstream(&self.pull, &self.wanted, range, hasher, unstored);
     }
 
     /// The digest doesn't hold. What went out is remembered, so that nobody continues it, and containerd, which would
     /// keep it and fail again without asking, is told to forget it.
     async fn take_back(&self) -> EndedShort {
         if self.at > 0 {
-            self.pull.take_back(&self.digest, self.at).await;
+            self.pull.take_back(&self.wanted.digest, self.at).await;
         }
         EndedShort
     }
@@ -309,6 +298,6 @@ impl Drop for Reader {
                 self.pull.metrics.served(source, bytes);
             }
         }
-        self.pull.journal.delivered(&self.place, self.bytes, self.cut_short);
+        self.pull.journal.delivered(&self.wanted.place, self.bytes, self.cut_short);
     }
 }

@@ -11,13 +11,13 @@ use super::error::Said;
 use super::{Inner, Place, Pull, PullError};
 use crate::image::{Access, Digest, MediaType, Reference, Tag};
 use crate::store::TagRecord;
-use crate::upstream::{ErrorKind, Upstream, UpstreamError};
+use crate::upstream::{ErrorKind, Grant, Upstream, UpstreamError};
 
 /// The longest manifest that is read to learn its digest, in bytes: containerd takes no longer one.
 const MAX_MANIFEST: u64 = 4 << 20;
 
-/// One tag of one repository.
-pub(super) type TagKey = (Place, Tag);
+/// One tag of one repository, and as whom it is asked for.
+pub(super) type TagKey = (Place, Tag, Grant);
 
 /// What a tag means.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,7 +37,7 @@ impl Pull {
     ///
     /// # Errors
     /// When upstream says that there is no such tag, or nothing answers and nothing is known.
-    pub async fn resolve(&self, place: &Place, tag: &Tag) -> Result<Resolved, PullError> {
+    pub async fn resolve(&self, place: &Place, grant: &Grant, tag: &Tag) -> Result<Resolved, PullError> {
         let pull = &self.0;
         pull.journal.resolved(place, tag.as_str());
         if !pull.options.tag_max_age.is_zero()
@@ -48,10 +48,10 @@ impl Pull {
             return Ok(resolved(record, None));
         }
         let ask = || {
-            let (pull, place, tag) = (Arc::clone(pull), place.clone(), tag.clone());
-            async move { pull.ask(&place, &tag).await }
+            let (pull, place, grant, tag) = (Arc::clone(pull), place.clone(), grant.clone(), tag.clone());
+            async move { pull.ask(&place, &grant, &tag).await }
         };
-        let key = (place.clone(), tag.clone());
+        let key = (place.clone(), tag.clone(), grant.clone());
         match timeout(pull.options.reply_deadline, pull.tags.join(key, &pull.tasks, ask)).await {
             Ok(Some(answer)) => answer,
             Ok(None) => Err(PullError::Stopping),
@@ -62,11 +62,11 @@ impl Pull {
 }
 
 impl Inner {
-    async fn ask(&self, place: &Place, tag: &Tag) -> Result<Resolved, PullError> {
+    async fn ask(&self, place: &Place, grant: &Grant, tag: &Tag) -> Result<Resolved, PullError> {
         let mut said = Vec::new();
         let mut silent = false;
-        for upstream in self.upstreams.of(&place.registry).iter() {
-            match self.ask_one(upstream, place, tag).await {
+        for upstream in self.upstreams.of(&place.registry).in_order() {
+            match self.ask_one(&upstream, place, grant, tag).await {
                 Ok(answer) => {
                     self.metrics.tag_answered("upstream");
                     let record = TagRecord {
@@ -97,9 +97,15 @@ impl Inner {
         Err(PullError::from_all(said))
     }
 
-    async fn ask_one(&self, upstream: &Arc<Upstream>, place: &Place, tag: &Tag) -> Result<Resolved, UpstreamError> {
+    async fn ask_one(
+        &self,
+        upstream: &Arc<Upstream>,
+        place: &Place,
+        grant: &Grant,
+        tag: &Tag,
+    ) -> Result<Resolved, UpstreamError> {
         let reference = Reference::Tag(tag.clone());
-        match upstream.head_manifest(&place.repository, &reference).await {
+        match upstream.head_manifest(grant, &place.repository, &reference).await {
             Ok(head) => {
                 if let (Some(digest), Some(size), Some(media_type)) = (head.digest, head.size, head.media_type) {
                     return Ok(Resolved { digest, media_type, size, stale_for: None });
@@ -109,7 +115,7 @@ impl Inner {
             Err(e) => return Err(e),
         }
         // A registry that knows no HEAD, or whose HEAD doesn't say it all: the manifest itself does.
-        let mut opened = Opened::from(upstream, upstream.manifest(&place.repository, &reference).await?);
+        let mut opened = Opened::from(upstream, upstream.manifest(grant, &place.repository, &reference).await?);
         let media_type = opened.media_type.clone();
         opened.read_ahead(MAX_MANIFEST).await?;
         if opened.size.is_none() || opened.read().len() as u64 > MAX_MANIFEST {

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use tokio::sync::{Notify, watch};
 
 use super::direct::Opened;
-use super::{Kind, Place, PullError};
+use super::{PullError, Wanted};
 use crate::image::{Digest, MediaType};
 use crate::store::{Blob, Ingest};
 
@@ -15,9 +15,8 @@ use crate::store::{Blob, Ingest};
 ///
 /// Its driver alone changes the state; readers wait for a change and look again.
 pub(super) struct Transfer {
-    pub(super) digest: Digest,
-    pub(super) kind: Kind,
-    pub(super) place: Place,
+    /// As who asked first wants it: as whom its sources are asked.
+    pub(super) wanted: Wanted,
     state: Mutex<State>,
     changed: watch::Sender<()>,
     readers: AtomicUsize,
@@ -95,11 +94,9 @@ pub struct UnderWay {
 }
 
 impl Transfer {
-    pub(super) fn new(place: Place, digest: Digest, kind: Kind) -> Self {
+    pub(super) fn new(wanted: Wanted) -> Self {
         Self {
-            digest,
-            kind,
-            place,
+            wanted,
             state: Mutex::new(State::Asking),
             changed: watch::Sender::new(()),
             readers: AtomicUsize::new(0),
@@ -212,8 +209,8 @@ impl Transfers {
                 State::Arriving(arriving) => (arriving.ingest.present(), Some(arriving.ingest.size())),
                 _ => (0, None),
             };
-            let image = transfer.place.to_string();
-            UnderWay { digest: transfer.digest, image, present, size, readers: transfer.readers() }
+            let image = transfer.wanted.place.to_string();
+            UnderWay { digest: transfer.wanted.digest, image, present, size, readers: transfer.readers() }
         };
         transfers.iter().map(row).collect()
     }

@@ -9,7 +9,7 @@ use jiff::fmt::rfc2822::DateTimeParser;
 
 use super::body::{Body, Extent};
 use super::error::{ErrorKind, UpstreamError};
-use super::exchange::{Exchange, Reply};
+use super::exchange::{Exchange, Part, Reply};
 use crate::image::{Digest, MediaType};
 
 const DOCKER_CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
@@ -39,7 +39,7 @@ pub struct Answer {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Asked<'a> {
     pub(super) digest: Option<&'a Digest>,
-    pub(super) from: u64,
+    pub(super) part: Part,
 }
 
 impl Answer {
@@ -56,8 +56,13 @@ impl Answer {
         let digest = read_digest(&head.headers, asked.digest).map_err(wrong)?;
         let is_head = *method == Method::HEAD;
         let length = if is_head { read_length(&head.headers).map_err(wrong)? } else { incoming.size_hint().exact() };
-        let (offset, extent) = read_extent(head.status, &head.headers, asked.from, length).map_err(wrong)?;
-        let promised = if is_head { Extent::default() } else { extent };
+        let (offset, extent) = read_extent(head.status, &head.headers, asked.part, length).map_err(wrong)?;
+        let promised = match asked.part.to {
+            _ if is_head => Extent::default(),
+            // It ends where it was asked to; of what goes to the blob's end, an earlier end is a cut.
+            Some(to) if extent.announced == Some(to) => Extent { whole: None, ..extent },
+            _ => extent,
+        };
         Ok(Self {
             size: extent.whole,
             offset,
@@ -135,14 +140,15 @@ fn read_length(headers: &HeaderMap) -> Result<Option<u64>, ErrorKind> {
 fn read_extent(
     status: StatusCode,
     headers: &HeaderMap,
-    from: u64,
+    part: Part,
     length: Option<u64>,
 ) -> Result<(u64, Extent), ErrorKind> {
     let wrong = |what: String| Err(ErrorKind::Protocol(what));
     if status != StatusCode::PARTIAL_CONTENT {
         return Ok((0, Extent { announced: length, whole: length }));
     }
-    if from == 0 {
+    let from = part.from;
+    if part == Part::WHOLE {
         return wrong("a part, though the whole was asked for".to_owned());
     }
     let text = headers.get(CONTENT_RANGE).and_then(|v| v.to_str().ok()).unwrap_or_default();
@@ -152,6 +158,9 @@ fn read_extent(
     let end = range.last + 1;
     if range.first != from {
         return wrong(format!("it starts at byte {}, not at {from} as asked", range.first));
+    }
+    if part.to.is_some_and(|to| end > to) {
+        return wrong(format!("it ends at byte {end}, beyond what was asked for"));
     }
     if length.is_some_and(|length| length != end - from) {
         return wrong("its Content-Length and its Content-Range contradict each other".to_owned());

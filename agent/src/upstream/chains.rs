@@ -1,4 +1,5 @@
 use std::collections::HashMap;
+use std::ops::Deref;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,8 +21,9 @@ use crate::image::Registry;
 /// Registries that are not configured and remembered nevertheless: anyone on the node can name any.
 const MAX_ON_DEMAND: usize = 256;
 
-/// The upstreams of a registry, in the order in which they are asked.
-type Chain = Arc<[Arc<Upstream>]>;
+/// The upstreams of a registry, in the order of the configuration. A cheap clone.
+#[derive(Debug, Clone)]
+pub struct Chain(Arc<[Arc<Upstream>]>);
 
 /// Every registry that this node talks to.
 #[derive(Debug)]
@@ -94,9 +96,9 @@ impl Upstreams {
     /// The upstreams of a registry, in the order in which they are to be asked: those of the configuration, or its own
     /// address. Empty for a name that no URL can be made of.
     #[must_use]
-    pub fn of(&self, registry: &Registry) -> Arc<[Arc<Upstream>]> {
+    pub fn of(&self, registry: &Registry) -> Chain {
         if let Some(chain) = self.configured.get(registry) {
-            return Arc::clone(chain);
+            return chain.clone();
         }
         let mut on_demand = self.on_demand.lock().unwrap_or_else(PoisonError::into_inner);
         on_demand.find(registry, || UpstreamUrl::origin(registry).map(|url| self.maker.origin(url, false)))
@@ -104,11 +106,11 @@ impl Upstreams {
 
     /// All registries that are configured, or were asked for lately, with their upstreams; by name.
     #[must_use]
-    pub fn all(&self) -> Vec<(Registry, Arc<[Arc<Upstream>]>)> {
+    pub fn all(&self) -> Vec<(Registry, Chain)> {
         let on_demand = self.on_demand.lock().unwrap_or_else(PoisonError::into_inner);
         let lately = on_demand.chains.iter().map(|(registry, (chain, _))| (registry, chain));
         let all = self.configured.iter().chain(lately);
-        let mut all: Vec<_> = all.map(|(registry, chain)| (registry.clone(), Arc::clone(chain))).collect();
+        let mut all: Vec<_> = all.map(|(registry, chain)| (registry.clone(), chain.clone())).collect();
         all.sort_by(|(a, _), (b, _)| a.cmp(b));
         all
     }
@@ -130,6 +132,28 @@ impl Upstreams {
     }
 }
 
+impl Chain {
+    /// The upstreams in the order in which they are to be asked.
+    #[must_use]
+    pub fn in_order(&self) -> Vec<Arc<Upstream>> {
+        self.0.to_vec()
+    }
+}
+
+impl Deref for Chain {
+    type Target = [Arc<Upstream>];
+
+    fn deref(&self) -> &Self::Target {
+        &self.0
+    }
+}
+
+impl FromIterator<Arc<Upstream>> for Chain {
+    fn from_iter<I: IntoIterator<Item = Arc<Upstream>>>(upstreams: I) -> Self {
+        Self(upstreams.into_iter().collect())
+    }
+}
+
 #[derive(Debug, Default)]
 struct OnDemand {
     chains: HashMap<Registry, (Chain, u64)>,
@@ -141,7 +165,7 @@ impl OnDemand {
         self.clock += 1;
         if let Some((chain, used)) = self.chains.get_mut(registry) {
             *used = self.clock;
-            return Arc::clone(chain);
+            return chain.clone();
         }
         if self.chains.len() >= MAX_ON_DEMAND
             && let Some(idle) = self.chains.iter().min_by_key(|(_, (_, used))| *used).map(|(key, _)| key.clone())
@@ -149,7 +173,7 @@ impl OnDemand {
             self.chains.remove(&idle);
         }
         let chain: Chain = make().into_iter().collect();
-        self.chains.insert(registry.clone(), (Arc::clone(&chain), self.clock));
+        self.chains.insert(registry.clone(), (chain.clone(), self.clock));
         chain
     }
 }

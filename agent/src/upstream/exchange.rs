@@ -42,14 +42,22 @@ pub(super) struct Exchange {
     pub(super) record: Record,
 }
 
+/// The part of a blob that is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Part {
+    /// The first byte.
+    pub from: u64,
+    /// The byte after the last, beyond `from`; `None` for the end of the blob.
+    pub to: Option<u64>,
+}
+
 /// One request.
 #[derive(Debug, Clone)]
 pub(super) struct Call {
     pub(super) method: Method,
     pub(super) uri: Uri,
     pub(super) accept: HeaderValue,
-    /// The first byte that is wanted.
-    pub(super) from: u64,
+    pub(super) part: Part,
     /// Goes to the upstream itself only, never along with a redirect elsewhere.
     pub(super) authorization: Option<HeaderValue>,
     pub(super) deadline: Instant,
@@ -129,6 +137,27 @@ impl Exchange {
     }
 }
 
+impl Part {
+    /// All of it.
+    pub const WHOLE: Self = Self::from(0);
+
+    /// From a byte on to the end.
+    #[must_use]
+    pub const fn from(from: u64) -> Self {
+        Self { from, to: None }
+    }
+
+    /// The value of a Range header; none for the whole.
+    fn header(self) -> Option<HeaderValue> {
+        let range = match self.to {
+            None if self.from == 0 => return None,
+            None => format!("bytes={}-", self.from),
+            Some(to) => format!("bytes={}-{}", self.from, to.saturating_sub(1)),
+        };
+        HeaderValue::from_str(&range).ok()
+    }
+}
+
 impl Call {
     fn request(&self, uri: &Uri, authorization: Option<&HeaderValue>) -> Request<Empty<Bytes>> {
         const AGENT: HeaderValue = HeaderValue::from_static(concat!("larder/", env!("CARGO_PKG_VERSION")));
@@ -140,9 +169,7 @@ impl Call {
         if let Some(authorization) = authorization {
             headers.insert(AUTHORIZATION, authorization.clone());
         }
-        if self.from > 0
-            && let Ok(range) = HeaderValue::from_str(&format!("bytes={}-", self.from))
-        {
+        if let Some(range) = self.part.header() {
             headers.insert(RANGE, range);
         }
         let mut request = Request::new(Empty::new());

@@ -5,7 +5,8 @@ use tokio::time::Instant;
 
 use super::answer::{Answer, Asked};
 use super::error::{ErrorKind, UpstreamError};
-use super::exchange::{Call, Exchange, Reply, drain};
+use super::exchange::{Call, Exchange, Part, Reply, drain};
+use super::grant::Grant;
 use super::record::State;
 use super::token::{Ask, Tokens};
 use crate::config::UpstreamUrl;
@@ -54,57 +55,84 @@ impl Upstream {
     /// # Errors
     /// Any [`ErrorKind`] but those of bodies. Some registries know no HEAD (405) or leave the digest out: then
     /// [`Upstream::manifest`] tells.
-    pub async fn head_manifest(&self, repository: &Repository, reference: &Reference) -> Result<Answer, UpstreamError> {
-        self.ask(Method::HEAD, repository, &format!("manifests/{reference}"), asked_by(reference)).await
+    pub async fn head_manifest(
+        &self,
+        grant: &Grant,
+        repository: &Repository,
+        reference: &Reference,
+    ) -> Result<Answer, UpstreamError> {
+        self.ask(grant, Method::HEAD, repository, &format!("manifests/{reference}"), asked_by(reference)).await
     }
 
     /// Asks for a manifest.
     ///
     /// # Errors
     /// Any [`ErrorKind`] but those of bodies.
-    pub async fn manifest(&self, repository: &Repository, reference: &Reference) -> Result<Answer, UpstreamError> {
-        self.ask(Method::GET, repository, &format!("manifests/{reference}"), asked_by(reference)).await
+    pub async fn manifest(
+        &self,
+        grant: &Grant,
+        repository: &Repository,
+        reference: &Reference,
+    ) -> Result<Answer, UpstreamError> {
+        self.ask(grant, Method::GET, repository, &format!("manifests/{reference}"), asked_by(reference)).await
     }
 
     /// Asks whether a blob is there, and how large it is.
     ///
     /// # Errors
     /// Any [`ErrorKind`] but those of bodies.
-    pub async fn head_blob(&self, repository: &Repository, digest: &Digest) -> Result<Answer, UpstreamError> {
-        let asked = Asked { digest: Some(digest), from: 0 };
-        self.ask(Method::HEAD, repository, &format!("blobs/{digest}"), asked).await
+    pub async fn head_blob(
+        &self,
+        grant: &Grant,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<Answer, UpstreamError> {
+        let asked = Asked { digest: Some(digest), part: Part::WHOLE };
+        self.ask(grant, Method::HEAD, repository, &format!("blobs/{digest}"), asked).await
     }
 
-    /// Asks for a blob, from byte `from` on. [`Answer::offset`] tells where the body really starts.
+    /// Asks for a blob, or a part of it. [`Answer::offset`] tells where the body really starts.
     ///
     /// # Errors
     /// Any [`ErrorKind`] but those of bodies; [`ErrorKind::Protocol`] for an answer whose range is not what was asked
     /// for.
-    pub async fn blob(&self, repository: &Repository, digest: &Digest, from: u64) -> Result<Answer, UpstreamError> {
-        let asked = Asked { digest: Some(digest), from };
-        self.ask(Method::GET, repository, &format!("blobs/{digest}"), asked).await
+    pub async fn blob(
+        &self,
+        grant: &Grant,
+        repository: &Repository,
+        digest: &Digest,
+        part: Part,
+    ) -> Result<Answer, UpstreamError> {
+        let asked = Asked { digest: Some(digest), part };
+        self.ask(grant, Method::GET, repository, &format!("blobs/{digest}"), asked).await
     }
 
     /// Passes on a request for a list: `tags/list` or `referrers/<digest>`, with its query.
     ///
     /// # Errors
     /// [`ErrorKind::Forbidden`] for anything else, and any kind but those of bodies.
-    pub async fn pass(&self, repository: &Repository, path_and_query: &str) -> Result<Answer, UpstreamError> {
+    pub async fn pass(
+        &self,
+        grant: &Grant,
+        repository: &Repository,
+        path_and_query: &str,
+    ) -> Result<Answer, UpstreamError> {
         if !is_list(path_and_query) {
             return Err(self.error(ErrorKind::Forbidden("a path that is neither tags/list nor referrers".to_owned())));
         }
-        self.ask(Method::GET, repository, path_and_query, Asked { digest: None, from: 0 }).await
+        self.ask(grant, Method::GET, repository, path_and_query, Asked { digest: None, part: Part::WHOLE }).await
     }
 
     async fn ask(
         &self,
+        grant: &Grant,
         method: Method,
         repository: &Repository,
         path: &str,
         asked: Asked<'_>,
     ) -> Result<Answer, UpstreamError> {
         let began = Instant::now();
-        let answer = match self.reply(&method, repository, path, asked.from, began).await {
+        let answer = match self.reply(grant, &method, repository, path, asked.part, began).await {
             Ok(reply) => Answer::read(asked, &method, reply, &self.exchange),
             Err(error) => Err(error),
         };
@@ -115,21 +143,23 @@ impl Upstream {
     /// Asks, with a token if one was needed before; and once more with a new one when that is what the answer wants.
     async fn reply(
         &self,
+        grant: &Grant,
         method: &Method,
         repository: &Repository,
         path: &str,
-        from: u64,
+        part: Part,
         began: Instant,
     ) -> Result<Reply, UpstreamError> {
         let deadline = began + self.exchange.header_timeout;
         let uri = self.url.v2(&format!("{repository}/{path}"));
         let uri = uri.map_err(|e| self.error(ErrorKind::Protocol(format!("no URL can be made of {path:?}: {e}"))))?;
+        let Grant::Anonymous = grant;
         let known = self.tokens.known(self.number, &self.exchange, repository, deadline).await;
         let mut call = Call {
             method: method.clone(),
             uri,
             accept: if path.starts_with("manifests/") { self.manifest_types.clone() } else { ANYTHING },
-            from,
+            part,
             authorization: known.as_ref().map(|token| token.header.clone()),
             deadline,
         };
@@ -162,7 +192,7 @@ const fn asked_by(reference: &Reference) -> Asked<'_> {
         Reference::Digest(digest) => Some(digest),
         Reference::Tag(_) => None,
     };
-    Asked { digest, from: 0 }
+    Asked { digest, part: Part::WHOLE }
 }
 
 fn is_list(path_and_query: &str) -> bool {

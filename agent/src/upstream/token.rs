@@ -10,7 +10,7 @@ use super::answer::judge;
 use super::body::{Body, Extent};
 use super::challenge::Challenge;
 use super::error::{ErrorKind, UpstreamError};
-use super::exchange::{Call, Exchange};
+use super::exchange::{Call, Exchange, Part};
 use super::redirect;
 use super::tasks::Tasks;
 use crate::image::Repository;
@@ -215,7 +215,7 @@ impl Ask {
             method: Method::GET,
             uri,
             accept: HeaderValue::from_static("application/json"),
-            from: 0,
+            part: Part::WHOLE,
             authorization: None,
             deadline: asked_at + exchange.header_timeout,
         };

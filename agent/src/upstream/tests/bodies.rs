@@ -3,6 +3,7 @@
 use super::server::{Act, Server, answer, ok, raw};
 use super::*;
 use crate::image::MediaType;
+use crate::upstream::Grant;
 
 #[tokio::test]
 async fn what_is_asked_and_what_is_read() {
@@ -13,15 +14,15 @@ async fn what_is_asked_and_what_is_read() {
     })
     .await;
     let room = Room::of(&format!("{}/prefix", server.url()));
-    let answer = room.upstream.manifest(&repository(), &reference()).await.unwrap();
+    let answer = room.upstream.manifest(&Grant::Anonymous, &repository(), &reference()).await.unwrap();
     assert_eq!((answer.size, answer.offset, answer.digest), (Some(5), 0, Some(digest())));
     assert!(answer.media_type.is_some_and(|t| t.is_manifest()));
     assert_eq!(&*answer.body.whole(5).await.unwrap(), b"hello");
 
     room.tag().await.unwrap();
-    room.upstream.head_blob(&repository(), &digest()).await.unwrap();
+    room.upstream.head_blob(&Grant::Anonymous, &repository(), &digest()).await.unwrap();
     room.blob(0).await.unwrap();
-    room.upstream.pass(&repository(), "tags/list?n=5").await.unwrap();
+    room.upstream.pass(&Grant::Anonymous, &repository(), "tags/list?n=5").await.unwrap();
     let seen = server.seen();
     let lines: Vec<&str> = seen.iter().filter_map(|head| head.lines().next()).collect();
     assert_eq!(
@@ -55,7 +56,7 @@ async fn lists_come_with_their_headers() {
         answer("200 OK", &[("Link", "</v2/x>; rel=next"), ("Set-Cookie", "a=b"), ("OCI-Filters-Applied", "x")], "{}")
     })
     .await;
-    let answer = Room::of(&server.url()).upstream.pass(&repository(), "tags/list").await.unwrap();
+    let answer = Room::of(&server.url()).upstream.pass(&Grant::Anonymous, &repository(), "tags/list").await.unwrap();
     assert_eq!(answer.headers.len(), 2);
     assert_eq!(answer.headers["link"], "</v2/x>; rel=next");
 }
@@ -63,7 +64,8 @@ async fn lists_come_with_their_headers() {
 #[tokio::test]
 async fn nothing_but_lists_is_passed_on() {
     let server = Server::plain(|_| ok("")).await;
-    let error = Room::of(&server.url()).upstream.pass(&repository(), "../../secret").await.unwrap_err();
+    let error =
+        Room::of(&server.url()).upstream.pass(&Grant::Anonymous, &repository(), "../../secret").await.unwrap_err();
     assert!(matches!(error.kind(), ErrorKind::Forbidden(_)));
     assert!(server.seen().is_empty());
 }

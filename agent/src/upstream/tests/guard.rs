@@ -2,6 +2,7 @@
 
 use super::server::{Ca, Server, answer, ok};
 use super::*;
+use crate::upstream::{Grant, Part};
 
 #[tokio::test]
 async fn a_redirect_opens_nothing_on_this_machine() {
@@ -35,13 +36,19 @@ async fn an_image_name_opens_nothing_on_this_machine() {
     for host in ["127.0.0.1", "localhost", "[::ffff:127.0.0.1]", "[::1]"] {
         let registry: Registry = format!("{host}:{port}").parse().unwrap();
         let upstream = Arc::clone(&room.upstreams.of(&registry)[0]);
-        let error = upstream.blob(&repository(), &digest(), 0).await.unwrap_err();
+        let error = upstream.blob(&Grant::Anonymous, &repository(), &digest(), Part::from(0)).await.unwrap_err();
         assert!(matches!(error.kind(), ErrorKind::Forbidden(_)), "{host}: {error}");
     }
     // Loopback for the system's resolver, and no name that a certificate could have.
     for host in ["127.1", "2130706433", "0x7f.1"] {
         let registry: Registry = format!("{host}:{port}").parse().unwrap();
-        assert!(room.upstreams.of(&registry)[0].blob(&repository(), &digest(), 0).await.is_err(), "{host}");
+        assert!(
+            room.upstreams.of(&registry)[0]
+                .blob(&Grant::Anonymous, &repository(), &digest(), Part::from(0))
+                .await
+                .is_err(),
+            "{host}"
+        );
     }
     assert_eq!(secret.connections(), 0);
     assert_eq!(room.bytes().await.unwrap(), b"secret", "what the configuration names is open");

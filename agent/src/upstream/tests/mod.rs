@@ -9,6 +9,7 @@ mod state;
 mod tls;
 mod tokens;
 
+use crate::upstream::{Grant, Part};
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -51,7 +52,7 @@ impl Room {
     }
 
     async fn blob(&self, from: u64) -> Result<Answer, UpstreamError> {
-        self.upstream.blob(&repository(), &digest(), from).await
+        self.upstream.blob(&Grant::Anonymous, &repository(), &digest(), Part::from(from)).await
     }
 
     async fn bytes(&self) -> Result<Vec<u8>, UpstreamError> {
@@ -63,7 +64,7 @@ impl Room {
     }
 
     async fn tag(&self) -> Result<Answer, UpstreamError> {
-        self.upstream.head_manifest(&repository(), &reference()).await
+        self.upstream.head_manifest(&Grant::Anonymous, &repository(), &reference()).await
     }
 }
 

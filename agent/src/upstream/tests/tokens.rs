@@ -1,5 +1,6 @@
 //! Anonymous tokens.
 
+use crate::upstream::{Grant, Part};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::sync::watch;
@@ -60,7 +61,7 @@ async fn fetched_once_and_then_sent_at_once() {
 
     // Another repository is another token.
     let other: Repository = "acme/other".parse().unwrap();
-    assert!(room.upstream.blob(&other, &digest(), 0).await.is_err());
+    assert!(room.upstream.blob(&Grant::Anonymous, &other, &digest(), Part::from(0)).await.is_err());
     assert_eq!(server.count("GET /token"), 2);
 }
 
