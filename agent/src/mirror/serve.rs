@@ -20,6 +20,9 @@ use crate::image::{Digest, MediaType, Reference, Tag};
 use crate::pull::{Kind, Passed, Place, Pull, Resolved, Wanted};
 use crate::upstream::Grant;
 
+/// Blobs up to this size are answered on TLS at once, in bytes: to encrypt them costs less than to redirect.
+const SMALL: u64 = 1 << 20;
+
 /// Answers what arrives at the mirror's port.
 pub struct Mirror {
     pull: Pull,
@@ -105,10 +108,7 @@ impl Mirror {
                 if asked.head {
                     return self.head_blob(place, digest, asked).await;
                 }
-                match asked.to_plain() {
-                    Some(redirect) => redirect,
-                    None => self.blob(place, digest, Kind::Blob, asked).await,
-                }
+                self.blob(place, digest, Kind::Blob, asked).await
             }
             Request::Pass(place, suffix) => self.pass(place, suffix, asked).await,
         }
@@ -142,6 +142,12 @@ impl Mirror {
             Ok(found) => found,
             Err(e) => return reply::failed(&e, kind, asked.caller),
         };
+        if kind == Kind::Blob
+            && found.can_be_asked_for_again(SMALL)
+            && let Some(redirect) = asked.to_plain()
+        {
+            return redirect;
+        }
         let media_type = found.media_type.clone();
         let part = found.size.map_or(Part::Whole, |size| range.of(size));
         match (part, found.size) {
@@ -213,7 +219,7 @@ impl Mirror {
 
 impl Asked<'_> {
     /// Bulk goes over plain HTTP: TLS costs, and to its own node a digest needs no secrecy. containerd follows, and takes
-    /// up a body that was cut through the first URL again.
+    /// up a body that was cut through the first URL again. By then its transfer is under way.
     fn to_plain(&self) -> Option<Response<Body>> {
         if self.scheme == Scheme::Plain {
             return None;
