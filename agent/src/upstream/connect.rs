@@ -167,17 +167,14 @@ impl Reach {
     }
 
     /// What can be told before a proxy looks a name up. To what address it then connects is its own affair, and its
-    /// administrator's: we only withhold names that mean the proxy's own machine, and addresses in disguise (`127.1`).
+    /// administrator's: we only withhold the names that mean the proxy's own machine. Addresses in disguise (`127.1`)
+    /// are no names that TLS knows, so they don't come so far.
     fn check_behind_proxy(self, uri: &Uri) -> Result<(), DialError> {
-        let Self::Guarded(_) = self else { return Ok(()) };
         let host = uri.host().unwrap_or_default().trim_end_matches('.').to_ascii_lowercase();
-        let last = host.rsplit('.').next().unwrap_or_default();
-        let is_number = last.bytes().all(|b| b.is_ascii_digit()) || last.starts_with("0x");
-        let is_address = host.parse::<IpAddr>().is_ok() || host.starts_with('[');
-        if last == "localhost" || is_number && !is_address {
-            return Err(DialError::Forbidden(host));
+        match self {
+            Self::Guarded(_) if host == "localhost" || host.ends_with(".localhost") => Err(DialError::Forbidden(host)),
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     /// The addresses of a name that may be dialled.
