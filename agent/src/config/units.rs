@@ -81,10 +81,22 @@ impl UpstreamUrl {
     /// When scheme, authority and path make no URL: a path with illegal characters.
     pub fn v2(&self, path: &str) -> Result<Uri, http::Error> {
         let prefix = self.prefix.strip_suffix("/v2").unwrap_or(&self.prefix);
+        self.at(format!("{prefix}/v2/{path}"))
+    }
+
+    /// The URL of a path below the configured one as it is, for upstreams whose API is not at `/v2`.
+    ///
+    /// # Errors
+    /// As those of [`UpstreamUrl::v2`].
+    pub fn below(&self, path: &str) -> Result<Uri, http::Error> {
+        self.at(format!("{}/{path}", self.prefix))
+    }
+
+    fn at(&self, path_and_query: String) -> Result<Uri, http::Error> {
         Uri::builder()
             .scheme(self.scheme.clone())
             .authority(self.authority.clone())
-            .path_and_query(format!("{prefix}/v2/{path}"))
+            .path_and_query(path_and_query)
             .build()
     }
 }
@@ -93,7 +105,9 @@ impl FromStr for UpstreamUrl {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = |why: &str| format!("{text:?} is no upstream URL: {why}; write https://host[:port][/prefix]");
+        // What has credentials in it isn't shown.
+        let shown = if text.contains('@') { "this" } else { text };
+        let wrong = |why: &str| format!("{shown:?} is no upstream URL: {why}; write https://host[:port][/prefix]");
         let uri: Uri = text.parse().map_err(|e| wrong(&format!("{e}")))?;
         let scheme = match uri.scheme() {
             Some(scheme) if *scheme == Scheme::HTTPS || *scheme == Scheme::HTTP => scheme.clone(),
