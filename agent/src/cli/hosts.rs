@@ -256,6 +256,25 @@ mod tests {
     }
 
     #[test]
+    fn what_is_taken_over_is_shown_with_what_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("docker.io")).unwrap();
+        std::fs::write(folder.path().join("docker.io/hosts.toml"), "[host.a]\n[host.'u:p@b']\nca = 'gone'\n").unwrap();
+        let mut config: Config =
+            toml::from_str("[[registry]]\nname = 'docker.io'\n[[registry.upstream]]\nurl = 'https://c'\n").unwrap();
+        let said = |config: &Config| {
+            let adopted = adopted(folder.path(), config).unwrap();
+            adopted.iter().map(ToString::to_string).collect::<Vec<_>>().concat()
+        };
+        let text = said(&config);
+        assert!(text.contains("hosts.toml; not asked: the configuration lists upstreams for it\n  not b: "), "{text}");
+        config.registries.clear();
+        assert!(!said(&config).contains("not asked"));
+        config.containerd.adopt_mirrors = false;
+        assert_eq!(said(&config), "");
+    }
+
+    #[test]
     fn tls_without_a_ca_writes_nothing() {
         let folder = tempfile::tempdir().unwrap();
         let (_, result) = run(&folder.path().join("certs.d"), &["apply"], true);

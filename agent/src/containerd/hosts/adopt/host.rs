@@ -1,4 +1,4 @@
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 
 use super::certificates::Certificates;
@@ -115,7 +115,9 @@ fn is_ourselves(url: &UpstreamUrl, listen: SocketAddr) -> bool {
     let port = authority.port_u16().unwrap_or(if url.is_plain() { 80 } else { 443 });
     let host = authority.host().trim_start_matches('[').trim_end_matches(']');
     let leads_here = match host.parse::<IpAddr>() {
-        Ok(ip) => ip.is_loopback() || ip.is_unspecified() || ip == listen.ip(),
+        Ok(ip) if ip.is_loopback() || ip.is_unspecified() || ip == listen.ip() => true,
+        // What can be bound is this machine's.
+        Ok(ip) => listen.ip().is_unspecified() && UdpSocket::bind((ip, 0)).is_ok(),
         Err(_) => host.eq_ignore_ascii_case("localhost"),
     };
     port == listen.port() && leads_here
