@@ -114,6 +114,30 @@ pub struct Upstream {
     pub last_success: Option<Timestamp>,
     /// When it last failed, and how.
     pub last_error: Option<LastError>,
+    /// Since when others are asked before it, and why; absent while it is well.
+    pub down: Option<Down>,
+    /// It said "too many requests", and is left alone until then.
+    pub rests_until: Option<Timestamp>,
+    /// What it last said of its quota.
+    pub quota: Option<Quota>,
+}
+
+/// An open breaker.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Down {
+    /// Since when.
+    pub since: Timestamp,
+    /// Why.
+    pub reason: String,
+}
+
+/// What is left of a registry's quota on this node, in pulls.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Quota {
+    /// In all.
+    pub limit: u64,
+    /// Left of it.
+    pub remaining: u64,
 }
 
 /// The last thing that went wrong.
@@ -165,6 +189,23 @@ pub struct Collected {
 pub struct Failed {
     /// For people.
     pub error: String,
+}
+
+impl Upstream {
+    /// How things stand with an upstream of a registry.
+    #[must_use]
+    pub fn of(registry: &Registry, upstream: &crate::upstream::Upstream) -> Self {
+        let state = upstream.state();
+        Self {
+            registry: registry.clone(),
+            url: upstream.url().to_string(),
+            last_success: state.last_success,
+            last_error: state.last_error.map(|e| LastError { at: e.at, text: e.text }),
+            down: state.down.map(|down| Down { since: down.since, reason: down.reason }),
+            rests_until: state.rests_until,
+            quota: state.quota.map(|quota| Quota { limit: quota.limit, remaining: quota.remaining }),
+        }
+    }
 }
 
 /// The outcome of writing the entries.

@@ -52,6 +52,9 @@ pub enum ErrorKind {
     /// The answer is wrong in itself.
     #[error("a wrong answer: {0}")]
     Protocol(String),
+    /// As many requests as its `max_connections` allows were under way all the time.
+    #[error("all its {0} connections stayed in use")]
+    Busy(usize),
     /// The guard does not let us go there.
     #[error("{0} is only contacted where the configuration names it as an upstream")]
     Forbidden(String),
@@ -72,6 +75,17 @@ pub enum Unreachable {
     /// The TLS handshake failed: mostly a certificate that is not trusted.
     #[error("TLS: {0}")]
     Tls(String),
+    /// The proxy wants credentials, or others (407).
+    #[error("the proxy {0} demands authorization; write it as http://user:password@host")]
+    ProxyAuthorization(String),
+    /// The proxy can't be reached, or does not connect us.
+    #[error("the proxy {proxy}: {reason}")]
+    Proxy {
+        /// Where it is.
+        proxy: String,
+        /// What went wrong.
+        reason: String,
+    },
     /// Anything else: no route, reset, closed before the head of an answer.
     #[error("{0}")]
     Broken(String),
@@ -100,6 +114,11 @@ impl UpstreamError {
         &self.kind
     }
 
+    /// The host where it happened, if that is not the upstream itself.
+    pub(super) fn elsewhere(&self) -> Option<Arc<str>> {
+        self.at.clone()
+    }
+
     /// Whether the registry did answer, with no. Where it did not, another upstream of the same registry may do better.
     #[must_use]
     pub const fn is_answer(&self) -> bool {
@@ -120,12 +139,15 @@ impl ErrorKind {
             Self::Unreachable(Unreachable::Refused) => "refused",
             Self::Unreachable(Unreachable::ConnectTimeout(_)) => "connect_timeout",
             Self::Unreachable(Unreachable::Tls(_)) => "tls",
+            Self::Unreachable(Unreachable::ProxyAuthorization(_)) => "proxy_authorization",
+            Self::Unreachable(Unreachable::Proxy { .. }) => "proxy",
             Self::Unreachable(Unreachable::Broken(_)) => "connection",
             Self::Timeout(_) => "timeout",
             Self::Server(_) => "server",
             Self::Stalled(_) => "stalled",
             Self::Cut { .. } => "cut",
             Self::Protocol(_) => "protocol",
+            Self::Busy(_) => "busy",
             Self::Forbidden(_) => "forbidden",
         }
     }

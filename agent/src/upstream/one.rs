@@ -9,7 +9,7 @@ use super::exchange::{Call, Exchange, Part, Reply, drain};
 use super::grant::Grant;
 use super::record::State;
 use super::token::{Ask, Tokens};
-use crate::config::UpstreamUrl;
+use crate::config::{UpstreamConfig, UpstreamUrl};
 use crate::image::{Digest, MediaType, Reference, Repository};
 
 /// One URL that serves a registry's content.
@@ -23,6 +23,9 @@ pub struct Upstream {
     pub(super) exchange: Arc<Exchange>,
     pub(super) tokens: Arc<Tokens>,
     pub(super) manifest_types: HeaderValue,
+    /// What the configuration says of it, if it names it.
+    pub(super) config: Option<Arc<UpstreamConfig>>,
+    pub(super) is_origin: bool,
 }
 
 impl Upstream {
@@ -151,7 +154,7 @@ impl Upstream {
         began: Instant,
     ) -> Result<Reply, UpstreamError> {
         let deadline = began + self.exchange.header_timeout;
-        let uri = self.url.v2(&format!("{repository}/{path}"));
+        let uri = self.exchange.home.v2(&format!("{repository}/{path}"));
         let uri = uri.map_err(|e| self.error(ErrorKind::Protocol(format!("no URL can be made of {path:?}: {e}"))))?;
         let Grant::Anonymous = grant;
         let known = self.tokens.known(self.number, &self.exchange, repository, deadline).await;
