@@ -185,13 +185,11 @@ pub(super) fn hosts_dir(config: &Config) -> anyhow::Result<HostsDir> {
 fn adoption(config: &Config, upstreams: &Arc<Upstreams>, shown: watch::Sender<Vec<view::Adopted>>) -> Adoption {
     let (upstreams, known) = (Arc::clone(upstreams), config.clone());
     let tell = move |adopted: &Adopted| {
-        take_over(&upstreams, adopted.upstreams());
+        upstreams.adopt(adopted.upstreams());
         shown.send_replace(view::adopted(adopted, &known));
     };
     Adoption::new(config.containerd.hosts_dir.clone(), config.mirror.listen, tell)
 }
-
-fn take_over(_upstreams: &Upstreams, _adopted: Vec<(HostsTarget, Vec<crate::config::UpstreamConfig>)>) {}
 
 /// What hosts.toml says of us, as it changes with the CA; and the task that follows the CA.
 fn entries(config: &Config, identity: &Identity) -> (watch::Receiver<Arc<Entry>>, impl Future<Output = ()> + use<>) {
