@@ -53,6 +53,8 @@ pub struct Agent {
     pub canary: Arc<Canary>,
     /// The outcome of writing hosts.toml, as it was last.
     pub hosts: watch::Receiver<Option<Vec<view::HostsFolder>>>,
+    /// What was taken over from the user's own files.
+    pub adopted: watch::Receiver<Vec<view::Adopted>>,
 }
 
 impl Agent {
@@ -74,6 +76,7 @@ impl Agent {
             containerd: self.config.containerd.socket.clone(),
             canary: self.canary.reports().borrow().clone(),
             hosts: self.hosts.borrow().clone(),
+            adopted: self.adopted.borrow().clone(),
             cache: view::Cache {
                 dir: self.config.cache.dir.clone(),
                 writable: self.store.is_writable(),

@@ -48,6 +48,10 @@ fn text(status: &Status, now: Timestamp) -> String {
     line("mirror", &format!("{scheme}://{}, {} requests", mirror.listen, mirror.requests));
     line("containerd", &format!("{}: {}", status.containerd.display(), canary(status.canary.as_ref(), now)));
     hosts(status.hosts.as_deref(), &mut line);
+    let adopted = status.adopted.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
+    for (i, one) in adopted.lines().enumerate() {
+        line(if i == 0 { "taken over" } else { "" }, one);
+    }
     cache(&status.cache, &mut line);
     for (i, transfer) in status.transfers.iter().enumerate() {
         line(if i == 0 { "transfers" } else { "" }, &arriving(transfer));

@@ -76,6 +76,9 @@ pub struct Containerd {
     pub namespaces: Vec<String>,
     /// For which registries hosts.toml is written. `_default` is all of them; an empty list writes nothing.
     pub registries: Vec<HostsTarget>,
+    /// Whether the mirrors in the user's own hosts.toml files are upstreams of ours too, for every registry that has no
+    /// upstreams in this configuration.
+    pub adopt_mirrors: bool,
     /// A folder with templates that take the place of the built-in ones of the same name.
     pub templates: Option<PathBuf>,
     /// How often a canary pull proves that containerd comes to us; `0` turns it off.
@@ -171,6 +174,7 @@ impl Default for Containerd {
             config: "/etc/containerd/config.toml".into(),
             namespaces: vec!["k8s.io".to_owned()],
             registries: vec![HostsTarget::Default],
+            adopt_mirrors: true,
             templates: None,
             canary_interval: Span::secs(3600),
         }
@@ -198,6 +202,14 @@ impl Default for Metrics {
 impl Default for Log {
     fn default() -> Self {
         Self { level: "info".to_owned(), format: LogFormat::Auto }
+    }
+}
+
+impl Containerd {
+    /// Whether mirrors are taken over: not where hosts.toml is none of our business.
+    #[must_use]
+    pub const fn adopts(&self) -> bool {
+        self.adopt_mirrors && !self.registries.is_empty()
     }
 }
 

@@ -65,7 +65,7 @@ impl Inner {
     async fn ask(&self, place: &Place, grant: &Grant, tag: &Tag) -> Result<Resolved, PullError> {
         let mut said = Vec::new();
         let mut silent = false;
-        for upstream in self.upstreams.of(&place.registry).in_order() {
+        for upstream in self.upstreams.of(&place.registry).for_tags().in_order() {
             match self.ask_one(&upstream, place, grant, tag).await {
                 Ok(answer) => {
                     self.metrics.tag_answered("upstream");

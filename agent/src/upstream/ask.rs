@@ -18,6 +18,15 @@ impl Chain {
         self.ranked().into_iter().map(|(_, upstream)| upstream).collect()
     }
 
+    /// The same without those that aren't to be asked what a tag means.
+    #[must_use]
+    pub fn for_tags(self) -> Self {
+        if self.iter().all(|upstream| upstream.knows_tags()) {
+            return self;
+        }
+        self.iter().filter(|upstream| upstream.knows_tags()).cloned().collect()
+    }
+
     /// Asks in that order until one gives the content, or an error that `decides`. Goes on to the next at once when
     /// one fails; and besides the one that is asked when that is slow against its own history. Upstreams at rest are
     /// asked only when no other is left. The first answer ends all requests that are still under way; an upstream that

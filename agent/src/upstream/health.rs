@@ -39,6 +39,11 @@ impl Upstream {
         self.config.as_ref()?.credentials.as_deref()
     }
 
+    /// Whether it may be asked what a tag means.
+    pub(super) fn knows_tags(&self) -> bool {
+        self.config.as_ref().is_none_or(|config| config.resolve)
+    }
+
     /// Whether it is the registry's own address with nothing said about it.
     pub(super) fn is_bare_origin(&self) -> bool {
         self.is_origin && self.exchange.named.is_none()
