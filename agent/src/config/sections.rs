@@ -22,6 +22,8 @@ pub struct Config {
     /// `[[registry]]`: upstreams in the place of, or before, a registry's own address.
     #[serde(rename = "registry")]
     pub registries: Vec<RegistryConfig>,
+    /// `[credentials]`: the agent's own, for what it asks of registries without a caller.
+    pub credentials: Credentials,
     /// `[admin]`: the command line's socket.
     pub admin: Admin,
     /// `[metrics]`: what Prometheus reads.
@@ -100,6 +102,20 @@ pub enum HostsTarget {
 pub struct Tags {
     /// An answer about a tag younger than this is given again without asking upstream. `0`: always ask.
     pub max_age: Span,
+}
+
+/// `[credentials]`
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Credentials {
+    /// Docker config files, read anew when they change.
+    pub docker_config: Vec<PathBuf>,
+    /// Where `docker-credential-…` programs are looked for before `PATH`.
+    pub helpers_dir: Option<PathBuf>,
+    /// kubelet's `--image-credential-provider-config`: a file, or a folder of them.
+    pub kubelet_config: Option<PathBuf>,
+    /// kubelet's `--image-credential-provider-bin-dir`. Absent: the folder in which `kubelet_config` lies.
+    pub kubelet_bin_dir: Option<PathBuf>,
 }
 
 /// `[admin]`

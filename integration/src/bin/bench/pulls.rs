@@ -85,7 +85,7 @@ impl Committed {
                 return Ok(());
             }
             let mut waiting = [PollFd::new(self.inotify.as_fd(), PollFlags::POLLIN)];
-            ensure!(poll(&mut waiting, PollTimeout::try_from(60_000u16)?)? > 0, "no blob came for a minute");
+            ensure!(poll(&mut waiting, PollTimeout::from(60_000u16))? > 0, "no blob came for a minute");
             let _ = self.inotify.read_events()?;
         }
     }
