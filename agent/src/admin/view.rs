@@ -74,6 +74,8 @@ pub struct Adopted {
     pub file: PathBuf,
     /// The URLs, in the order in which they are asked.
     pub upstreams: Vec<String>,
+    /// They are all: the registry's own address isn't asked.
+    pub is_all: bool,
     /// What was left out, and why.
     pub left_out: Vec<String>,
     /// The configuration lists upstreams for this registry: these are not asked.
@@ -238,6 +240,7 @@ pub fn adopted(adopted: &hosts::Adopted, config: &Config) -> Vec<Adopted> {
         name: folder.target.folder().to_owned(),
         file: folder.file.clone(),
         upstreams: folder.upstreams.iter().map(|upstream| upstream.url.to_string()).collect(),
+        is_all: folder.is_all,
         left_out: folder.left_out.iter().map(left_out).collect(),
         is_overruled: match &folder.target {
             HostsTarget::Registry(registry) => config.upstreams_of(registry).is_some(),
@@ -254,6 +257,9 @@ impl fmt::Display for Adopted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let urls = if self.upstreams.is_empty() { "nothing".to_owned() } else { self.upstreams.join(", ") };
         write!(f, "{}: {urls}, from {}", self.name, self.file.display())?;
+        if self.is_all && !self.is_overruled {
+            f.write_str("; not at its own address, for which a server stands there")?;
+        }
         if self.is_overruled {
             f.write_str("; not asked: the configuration lists upstreams for it")?;
         }

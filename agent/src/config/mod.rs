@@ -13,4 +13,4 @@ pub use load::{ConfigError, DEFAULT_FILE, commented_default};
 pub use proxy::ProxyUrl;
 pub use sections::{Admin, Cache, Config, Containerd, Credentials, HostsTarget, Log, LogFormat, Metrics, Mirror, Tags};
 pub use units::{Bytes, Percent, Span, UpstreamUrl};
-pub use upstream::{ProxyChoice, RegistryConfig, UpstreamConfig};
+pub use upstream::{Mirrors, ProxyChoice, RegistryConfig, UpstreamConfig};

@@ -11,6 +11,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 
 use super::proxy::ProxyUrl;
+use super::sections::HostsTarget;
 use super::units::UpstreamUrl;
 use crate::image::Registry;
 
@@ -81,6 +82,17 @@ pub struct UpstreamConfig {
     /// Ask it what tags mean. `false`: it is asked by digest alone.
     #[serde(default = "yes")]
     pub resolve: bool,
+}
+
+/// Upstreams that stand elsewhere than in the configuration: in containerd's own files.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Mirrors {
+    /// Whose they are: a registry's, or every one's that has no entry of its own.
+    pub target: HostsTarget,
+    /// Asked in this order.
+    pub upstreams: Vec<UpstreamConfig>,
+    /// Whether they are all that is asked. Otherwise the registry's own address comes last.
+    pub is_all: bool,
 }
 
 /// `proxy` of an upstream.

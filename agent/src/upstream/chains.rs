@@ -9,7 +9,7 @@ use super::maker::{Maker, Plan, SetupError};
 use super::metrics::Metrics;
 use super::one::Upstream;
 use super::tasks::Tasks;
-use crate::config::{Config, HostsTarget, UpstreamConfig};
+use crate::config::{Config, HostsTarget, Mirrors, UpstreamConfig};
 use crate::image::Registry;
 
 /// Registries that are not configured and remembered nevertheless: anyone on the node can name any.
@@ -36,9 +36,16 @@ struct Others {
     known: HashMap<Registry, Chain>,
     /// Those that images named.
     on_demand: OnDemand,
-    adopted: HashMap<Registry, Vec<Plan>>,
+    adopted: HashMap<Registry, Adopted>,
     /// What was adopted for every registry without an entry of its own.
-    default: Vec<Plan>,
+    default: Adopted,
+}
+
+#[derive(Debug, Default)]
+struct Adopted {
+    plans: Vec<Plan>,
+    /// Whether the registry's own address isn't asked.
+    is_all: bool,
 }
 
 impl Upstreams {
@@ -72,18 +79,19 @@ impl Upstreams {
     }
 
     /// Takes over mirrors from elsewhere, in the place of those that were adopted before: for one registry, or for all
-    /// without an entry of their own. The registry's own address stays the last that is asked. Registries that the
-    /// configuration lists upstreams for keep theirs. An upstream that can't be set up is left out, and said in the
-    /// log; one that was there before, with the same settings, stays with all that it learned.
+    /// without an entry of their own. The registry's own address stays the last that is asked, unless they are said to be
+    /// all. Registries that the configuration lists upstreams for keep theirs. An upstream that can't be set up is left
+    /// out, and said in the log; one that was there before, with the same settings, stays with all that it learned.
     ///
     /// Reads the files that upstreams name: call it where that may block.
-    pub fn adopt(&self, found: Vec<(HostsTarget, Vec<UpstreamConfig>)>) {
-        let (mut adopted, mut default) = (HashMap::new(), Vec::new());
-        for (target, upstreams) in found {
+    pub fn adopt(&self, found: Vec<Mirrors>) {
+        let (mut adopted, mut default) = (HashMap::new(), Adopted::default());
+        for Mirrors { target, upstreams, is_all } in found {
             let plans = upstreams.iter().filter_map(|upstream| self.plan(&target, upstream)).collect();
+            let these = Adopted { plans, is_all };
             match target {
-                HostsTarget::Default => default = plans,
-                HostsTarget::Registry(registry) => drop(adopted.insert(registry, plans)),
+                HostsTarget::Default => default = these,
+                HostsTarget::Registry(registry) => drop(adopted.insert(registry, these)),
             }
         }
         let mut others = self.others();
@@ -94,12 +102,12 @@ impl Upstreams {
         others.adopted = adopted;
         others.default = default;
         let Others { known, on_demand, adopted, default } = &mut *others;
-        let plans = |registry: &Registry| adopted.get(registry).unwrap_or(default).as_slice();
+        let of = |registry: &Registry| adopted.get(registry).unwrap_or(default);
         for (registry, chain) in known {
-            *chain = self.chain(registry, plans(registry), chain, true);
+            *chain = self.chain(registry, of(registry), chain, true);
         }
         for (registry, (chain, _)) in &mut on_demand.chains {
-            *chain = self.chain(registry, plans(registry), chain, false);
+            *chain = self.chain(registry, of(registry), chain, false);
         }
     }
 
@@ -148,11 +156,11 @@ impl Upstreams {
         .ok()
     }
 
-    /// The planned ones, and then the registry's own address, as it is planned or as its name says. Those of the chain
+    /// The planned ones, and then the registry's own address, as it is planned or as its name says, if it is asked. Those of the chain
     /// before that are the same stay.
-    fn chain(&self, registry: &Registry, plans: &[Plan], before: &Chain, is_known: bool) -> Chain {
+    fn chain(&self, registry: &Registry, adopted: &Adopted, before: &Chain, is_known: bool) -> Chain {
         let (own, mirrors): (Vec<&Plan>, Vec<&Plan>) =
-            plans.iter().partition(|plan| is_origin(&plan.config().url, registry));
+            adopted.plans.iter().partition(|plan| is_origin(&plan.config().url, registry));
         let make = |plan: &Plan| {
             let same = before.iter().find(|upstream| upstream.config.as_deref() == Some(plan.config()));
             same.map_or_else(|| self.maker.named(registry, plan), Arc::clone)
@@ -161,9 +169,9 @@ impl Upstreams {
             let same = before.iter().find(|upstream| upstream.is_bare_origin());
             same.map_or_else(|| self.maker.origin(registry, is_known), |same| Some(Arc::clone(same)))
         };
-        let has_own = !own.is_empty();
+        let is_complete = adopted.is_all || !own.is_empty();
         let planned = mirrors.into_iter().chain(own).map(make);
-        planned.chain(if has_own { None } else { bare() }).collect()
+        planned.chain(if is_complete { None } else { bare() }).collect()
     }
 
     fn others(&self) -> MutexGuard<'_, Others> {

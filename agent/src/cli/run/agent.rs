@@ -185,7 +185,7 @@ pub(super) fn hosts_dir(config: &Config) -> anyhow::Result<HostsDir> {
 fn adoption(config: &Config, upstreams: &Arc<Upstreams>, shown: watch::Sender<Vec<view::Adopted>>) -> Adoption {
     let (upstreams, known) = (Arc::clone(upstreams), config.clone());
     let tell = move |adopted: &Adopted| {
-        upstreams.adopt(adopted.upstreams());
+        upstreams.adopt(adopted.mirrors());
         shown.send_replace(view::adopted(adopted, &known));
     };
     Adoption::new(config.containerd.hosts_dir.clone(), config.mirror.listen, tell)

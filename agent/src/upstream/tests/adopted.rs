@@ -1,14 +1,18 @@
 //! Mirrors that are taken over from elsewhere.
 
 use super::*;
-use crate::config::HostsTarget;
+use crate::config::{HostsTarget, Mirrors};
 
 fn urls(upstreams: &Upstreams, registry: &str) -> Vec<String> {
     upstreams.of(&registry.parse().unwrap()).iter().map(|upstream| upstream.url().to_string()).collect()
 }
 
-fn target(registry: &str) -> HostsTarget {
-    HostsTarget::Registry(registry.parse().unwrap())
+fn mirrors(registry: &str, upstreams: Vec<UpstreamConfig>) -> Mirrors {
+    Mirrors { target: HostsTarget::Registry(registry.parse().unwrap()), upstreams, is_all: false }
+}
+
+fn default(upstreams: Vec<UpstreamConfig>) -> Mirrors {
+    Mirrors { target: HostsTarget::Default, upstreams, is_all: false }
 }
 
 #[tokio::test]
@@ -17,9 +21,9 @@ async fn they_stand_before_the_registrys_own_address() {
     let own = Arc::clone(&upstreams.of(&"quay.io".parse().unwrap())[0]);
     let found = || {
         vec![
-            (HostsTarget::Default, vec![at("https://all.test")]),
-            (target("docker.io"), vec![at("https://registry-1.docker.io"), at("https://hub.test")]),
-            (target("registry.test"), vec![at("https://theirs.test")]),
+            default(vec![at("https://all.test")]),
+            mirrors("docker.io", vec![at("https://registry-1.docker.io"), at("https://hub.test")]),
+            mirrors("registry.test", vec![at("https://theirs.test")]),
         ]
     };
     upstreams.adopt(found());
@@ -44,6 +48,34 @@ async fn they_stand_before_the_registrys_own_address() {
 async fn one_that_cannot_be_set_up_is_left_out() {
     let upstreams = Upstreams::new(&Config::default()).unwrap();
     let broken = UpstreamConfig { ca: vec!["/nonexistent/ca.pem".into()], ..at("https://broken.test") };
-    upstreams.adopt(vec![(target("quay.io"), vec![broken, at("https://well.test")])]);
+    upstreams.adopt(vec![mirrors("quay.io", vec![broken, at("https://well.test")])]);
     assert_eq!(urls(&upstreams, "quay.io"), ["https://well.test", "https://quay.io"]);
+}
+
+#[tokio::test]
+async fn a_registry_whose_server_is_another_is_not_asked_itself() {
+    let upstreams = Upstreams::new(&Config::default()).unwrap();
+    let all = |mirrors: Mirrors| Mirrors { is_all: true, ..mirrors };
+    upstreams.adopt(vec![
+        all(mirrors("quay.io", vec![at("https://mirror.test")])),
+        all(default(vec![at("https://all.test")])),
+        mirrors("ghcr.io", vec![]),
+    ]);
+    assert_eq!(urls(&upstreams, "quay.io"), ["https://mirror.test"]);
+    assert_eq!(urls(&upstreams, "new.test"), ["https://all.test"]);
+    assert_eq!(urls(&upstreams, "ghcr.io"), ["https://ghcr.io"], "an entry of its own, which says nothing");
+    upstreams.adopt(Vec::new());
+    assert_eq!(urls(&upstreams, "quay.io"), ["https://quay.io"]);
+    assert_eq!(urls(&upstreams, "new.test"), ["https://new.test"]);
+}
+
+#[tokio::test]
+async fn one_that_knows_no_tags_is_asked_by_digest_alone() {
+    let upstreams = Upstreams::new(&Config::default()).unwrap();
+    let by_digest = UpstreamConfig { resolve: false, ..at("https://digests.test") };
+    upstreams.adopt(vec![mirrors("quay.io", vec![by_digest, at("https://both.test")])]);
+    let quay = upstreams.of(&"quay.io".parse().unwrap());
+    let urls = |chain: Vec<Arc<Upstream>>| chain.iter().map(|upstream| upstream.url().to_string()).collect::<Vec<_>>();
+    assert_eq!(urls(quay.in_order()), ["https://digests.test", "https://both.test", "https://quay.io"]);
+    assert_eq!(urls(quay.for_tags().in_order()), ["https://both.test", "https://quay.io"]);
 }

@@ -89,24 +89,32 @@ pub(super) fn own_address(registry: &Registry) -> Option<(String, bool)> {
     UpstreamUrl::origin(registry).map(|url| (url.to_string(), true))
 }
 
+/// Whether a host, as a file names it, is the registry's own address, on whatever path and by whatever scheme.
+pub(super) fn is_own_address(host: &str, target: &HostsTarget) -> bool {
+    let HostsTarget::Registry(registry) = target else { return false };
+    parse(host).is_ok_and(|url| names(&url, registry))
+}
+
 fn url(host: &str, fields: &Fields, target: &HostsTarget) -> Result<UpstreamUrl, NotAdopted> {
-    // As containerd does: what doesn't begin with "http" is a host.
-    let text = if host.starts_with("http") { host.to_owned() } else { format!("https://{host}") };
-    let url: UpstreamUrl = text.parse().map_err(NotAdopted::Url)?;
-    // Docker Hub has several names, and the registry answers at one of them.
+    let url = parse(host)?;
+    let is_usual = !url.is_plain() && !fields.override_path && url.v2("").is_ok_and(|uri| uri.path() == "/v2/");
     match target {
-        HostsTarget::Registry(registry) if is_own_address(&url, fields, registry) => {
+        // Docker Hub has several names, and the registry answers at one of them.
+        HostsTarget::Registry(registry) if is_usual && names(&url, registry) => {
             Ok(UpstreamUrl::origin(registry).unwrap_or(url))
         }
         _ => Ok(url),
     }
 }
 
-fn is_own_address(url: &UpstreamUrl, fields: &Fields, registry: &Registry) -> bool {
-    !url.is_plain()
-        && !fields.override_path
-        && url.authority().as_str().parse::<Registry>().is_ok_and(|named| named == *registry)
-        && url.v2("").is_ok_and(|uri| uri.path() == "/v2/")
+/// As containerd does: what doesn't begin with "http" is a host.
+fn parse(host: &str) -> Result<UpstreamUrl, NotAdopted> {
+    let text = if host.starts_with("http") { host.to_owned() } else { format!("https://{host}") };
+    text.parse().map_err(NotAdopted::Url)
+}
+
+fn names(url: &UpstreamUrl, registry: &Registry) -> bool {
+    url.authority().as_str().parse::<Registry>().is_ok_and(|named| named == *registry)
 }
 
 /// Whether a URL leads to our own port: to ask there would be to ask ourselves, without end.

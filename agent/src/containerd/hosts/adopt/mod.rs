@@ -2,8 +2,8 @@
 //!
 //! Read are the files that the user wrote, never our entry: `folder` tells the two apart, here as for everything else.
 //! Of each folder that containerd reads for a registry come the hosts that may be pulled from, in the file's order, and
-//! then its `server`. A registry's own address stands among them only where the file gives it a place of its own, or a
-//! setting: a CA, a client certificate, a header. What can't be taken over is left out and said; nothing fails for it,
+//! then its `server`, which takes the place of the registry's own address. That stands among them only where the file
+//! names it, or sets something for it: a CA, a client certificate, a header. What can't be taken over is left out and said; nothing fails for it,
 //! and containerd itself still asks those hosts after us.
 //!
 //! `host` makes an upstream of one host, `certificates` looks at the files that it names, `adoption` tells what changes.
@@ -24,7 +24,7 @@ use super::error::{HostsError, NotAdopted};
 use super::folder::Folder;
 use super::reading::{Fields, Reading};
 use super::{root, targets};
-use crate::config::{HostsTarget, UpstreamConfig};
+use crate::config::{HostsTarget, Mirrors, UpstreamConfig};
 use crate::image::Digest;
 
 /// The user's hosts, folder by folder.
@@ -43,6 +43,8 @@ pub struct AdoptedFolder {
     pub file: PathBuf,
     /// In the order in which containerd asks them. Empty: the registry's own address alone, whatever `_default` says.
     pub upstreams: Vec<UpstreamConfig>,
+    /// Whether a server takes the place of the registry's own address: it isn't asked then, as containerd doesn't.
+    pub is_all: bool,
     /// What stays with containerd.
     pub left_out: Vec<LeftOut>,
     /// What the certificate files hold: one that is renewed under its name is a change.
@@ -59,10 +61,10 @@ pub struct LeftOut {
 }
 
 impl Adopted {
-    /// The upstreams by target, as configuration.
+    /// The same as configuration.
     #[must_use]
-    pub fn upstreams(&self) -> Vec<(HostsTarget, Vec<UpstreamConfig>)> {
-        self.folders.iter().map(|folder| (folder.target.clone(), folder.upstreams.clone())).collect()
+    pub fn mirrors(&self) -> Vec<Mirrors> {
+        self.folders.iter().map(AdoptedFolder::mirrors).collect()
     }
 }
 
@@ -92,7 +94,8 @@ fn folder(
     if !path.is_dir() {
         return None;
     }
-    let mut said = AdoptedFolder { target, file: path.clone(), upstreams: vec![], left_out: vec![], files: vec![] };
+    let mut said =
+        AdoptedFolder { target, file: path.clone(), upstreams: vec![], is_all: false, left_out: vec![], files: vec![] };
     match Folder::new(path.clone()).theirs() {
         Ok(None) => return None,
         Ok(Some((source, file))) => {
@@ -109,6 +112,10 @@ fn folder(
 }
 
 impl AdoptedFolder {
+    fn mirrors(&self) -> Mirrors {
+        Mirrors { target: self.target.clone(), upstreams: self.upstreams.clone(), is_all: self.is_all }
+    }
+
     fn take(&mut self, source: &Source, taking: &mut Taking<'_>) {
         let read = || Reading::of(&compose::own_text(source.text.as_deref().unwrap_or_default())?);
         // A file that containerd can't read counts as one that says nothing.
@@ -124,7 +131,11 @@ impl AdoptedFolder {
         }
         let root = reading.as_ref().map_or_else(|| Ok(source.certs.fields()), Reading::root_fields);
         match (reading.as_ref().and_then(Reading::server), &self.target) {
-            (Some(server), _) => self.add(server, root, taking),
+            // Also when it can't be taken over: where containerd doesn't go, we don't either.
+            (Some(server), target) => {
+                let is_another = !host::is_own_address(server, target);
+                self.is_all = self.add(server, root, taking) && is_another;
+            }
             (None, HostsTarget::Registry(registry)) => {
                 let Some((url, is_known)) = host::own_address(registry) else { return };
                 // Without a setting it is what comes last anyway.
@@ -140,7 +151,8 @@ impl AdoptedFolder {
         }
     }
 
-    fn add(&mut self, url: &str, fields: Result<Fields, String>, taking: &mut Taking<'_>) {
+    /// Takes over a host, or leaves it out; whether it is another's than ours.
+    fn add(&mut self, url: &str, fields: Result<Fields, String>, taking: &mut Taking<'_>) -> bool {
         let taken =
             fields.map_err(NotAdopted::Malformed).and_then(|fields| taking.upstream(url, &fields, &self.target));
         match taken {
@@ -151,9 +163,10 @@ impl AdoptedFolder {
                 }
             }
             // An entry of ours that somebody copied: nothing is lost with it.
-            Err(NotAdopted::Ourselves) => {}
+            Err(NotAdopted::Ourselves) => return false,
             Err(why) => self.leave_out(Some(url), why),
         }
+        true
     }
 
     fn leave_out(&mut self, host: Option<&str>, why: NotAdopted) {

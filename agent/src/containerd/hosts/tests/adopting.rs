@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::super::{Adopted, AdoptedFolder, Adoption};
 use super::*;
-use crate::config::UpstreamConfig;
+use crate::config::{Mirrors, UpstreamConfig};
 
 /// A certificate and its key as PEM, and both in one.
 fn client() -> [String; 3] {
@@ -118,6 +118,29 @@ fn the_server_comes_last_unless_it_is_the_registrys_own_address() {
 }
 
 #[test]
+fn a_server_takes_the_place_of_the_registrys_own_address() {
+    for (text, is_all) in [
+        ("server = 'https://s'\n", true),
+        // Left out by us, it is the last that containerd asks all the same.
+        ("server = 'https://s'\nca = 'gone.pem'\n", true),
+        ("[host.a]\n", false),
+        ("server = ''\n[host.a]\n", false),
+        // To us, or nowhere: that leaves the rest to us.
+        ("server = 'https://127.0.0.1:7439'\n[host.a]\n", false),
+        ("[broken", false),
+        ("server = 'reg.corp'\n[host.a]\n", false),
+        ("server = 'http://reg.corp'\n", false),
+    ] {
+        for name in ["reg.corp", "_default"] {
+            let certs = Certs::with(&[(&format!("{name}/hosts.toml"), text)]);
+            // `_default` is no registry: to it, every server is another.
+            let is_all = is_all || (name == "_default" && text.contains("reg.corp"));
+            assert_eq!(folder(&certs, name).is_all, is_all, "{name}: {text}");
+        }
+    }
+}
+
+#[test]
 fn the_registrys_own_address_keeps_what_is_set_for_it() {
     let ca = ca_pem();
     for (name, text) in [("ca.crt", ca.as_str()), ("hosts.toml", "ca = 'ca.pem'\n"), ("hosts.toml", "[broken")] {
@@ -205,7 +228,7 @@ fn what_cant_be_taken_over_is_left_out_with_its_reason() {
 fn only_what_the_user_wrote_counts() {
     let text = "[host.\"https://mirror.corp\"]\n";
     let certs = Certs::with(&[("docker.io/hosts.toml", text), ("_default/hosts.toml", "[host.all]\n")]);
-    let upstreams = |certs: &Certs| adopted(certs).upstreams();
+    let upstreams = |certs: &Certs| adopted(certs).mirrors();
     let before = upstreams(&certs);
     assert_eq!(before.len(), 2);
     // Ours beside theirs, and a folder of ours that says what the default does.
@@ -284,7 +307,7 @@ fn news_is_told_once_and_a_renewed_certificate_is_news() {
     let adoption = Adoption::new(certs.dir.clone(), entry().listen, tell);
     let look = || {
         adoption.look();
-        told.try_iter().map(|adopted| adopted.upstreams()).collect::<Vec<_>>()
+        told.try_iter().map(|adopted| adopted.mirrors()).collect::<Vec<_>>()
     };
     let first = look();
     assert_eq!(first.len(), 1);
@@ -298,7 +321,8 @@ fn news_is_told_once_and_a_renewed_certificate_is_news() {
     certs.put("a.io/ca.pem", renewed.as_bytes());
     assert_eq!(look(), first);
     certs.put("a.io/hosts.toml", b"");
-    assert_eq!(look(), [[(target("a.io"), vec![])]]);
+    let nothing = Mirrors { target: target("a.io"), upstreams: vec![], is_all: false };
+    assert_eq!(look(), [[nothing]]);
 
     // What can't be read is no word on what the user wants.
     fs::rename(&certs.dir, certs.dir.with_extension("away")).unwrap();
