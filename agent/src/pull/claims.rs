@@ -49,13 +49,13 @@ impl Claims {
 
     /// Sees to it that the byte at `at` comes soon, for a reader that waits for it, and then some more up to `end`: what
     /// is missing of the next `most` bytes is taken, from the claim that has it if that is far from there. `None` when it
-    /// is there, or on its way.
+    /// is there, or on its way: at most `near` ahead of a worker, which is [`NEAR`] or more.
     pub(super) fn take_wanted(
         &mut self,
         gap: impl Fn(u64) -> Option<Range<u64>>,
-        at: u64,
-        end: u64,
+        Range { start: at, end }: Range<u64>,
         most: u64,
+        near: u64,
     ) -> Option<ClaimId> {
         let horizon = end.min(at.saturating_add(most));
         let mut from = at;
@@ -69,7 +69,7 @@ impl Claims {
                 return Some(self.add(missing.start..missing.end.min(chunk_after(horizon)), most));
             };
             let claim = &mut self.taken[index];
-            if from.saturating_sub(claim.left.start) > NEAR {
+            if from.saturating_sub(claim.left.start) > near.max(NEAR) {
                 // What lies behind the part that is taken away is free again.
                 let chunk = from / CHUNK * CHUNK;
                 let behind = chunk..claim.left.end.min(chunk_after(horizon));
@@ -111,6 +111,16 @@ impl Claims {
     pub(super) fn cap(&mut self, most: u64) {
         for Claim { left, .. } in &mut self.taken {
             left.end = left.end.min(chunk_after(left.start.saturating_add(most)));
+        }
+    }
+
+    /// Has a claim go on to where the next one begins, or something is there.
+    pub(super) fn extend(&mut self, gap: impl Fn(u64) -> Option<Range<u64>>, id: ClaimId) {
+        let start = self.left(id).start;
+        let next = self.taken.iter().map(|claim| claim.left.start).filter(|&other| other > start).min();
+        let end = gap(start).map_or(0, |gap| gap.end).min(next.unwrap_or(u64::MAX));
+        if let Some(claim) = self.taken.iter_mut().find(|claim| claim.id == id) {
+            claim.left.end = claim.left.end.max(end);
         }
     }
 
@@ -210,17 +220,18 @@ mod tests {
         let mut claims = Claims::default();
         let all = claims.take(|at| blob.gap(at), 0, u64::MAX).unwrap();
         let gap = |at| blob.gap(at);
-        assert_eq!(claims.take_wanted(gap, MIB, 50 * MIB, 4 * MIB), None, "it comes in a moment");
-        let far = claims.take_wanted(gap, 50 * MIB + 7, 100 * MIB, 4 * MIB).unwrap();
+        assert_eq!(claims.take_wanted(gap, MIB..50 * MIB, 4 * MIB, NEAR), None, "it comes in a moment");
+        assert_eq!(claims.take_wanted(gap, 20 * MIB..50 * MIB, 4 * MIB, 20 * MIB), None, "at such a rate too");
+        let far = claims.take_wanted(gap, 50 * MIB + 7..100 * MIB, 4 * MIB, NEAR).unwrap();
         assert_eq!(claims.left(far), 50 * MIB..54 * MIB);
         assert_eq!(claims.left(all), 0..50 * MIB);
-        assert_eq!(claims.take_wanted(gap, 50 * MIB + 7, 100 * MIB, 4 * MIB), None);
-        let closed = claims.take_wanted(gap, 70 * MIB + 7, 70 * MIB + 9, 4 * MIB).unwrap();
+        assert_eq!(claims.take_wanted(gap, 50 * MIB + 7..100 * MIB, 4 * MIB, NEAR), None);
+        let closed = claims.take_wanted(gap, 70 * MIB + 7..70 * MIB + 9, 4 * MIB, NEAR).unwrap();
         assert_eq!(claims.left(closed), 70 * MIB..71 * MIB, "no more than the range needs");
         // The reader reads on, and the worker is nearly through.
         blob.write(50 * MIB, 53 * MIB);
         claims.advance(far, 3 * MIB);
-        let next = claims.take_wanted(gap, 52 * MIB, 100 * MIB, 4 * MIB).unwrap();
+        let next = claims.take_wanted(gap, 52 * MIB..100 * MIB, 4 * MIB, NEAR).unwrap();
         assert_eq!(claims.left(next), 54 * MIB..56 * MIB);
     }
 
@@ -231,6 +242,7 @@ mod tests {
         Come { who: prop::sample::Index, bytes: u64 },
         Fail { who: prop::sample::Index },
         Cap { most: u64 },
+        Extend { who: prop::sample::Index },
     }
 
     fn events() -> impl Strategy<Value = Vec<Event>> {
@@ -241,6 +253,7 @@ mod tests {
             (index(), 1..4 * MIB).prop_map(|(who, bytes)| Event::Come { who, bytes }),
             index().prop_map(|who| Event::Fail { who }),
             (1..9 * MIB).prop_map(|most| Event::Cap { most }),
+            index().prop_map(|who| Event::Extend { who }),
         ];
         prop::collection::vec(event, 0..200)
     }
@@ -266,7 +279,7 @@ mod tests {
                     Event::Take { most } => working.extend(claims.take(gap, 0, most)),
                     Event::Want { at, length } => {
                         let at = at.index(size as usize) as u64;
-                        working.extend(claims.take_wanted(gap, at, size.min(at + length), 4 * MIB));
+                        working.extend(claims.take_wanted(gap, at..size.min(at + length), 4 * MIB, NEAR));
                         let missing = gap(at).filter(|missing| missing.start <= at);
                         let is_near = |c: usize| at.saturating_sub(claims.taken[c].left.start) <= NEAR;
                         let comes = missing.is_none_or(|m| claims.covering(m.start.max(at)).is_some_and(is_near));
@@ -280,7 +293,10 @@ mod tests {
                         claims.release(working.swap_remove(who.index(working.len())));
                     }
                     Event::Cap { most } => claims.cap(most),
-                    Event::Come { .. } | Event::Fail { .. } => {}
+                    Event::Extend { who } if !working.is_empty() => {
+                        claims.extend(gap, working[who.index(working.len())]);
+                    }
+                    Event::Come { .. } | Event::Fail { .. } | Event::Extend { .. } => {}
                 }
                 prop_assert!(claims.taken.iter().all(|claim| !claim.left.is_empty()));
             }

@@ -160,6 +160,7 @@ impl Sources {
         for other in unasked.into_iter().rev() {
             self.round.push_front(other);
         }
+        self.round.retain(|other| !Arc::ptr_eq(other, upstream));
         self.current = Some(Arc::clone(upstream));
     }
 

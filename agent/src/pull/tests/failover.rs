@@ -59,6 +59,16 @@ async fn with_nothing_received_it_fails_at_once() {
 }
 
 #[tokio::test]
+async fn with_a_head_and_no_byte_it_fails_at_once_too() {
+    let blob = blob(8);
+    let only = Registry::start(&blob).await;
+    only.always(Manner { cut_at: Some(0), ..Manner::default() });
+    let node = Node::new(&blob, &[&only]);
+    assert!(matches!(node.fetch(0).await, Err(PullError::NoAnswer(_))));
+    assert_eq!(only.asked().len(), 1);
+}
+
+#[tokio::test]
 async fn a_source_that_falls_silent_is_left_soon_where_there_is_another() {
     let blob = blob(8);
     let (first, second) = (Registry::start(&blob).await, Registry::start(&blob).await);

@@ -128,3 +128,13 @@ async fn a_source_without_ranges_serves_in_its_order() {
     node.whole().await.unwrap();
     assert!(only.asked().len() <= 2, "{:?}", only.asked());
 }
+
+#[tokio::test]
+async fn a_source_that_turns_out_to_know_no_ranges_is_not_asked_twice_for_the_same() {
+    let blob = blob(32);
+    let only = Registry::start(&blob).await;
+    only.always(Manner { no_ranges: true, rate: Some(12 * MIB), ..Manner::default() });
+    let node = Node::new(&blob, &[&only]);
+    node.whole().await.unwrap();
+    assert!(only.sent() <= 32 * MIB + IN_FLIGHT, "{} MiB were sent", only.sent() / MIB);
+}

@@ -148,6 +148,10 @@ async fn answer(stream: &mut TcpStream, head: &str, shared: &Shared) -> Option<(
     stream.write_all(reply.as_bytes()).await.ok()?;
     let begun = Instant::now();
     let mut at = from;
+    if manner.cut_at == Some(at) {
+        let _ = stream.shutdown().await;
+        return None;
+    }
     while at < to {
         let end = to.min(at + (64 << 10)).min(manner.cut_at.filter(|&cut| cut > at).unwrap_or(to));
         let mut piece = shared.blob.slice(at as usize..end as usize).to_vec();

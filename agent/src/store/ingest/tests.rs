@@ -110,7 +110,7 @@ fn what_is_there_stays_and_is_what_is_hashed() {
     let lie = Bytes::from(lie);
     let pieces = [lie.slice(..100), lie.slice(100..2_000_000), lie.slice(2_000_000..)];
     assert_eq!(ingest.write(0, &pieces).unwrap(), CHUNK + 7);
-    ingest.hash(0, &[]).unwrap();
+    while ingest.hash(0, &[]).unwrap() {}
     assert_eq!(ingest.verify().unwrap().checksums.len(), 4);
 }
 
