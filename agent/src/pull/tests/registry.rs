@@ -88,6 +88,13 @@ impl Registry {
         self.shared.asked.lock().unwrap().clone()
     }
 
+    /// The part that was asked for in the one request that there was.
+    pub(super) fn asked_once(&self) -> Range<u64> {
+        let asked = self.asked();
+        assert_eq!(asked.len(), 1, "{asked:?}");
+        asked[0].clone()
+    }
+
     /// Bytes that were given to the kernel.
     pub(super) fn sent(&self) -> u64 {
         self.shared.sent.load(Ordering::SeqCst)
