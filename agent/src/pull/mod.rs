@@ -7,12 +7,16 @@
 //!
 //! Nothing here knows HTTP's server side: the doors turn replies and errors into what their callers understand.
 
+mod arrival;
+mod ask;
 mod blame;
+mod claims;
 mod direct;
 mod drive;
 mod error;
 mod fetch;
 mod flight;
+mod gauge;
 mod journal;
 mod lanes;
 mod metrics;
@@ -20,7 +24,13 @@ mod pass;
 mod place;
 mod reader;
 mod resolve;
+mod sources;
 mod transfer;
+mod wants;
+mod worker;
+
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -49,6 +59,18 @@ struct Options {
     /// Bytes.
     verify_first: u64,
     tag_max_age: Duration,
+    header_timeout: Duration,
+    stall_timeout: Duration,
+    /// After the last byte of a blob that has begun.
+    resume_within: Duration,
+}
+
+impl Options {
+    /// The longest that a transfer goes without a byte before it ends: the last source that is asked within
+    /// `resume_within` has its own time to answer.
+    fn patience(&self) -> Duration {
+        self.resume_within + self.header_timeout + self.stall_timeout
+    }
 }
 
 /// Answers what containerd asks for. A cheap clone.
@@ -86,6 +108,9 @@ impl Pull {
             reply_deadline: config.mirror.reply_deadline.0,
             verify_first: config.mirror.verify_first.0,
             tag_max_age: config.tags.max_age.0,
+            header_timeout: config.mirror.header_timeout.0,
+            stall_timeout: config.mirror.stall_timeout.0,
+            resume_within: config.mirror.resume_within.0,
         };
         let journal = journal::Journal::default();
         tasks.spawn(journal.clone().write_lines(stop.clone()));
