@@ -151,3 +151,34 @@ fn ago(at: Timestamp, now: Timestamp) -> String {
         Err(_) => format!("at {at}"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::admin::view::{Down, Quota};
+
+    #[test]
+    fn how_an_upstream_does() {
+        let at = |text: &str| text.parse::<Timestamp>().unwrap();
+        let now = at("2026-01-01T01:00:00Z");
+        let mut row = Upstream {
+            registry: "docker.io".parse().unwrap(),
+            url: "https://m.corp".to_owned(),
+            last_success: None,
+            last_error: None,
+            down: None,
+            rests_until: None,
+            quota: None,
+        };
+        assert_eq!(upstream(&row, now), "docker.io at https://m.corp: has not answered yet");
+        row.last_success = Some(at("2026-01-01T00:59:00Z"));
+        row.down = Some(Down { since: at("2026-01-01T00:59:30Z"), reason: "m.corp: connection refused".to_owned() });
+        row.rests_until = Some(at("2026-01-01T01:01:00Z"));
+        row.quota = Some(Quota { limit: 100, remaining: 7 });
+        assert_eq!(
+            upstream(&row, now),
+            "docker.io at https://m.corp: DOWN for 30s (m.corp: connection refused); rests for 1m (too many requests); \
+             answered 1m ago; 7 of 100 pulls left"
+        );
+    }
+}

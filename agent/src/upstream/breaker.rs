@@ -11,6 +11,8 @@ const HOLD_MAX: Duration = Duration::from_secs(60);
 /// Between probes while somebody asks; up to the longest while nobody does.
 const PROBES_APART: Duration = Duration::from_secs(1);
 const PROBES_APART_MAX: Duration = Duration::from_secs(60);
+/// Nobody has wanted it for so long: it isn't probed until somebody does.
+const FORGOTTEN: Duration = Duration::from_secs(3600);
 /// An upstream that says nothing for so long, while another answers, is down.
 pub(super) const SILENCE: Duration = Duration::from_millis(1500);
 
@@ -143,10 +145,11 @@ impl Breaker {
         self.rest_until = self.rest_until.max(Some(until));
     }
 
-    /// When it is to be probed; `None` while it is well.
-    pub(super) const fn probe_at(&self, now: Instant) -> Option<Instant> {
+    /// When it is to be probed; `None` while it is well, or forgotten.
+    pub(super) fn probe_at(&self, now: Instant) -> Option<Instant> {
         match self.standing {
             Standing::Well => None,
+            _ if now.saturating_duration_since(self.wanted) >= FORGOTTEN => None,
             Standing::Doubted => Some(now),
             Standing::Down { next_probe, .. } => Some(next_probe),
         }
@@ -253,12 +256,13 @@ mod tests {
     fn probes_are_rarer_while_nobody_asks() {
         let (mut breaker, start) = breaker();
         breaker.failed(Failure::Grave, start);
-        for (idle, apart) in [(2, 1), (30, 3), (3600, 60)] {
+        for (idle, apart) in [(2, 1), (30, 3), (3599, 60)] {
             let now = start + idle * SECOND;
             breaker.probed(false, now);
             assert_eq!(breaker.probe_at(now), Some(now + apart * SECOND));
         }
         let now = start + 3600 * SECOND;
+        assert_eq!(breaker.probe_at(now), None, "forgotten");
         assert!(breaker.want(now));
         assert_eq!(breaker.probe_at(now), Some(now + SECOND));
         assert!(!breaker.want(now), "once is enough");
@@ -297,6 +301,7 @@ mod tests {
     }
 
     proptest! {
+        // 200 events at most 5 s apart: nothing is forgotten.
         #[test]
         fn what_is_not_well_is_always_probed_within_a_minute(events in prop::collection::vec((0..8u8, 0..5000u64), 0..200)) {
             let (mut breaker, mut now) = breaker();

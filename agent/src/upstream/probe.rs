@@ -16,7 +16,7 @@ pub(super) struct Prober {
 }
 
 impl Prober {
-    /// The task ends when the upstream is well, when it is dropped, and with [`Tasks::close`].
+    /// The task ends when the upstream is well, forgotten or dropped, and with [`Tasks::close`].
     pub(super) fn launch(&self) {
         let exchange = Weak::clone(&self.exchange);
         self.tasks.spawn_at_home(watch(exchange));

@@ -184,8 +184,13 @@ impl Record {
 
     /// Somebody would ask it, if it were well.
     pub(super) fn want(&self) {
-        if self.lock().breaker.want(Instant::now()) {
+        let now = Instant::now();
+        let mut seen = self.lock();
+        if seen.breaker.want(now) {
             self.woken.notify_one();
+        }
+        if seen.breaker.probe_at(now).is_some() {
+            self.have_probed(&mut seen);
         }
     }
 
@@ -244,6 +249,10 @@ impl Record {
                 tracing::warn!(upstream = %self.name, reason, "it is down: others are asked first until it is back");
             }
         }
+        self.have_probed(&mut seen);
+    }
+
+    fn have_probed(&self, seen: &mut Seen) {
         if !std::mem::replace(&mut seen.is_probed, true) {
             self.prober.launch();
         }
