@@ -161,6 +161,17 @@ async fn what_decides_ends_the_asking() {
     assert!(never.seen().is_empty());
     let all = chain.first(|_| false, |upstream| async move { Err::<(), _>(upstream.wrong_answer("no")) }).await;
     assert_eq!(all.unwrap_err().len(), 3);
+    // In a task of its own, as transfers ask.
+    let (task, grant) = (chain.clone(), Arc::new(Grant::Anonymous));
+    let asked = tokio::spawn(async move {
+        let (repository, digest) = (&repository(), &digest());
+        let ask = |upstream: Arc<Upstream>| {
+            let grant = Arc::clone(&grant);
+            async move { upstream.head_blob(&grant, repository, digest).await }
+        };
+        task.first(UpstreamError::is_answer, ask).await.map(|(upstream, _)| upstream)
+    });
+    assert_eq!(asked.await.unwrap().unwrap_err().last().unwrap().upstream(), gone.address.to_string());
     let empty = Chain::default().first(|_| true, |_| async { Ok(()) }).await;
     assert!(empty.unwrap_err().is_empty());
 }
