@@ -31,7 +31,7 @@ mod wait;
 
 pub use agent::{Agent, AgentConfig, Metrics, Upstream};
 pub use containerd::{Containerd, ContainerdConfig, Login};
-pub use failover::{Failover, Ill, Outcome, Place, Trial};
+pub use failover::{Failover, Ill, Outcome, Place, Summary, Trial};
 pub use fault::{Challenge, Cut, Face, Fault, FaultRegistry, Request, Transport, When};
 pub use folder::{Folder, SmallDisk};
 pub use front::Front;

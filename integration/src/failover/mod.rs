@@ -4,9 +4,11 @@
 mod ill;
 mod pair;
 
+use std::fmt;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use futures_util::{StreamExt, stream};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tokio::sync::Mutex;
@@ -62,6 +64,23 @@ pub struct Outcome {
     pub to_end: Duration,
 }
 
+/// How many pulls went.
+#[derive(Debug)]
+pub struct Summary {
+    /// All of them.
+    pub pulls: usize,
+    /// Those whose first upstream was asked, and failed.
+    pub met: usize,
+    /// Those whose layer came by the second attempt, where that is allowed.
+    pub retried: usize,
+    /// The longest time to a head.
+    pub slowest_head: Duration,
+    /// Of all of them.
+    pub elapsed: Duration,
+    /// What failed, and why.
+    pub failures: Vec<String>,
+}
+
 impl Failover {
     /// Starts all of it, with so many registries for each ill: a pull after one that failed at an upstream goes past
     /// that upstream for a while.
@@ -103,6 +122,27 @@ impl Failover {
         self.well.forget(&image, &repository, "v1");
         let outcome = outcome.with_context(|| format!("{trial:?}, at byte {at}, after {:?}", begun.elapsed()))?;
         Ok(Outcome { met, ..outcome })
+    }
+
+    /// Pulls all of these, so many at once, and goes on after failures.
+    pub async fn pull_all(&self, trials: impl IntoIterator<Item = Trial>, at_once: usize) -> Summary {
+        let begun = Instant::now();
+        let mut pulls = stream::iter(trials).map(|trial| self.pull(trial)).buffer_unordered(at_once);
+        let (slowest_head, elapsed) = (Duration::ZERO, Duration::ZERO);
+        let mut summary = Summary { pulls: 0, met: 0, retried: 0, slowest_head, elapsed, failures: Vec::new() };
+        while let Some(pull) = pulls.next().await {
+            summary.pulls += 1;
+            match pull {
+                Ok(outcome) => {
+                    summary.met += usize::from(outcome.met);
+                    summary.retried += usize::from(outcome.retried);
+                    summary.slowest_head = summary.slowest_head.max(outcome.to_head);
+                }
+                Err(error) => summary.failures.push(format!("{error:#}")),
+            }
+        }
+        summary.elapsed = begun.elapsed();
+        summary
     }
 
     /// Has every blob that is kept hashed; fails when one isn't what its name says.
@@ -154,6 +194,16 @@ impl Failover {
         ensure!(reply.body == layer.bytes, "the layer has wrong bytes");
         ensure!(reply.to_end <= to_end, "the layer took {:?}", reply.to_end);
         Ok(Outcome { met: false, retried, to_head, to_end: reply.to_end })
+    }
+}
+
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { pulls, met, retried, slowest_head, elapsed, failures } = self;
+        write!(f, "{pulls} pulls in {:.1} s: {} failed", elapsed.as_secs_f64(), failures.len())?;
+        write!(f, "; {met} met an upstream that failed, {retried} were tried twice")?;
+        write!(f, "; the slowest head came after {:.2} s", slowest_head.as_secs_f64())?;
+        failures.iter().try_for_each(|failure| write!(f, "\n  {failure}"))
     }
 }
 

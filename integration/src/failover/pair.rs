@@ -59,7 +59,7 @@ impl Pair {
         };
         match (illness, place) {
             (Illness::Body(fault) | Illness::Answer(fault), Place::Resolve | Place::Start) => {
-                self.first.fault(when, fault)
+                self.first.fault(when, fault);
             }
             (Illness::Body(fault), Place::Middle) => self.first.fault(when, fault),
             (Illness::Answer(fault), Place::Middle) => {
