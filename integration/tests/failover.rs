@@ -111,6 +111,27 @@ fn an_upstream_is_reached_as_the_configuration_says() {
     });
 }
 
+/// HTTP/2 without faults: what the faults of it take away.
+#[test]
+fn an_upstream_that_speaks_http2_is_read() {
+    run(async {
+        let (folder, registry) = (Folder::new()?, FaultRegistry::start_over(Transport::Http2).await?);
+        let image = Image::opaque(1, LARGE);
+        registry.add(&image, "acme/app", "v1");
+        let ca = folder.path().join("ca.pem");
+        std::fs::write(&ca, registry.ca())?;
+        let mut config = AgentConfig::without_containerd(folder.path());
+        config.upstreams("reg.test", vec![Upstream::new(&registry.url()).ca(&ca)]);
+        let agent = Agent::start(&folder.path().join("agent"), &config).await?;
+        let puller = Puller::new(&agent, "reg.test", None);
+        puller.head("acme/app", "manifests/v1").await?.expect(StatusCode::OK)?;
+        let path = format!("blobs/{}", image.largest().digest);
+        let reply = puller.get("acme/app", &path).await?.expect(StatusCode::OK)?;
+        ensure!(reply.body == image.largest().bytes);
+        Ok(())
+    });
+}
+
 /// While it is down, nobody asks it but the probe; back again, it is the first again.
 #[test]
 fn a_dead_upstream_is_asked_again_when_it_is_back() {

@@ -152,12 +152,12 @@ async fn a_basic_registry_is_asked_by_name(case: Case) -> Result<()> {
     Ok(())
 }
 
-/// Each token holds for a second: a cut layer is taken up with another.
+/// Each token holds for two seconds: a layer that was cut is taken up with another.
 async fn tokens_that_end_are_refreshed(case: Case) -> Result<()> {
-    let (registry, image) = registry(for_alice().lifetime(Duration::from_secs(1))).await?;
+    let (registry, image) = registry(for_alice().lifetime(Duration::from_secs(2))).await?;
     let layer = image.largest();
-    // 3 MB in three seconds, and then the rest is asked for.
-    registry.fault(When::get(layer).first(1), Fault::Trickle(1 << 20));
+    // Four seconds for one layer of three.
+    registry.fault(When::get(layer).first(1), Fault::Trickle(700 << 10));
     let long = Image::one_layer(2, 12);
     registry.add(&long, "acme/app", "v2");
     registry.fault(When::get(long.largest()).first(1), Fault::CutAt(6 << 20, Cut::Close));

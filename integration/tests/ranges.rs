@@ -183,7 +183,7 @@ async fn pieces(case: Case) -> Result<()> {
         ensure!(registry.sent_again(layer) <= 4 * SLACK, "{} bytes were sent again", registry.sent_again(layer));
     }
     // It did read in pieces.
-    let parts = node.agent()?.metrics().await?.sum("larder_mirror_requests_total", &["status=\"206\""]);
+    let parts = node.agent()?.metrics().await?.sum("larder_mirror_requests_total", &["code=\"206\""]);
     ensure!(parts > 4.0, "containerd asked for {parts} parts");
     Ok(())
 }

@@ -7,7 +7,7 @@ mod pair;
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use futures_util::{StreamExt, stream};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -21,6 +21,9 @@ use pair::Pair;
 
 /// Blobs above this size go out before they are verified as a whole.
 const VERIFIED_FIRST: usize = 4 << 20;
+
+/// A pull that takes longer than any bound.
+const HANGS: Duration = Duration::from_secs(60);
 
 /// An agent, and for each [`Ill`] some registries whose first upstream has it.
 #[derive(Debug)]
@@ -116,7 +119,8 @@ impl Failover {
         self.well.add(&image, &repository, "v1");
         pair.prepare(&image, &repository, trial.place, at, &self.elsewhere);
         let begun = Instant::now();
-        let outcome = self.pull_from(&pair, trial, &image, &repository).await;
+        let pull = self.pull_from(&pair, trial, &image, &repository);
+        let outcome = tokio::time::timeout(HANGS, pull).await.unwrap_or_else(|_| bail!("it hangs"));
         let met = pair.was_met();
         pair.recover(&image, &repository).await?;
         self.well.forget(&image, &repository, "v1");
