@@ -30,6 +30,11 @@ fn each_ill_in_resolve() {
 }
 
 #[test]
+fn each_ill_in_the_manifest() {
+    run(each_ill(Place::Manifest, SMALL));
+}
+
+#[test]
 fn each_ill_at_the_start_of_small_blobs() {
     run(each_ill(Place::Start, SMALL));
 }

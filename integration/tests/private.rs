@@ -79,9 +79,13 @@ async fn who_could_pull_it_can_in_an_outage_and_nobody_else(case: Case) -> Resul
     let mut node = case.node(&registry).await?;
     node.containerd.pull_as(NAME, &alice()).await?;
     registry.refuse();
-    for is_new in [false, true] {
-        if is_new {
-            node.agent_mut()?.kill();
+    for ended in ["not", "by SIGTERM", "by SIGKILL"] {
+        match ended {
+            "by SIGTERM" => node.agent_mut()?.stop()?,
+            "by SIGKILL" => node.agent_mut()?.kill(),
+            _ => {}
+        }
+        if !node.agent_mut()?.is_running() {
             node.agent_mut()?.start_again().await?;
         }
         node.containerd.wipe().await?;
@@ -90,7 +94,7 @@ async fn who_could_pull_it_can_in_an_outage_and_nobody_else(case: Case) -> Resul
         ensure!(node.containerd.pull_as(NAME, &Login::password("bob", "builder")).await.is_err());
         ensure!(node.containerd.pull_as(NAME, &Login::password("alice", "wonderland")).await.is_err());
         let pulled = node.containerd.pull_as(NAME, &alice()).await;
-        pulled.with_context(|| format!("alice in an outage, started again: {is_new}"))?;
+        pulled.with_context(|| format!("alice in an outage, the agent ended: {ended}"))?;
     }
     // The credential itself is nowhere.
     let cache = node.agent()?.cache();
@@ -100,15 +104,22 @@ async fn who_could_pull_it_can_in_an_outage_and_nobody_else(case: Case) -> Resul
     Ok(())
 }
 
+/// What a token opened that the registry gave, it opens until it ends; nothing opens it from then on.
 async fn nothing_is_remembered_when_that_is_turned_off(case: Case) -> Result<()> {
-    let (mut registry, _) = registry(for_alice()).await?;
+    let (mut registry, _) = registry(for_alice().lifetime(Duration::from_secs(2))).await?;
     let mut builder = case.builder()?.registry("reg.test", &registry.url())?;
     builder.agent.set_text("private", "remember", "0s");
-    let node = builder.start().await?;
+    let mut node = builder.start().await?;
     node.containerd.pull_as(NAME, &alice()).await?;
     registry.refuse();
-    node.containerd.wipe().await?;
-    ensure!(node.containerd.pull_as(NAME, &alice()).await.is_err());
+    until("the token has ended", Duration::from_secs(30), async || {
+        node.containerd.wipe().await.ok()?;
+        node.containerd.pull_as(NAME, &alice()).await.err()
+    })
+    .await?;
+    node.agent_mut()?.stop()?;
+    node.agent_mut()?.start_again().await?;
+    ensure!(node.containerd.pull_as(NAME, &alice()).await.is_err(), "it was remembered in the cache's folder");
     until("it listens again", Duration::from_secs(5), async || registry.accept().ok()).await?;
     until("it is pulled again", Duration::from_secs(20), async || node.containerd.pull_as(NAME, &alice()).await.ok())
         .await?;

@@ -57,7 +57,9 @@ pub enum Ill {
 pub enum Place {
     /// What does the tag mean?
     Resolve,
-    /// From the first byte of manifest and blobs.
+    /// The manifest, by its digest.
+    Manifest,
+    /// From the first byte of the layer.
     Start,
     /// Somewhere in the layer; what fails as a whole does so when the rest of the layer is asked for.
     Middle,
@@ -88,7 +90,7 @@ pub(super) struct Elsewhere {
 
 impl Place {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Resolve, Self::Start, Self::Middle];
+    pub const ALL: [Self; 4] = [Self::Resolve, Self::Manifest, Self::Start, Self::Middle];
 }
 
 impl Ill {
@@ -147,7 +149,7 @@ impl Ill {
                     | Self::WrongLength
                     | Self::Gzip
             ),
-            Place::Start => true,
+            Place::Manifest | Place::Start => true,
             Place::Middle => self != Self::NoSuchName,
         }
     }

@@ -172,11 +172,12 @@ impl Failover {
             Ok(reply)
         };
 
+        pair.before(Place::Resolve, trial.place);
         let reply = timely("the tag", puller.head(repository, "manifests/v1").await)?.expect(http::StatusCode::OK)?;
         ensure!(reply.header("docker-content-digest") == root.digest, "the tag: {reply:?}");
         ensure!(reply.header("content-type") == root.media_type, "the tag: {reply:?}");
 
-        pair.before_fetch(trial.place);
+        pair.before(Place::Manifest, trial.place);
         let manifest = puller.get(repository, &format!("manifests/{}", root.digest)).await;
         let manifest = timely("the manifest", manifest)?.expect(http::StatusCode::OK)?;
         ensure!(manifest.body == root.bytes, "the manifest has wrong bytes");
@@ -185,7 +186,7 @@ impl Failover {
         let reply = timely("the config", puller.get(repository, &format!("blobs/{}", config.digest)).await)?;
         ensure!(reply.expect(http::StatusCode::OK)?.body == config.bytes, "the config has wrong bytes");
 
-        pair.before_the_layer(trial.place);
+        pair.before(Place::Start, trial.place);
         let path = format!("blobs/{}", layer.digest);
         let mut reply = timely("the layer", puller.get(repository, &path).await)?;
         let may_show = trial.ill.shows_once_in_large_blobs() && trial.bytes > VERIFIED_FIRST;

@@ -46,52 +46,43 @@ impl Pair {
         Ok(Upstream::new(&url).ca(&ca))
     }
 
-    /// Gives it the image, and everything of it a turn for the worse where that begins with the tag, or in a body.
+    /// Gives it the image, and the faults of its answers that are to come. Doors close later: [`Pair::before`].
     pub(super) fn prepare(&self, image: &Image, repository: &str, place: Place, at: u64, elsewhere: &Elsewhere) {
         self.first.add(image, repository, "v1");
         let elsewhere = Elsewhere { own: self.first.url(), ..elsewhere.clone() };
-        let at = if place == Place::Start { 0 } else { at };
+        let at = match place {
+            Place::Resolve | Place::Start => 0,
+            Place::Manifest => at % image.root().bytes.len() as u64,
+            Place::Middle => at,
+        };
         let illness = self.ill.at(at, place, &elsewhere);
         let when = match place {
             Place::Resolve => When::path(&format!("/{repository}/manifests/v1")),
-            Place::Start => When::path("/sha256:"),
-            Place::Middle => When::get(image.largest()),
+            Place::Manifest => When::get(image.root()),
+            Place::Start | Place::Middle => When::get(image.largest()),
         };
         match (illness, place) {
-            (Illness::Body(fault) | Illness::Answer(fault), Place::Resolve | Place::Start) => {
-                self.first.fault(when, fault);
-            }
-            (Illness::Body(fault), Place::Middle) => self.first.fault(when, fault),
             (Illness::Answer(fault), Place::Middle) => {
                 self.first.fault(when.clone().first(1), Fault::CutAt(at, Cut::Close));
                 self.first.fault(when, fault);
             }
+            (Illness::Answer(fault) | Illness::Body(fault), _) => self.first.fault(when, fault),
             (Illness::Door(face), Place::Middle) => self.first.fault(when, Fault::Turn(at, face)),
             (Illness::Proxy, Place::Middle) => self.first.fault(when, Fault::CutAt(at, Cut::Close)),
-            (Illness::Door(face), Place::Resolve) => self.first.turn(face),
-            (Illness::Proxy, Place::Resolve) => self.demand(0),
-            (Illness::Door(_) | Illness::Proxy, Place::Start) | (Illness::Nowhere, _) => {}
+            (Illness::Door(_) | Illness::Proxy | Illness::Nowhere, _) => {}
         }
     }
 
-    /// Before the manifest is asked for.
-    pub(super) fn before_fetch(&self, place: Place) {
-        if place != Place::Start {
-            return;
-        }
+    /// Before something is asked for: closes the door, where that is what begins there.
+    pub(super) fn before(&self, step: Place, place: Place) {
         match self.ill {
-            Ill::Refuses => self.first.turn(Face::Refusing),
-            Ill::UnknownCa => self.first.turn(Face::UnknownCa),
-            Ill::ExpiredCertificate => self.first.turn(Face::Expired),
-            Ill::ProxyWantsPassword => self.demand(0),
+            Ill::Refuses if step == place => self.first.turn(Face::Refusing),
+            Ill::UnknownCa if step == place => self.first.turn(Face::UnknownCa),
+            Ill::ExpiredCertificate if step == place => self.first.turn(Face::Expired),
+            Ill::ProxyWantsPassword if step == place => self.demand(0),
+            // The request that is cut passes, the next doesn't.
+            Ill::ProxyWantsPassword if step == Place::Start && place == Place::Middle => self.demand(1),
             _ => {}
-        }
-    }
-
-    /// Before the layer is asked for.
-    pub(super) fn before_the_layer(&self, place: Place) {
-        if place == Place::Middle && self.ill == Ill::ProxyWantsPassword {
-            self.demand(1);
         }
     }
 
