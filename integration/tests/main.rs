@@ -17,3 +17,4 @@ mod private;
 mod pull;
 mod ranges;
 mod status;
+mod upstreams;

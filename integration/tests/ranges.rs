@@ -119,7 +119,8 @@ fn no_more_connections_are_used_than_the_upstream_allows() {
         };
         let (one, two) = tokio::join!(pull(&images[0]), pull(&images[1]));
         one.and(two)?;
-        ensure!(registry.most_at_once() <= 3, "{} were used", registry.most_at_once());
+        // The registry learns a moment late that a client has left. Without a limit it would be more than ten.
+        ensure!(registry.most_at_once() <= 3 + 1, "{} were used", registry.most_at_once());
         Ok(())
     });
 }
