@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::Result;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -30,11 +31,23 @@ struct Counts {
 impl Front {
     /// Listens before `server`. All connections together get `bytes_per_second` of what the server sends, if given.
     pub async fn start(server: SocketAddr, bytes_per_second: Option<u64>) -> Result<Self> {
+        let pace = Pace::of_all(bytes_per_second);
+        Self::start_paced(server, move || pace.clone()).await
+    }
+
+    /// The same, but each connection gets so many by itself.
+    pub async fn start_limiting_each(server: SocketAddr, bytes_per_second: u64) -> Result<Self> {
+        Self::start_paced(server, move || Pace::of_all(Some(bytes_per_second))).await
+    }
+
+    async fn start_paced(
+        server: SocketAddr,
+        pace: impl Fn() -> Arc<Mutex<Pace>> + Send + Sync + 'static,
+    ) -> Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let address = listener.local_addr()?;
         let counts = Arc::new(Counts::default());
         let stop = CancellationToken::new();
-        let pace = Arc::new(tokio::sync::Mutex::new(Pace { rate: bytes_per_second, next: Instant::now() }));
         let accept = accept(listener, server, counts.clone(), pace);
         let stopped = stop.clone();
         tokio::spawn(async move { stopped.run_until_cancelled(accept).await });
@@ -66,14 +79,14 @@ async fn accept(
     listener: TcpListener,
     server: SocketAddr,
     counts: Arc<Counts>,
-    pace: Arc<tokio::sync::Mutex<Pace>>,
+    pace: impl Fn() -> Arc<Mutex<Pace>>,
 ) -> Result<()> {
     // Dropped with this future, and every connection with it.
     let mut connections = JoinSet::new();
     loop {
         let (client, _) = listener.accept().await?;
         counts.connections.fetch_add(1, Ordering::Relaxed);
-        connections.spawn(pass(client, server, counts.clone(), pace.clone()));
+        connections.spawn(pass(client, server, counts.clone(), pace()));
         while connections.try_join_next().is_some() {}
     }
 }
@@ -82,7 +95,7 @@ async fn pass(
     client: TcpStream,
     server: SocketAddr,
     counts: Arc<Counts>,
-    pace: Arc<tokio::sync::Mutex<Pace>>,
+    pace: Arc<Mutex<Pace>>,
 ) -> std::io::Result<()> {
     let (mut from_client, mut to_client) = client.into_split();
     let (mut from_server, mut to_server) = TcpStream::connect(server).await?.into_split();
@@ -115,6 +128,10 @@ struct Pace {
 impl Pace {
     // What wasn't sent in time is made up for over 10 ms, no more: a pause earns no burst.
     const SLACK: Duration = Duration::from_millis(10);
+
+    fn of_all(rate: Option<u64>) -> Arc<Mutex<Self>> {
+        Arc::new(Mutex::new(Self { rate, next: Instant::now() }))
+    }
 
     async fn spend(&mut self, bytes: usize) {
         let Some(rate) = self.rate else { return };

@@ -1,5 +1,7 @@
 //! A small HTTP client for the tests' own requests.
 
+use std::time::{Duration, Instant};
+
 use anyhow::{Context, Result, ensure};
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, Method, Request, StatusCode};
@@ -22,6 +24,10 @@ pub struct Reply {
     pub body: Bytes,
     /// Why the body ended early, where it did.
     pub cut: Option<String>,
+    /// From the request to the head.
+    pub to_head: Duration,
+    /// From the request to the end of the body.
+    pub to_end: Duration,
 }
 
 impl Http {
@@ -37,7 +43,9 @@ impl Http {
             request = request.header(*name, *value);
         }
         let request = request.body(Full::new(body)).with_context(|| format!("asking {url}"))?;
+        let begun = Instant::now();
         let response = self.0.request(request).await.with_context(|| format!("{method} {url}"))?;
+        let to_head = begun.elapsed();
         let (head, mut incoming) = response.into_parts();
         let (mut body, mut cut) = (BytesMut::new(), None);
         while let Some(frame) = incoming.frame().await {
@@ -49,7 +57,14 @@ impl Http {
                 }
             }
         }
-        Ok(Reply { status: head.status, headers: head.headers, body: body.freeze(), cut })
+        Ok(Reply {
+            status: head.status,
+            headers: head.headers,
+            body: body.freeze(),
+            cut,
+            to_head,
+            to_end: begun.elapsed(),
+        })
     }
 
     /// GET.

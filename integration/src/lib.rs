@@ -2,7 +2,7 @@
 //!
 //! A [`Node`] is a machine in a folder: a [`Containerd`] of one of four releases and an [`Agent`], each with its own
 //! root, sockets and ports. A [`Registry`] is Debian's docker-registry; a [`FaultRegistry`] serves the same images
-//! from memory and does wrong on request. [`Image`]s are made here, with content that is random and repeatable.
+//! from memory and does wrong on request, and [`Failover`] puts a pair of these behind an agent. [`Image`]s are made here, with content that is random and repeatable.
 //!
 //! Everything runs as root on loopback, in folders that go away; every process dies with the fixture that started it,
 //! and with the test process if that is killed. With [`show_logs`], what a process logged is written to standard error
@@ -13,6 +13,7 @@
 
 mod agent;
 mod containerd;
+mod failover;
 mod fault;
 mod folder;
 mod front;
@@ -22,13 +23,16 @@ mod nginx;
 mod node;
 mod port;
 mod process;
+mod proxy;
+mod puller;
 mod registry;
 mod tools;
 mod wait;
 
-pub use agent::{Agent, AgentConfig, Metrics};
-pub use containerd::{Containerd, ContainerdConfig};
-pub use fault::{Challenge, Cut, Fault, FaultRegistry, Request, When};
+pub use agent::{Agent, AgentConfig, Metrics, Upstream};
+pub use containerd::{Containerd, ContainerdConfig, Login};
+pub use failover::{Failover, Ill, Outcome, Place, Summary, Trial};
+pub use fault::{Challenge, Cut, Face, Fault, FaultRegistry, Request, Transport, When};
 pub use folder::{Folder, SmallDisk};
 pub use front::Front;
 pub use http::{Http, Reply};
@@ -37,6 +41,8 @@ pub use nginx::Nginx;
 pub use node::{Node, NodeBuilder};
 pub use port::free_port;
 pub use process::{Process, show_logs};
+pub use proxy::Proxy;
+pub use puller::Puller;
 pub use registry::Registry;
 pub use tools::{Release, require_root, tool};
 pub use wait::until;

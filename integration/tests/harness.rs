@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
-use larder_integration::{Cut, Fault, FaultRegistry, Image, Registry, When, until};
+use anyhow::{Context, Result, ensure};
+use larder_integration::{Challenge, Cut, Fault, FaultRegistry, Image, Login, Registry, When, until};
 
 use crate::support::{Case, on_every_containerd, run};
 
 // Without an agent there is nothing that TLS could be spoken to.
-on_every_containerd!(over tls: pulls_from_a_registry, meets_faults, comes_back_after_kill);
+on_every_containerd!(over tls: pulls_from_a_registry, meets_faults, comes_back_after_kill, shows_credentials);
 
 /// Through CRI and ctr, by tag and digest, an image and an index; wiped, it pulls again.
 async fn pulls_from_a_registry(case: Case) -> Result<()> {
@@ -72,6 +72,41 @@ async fn comes_back_after_kill(case: Case) -> Result<()> {
     node.containerd.kill();
     node.containerd.start_again().await?;
     ensure!(node.containerd.images().await?.contains(&"reg.test/acme/app:v1".to_owned()));
+    Ok(())
+}
+
+/// Each form of credentials opens what it should at each kind of registry, and nothing else does.
+async fn shows_credentials(case: Case) -> Result<()> {
+    let (alice, bob) = (Login::password("alice", "secret"), Login::password("bob", "builder"));
+    let encoded = Login::Encoded("alice".to_owned(), "secret".to_owned());
+    let identity = Login::Identity("who-I-am".to_owned());
+    let everyone = |challenge: Challenge| {
+        let challenge = challenge.account("alice", "secret", "acme/app").account("bob", "builder", "acme/other");
+        challenge.identity("who-I-am", "acme/app").open("acme/open")
+    };
+    let kinds = [
+        ("Bearer", everyone(Challenge::bearer()), vec![&alice, &encoded, &identity]),
+        ("by GET alone", everyone(Challenge::bearer().by_get_alone()), vec![&alice, &encoded]),
+        ("refusing", everyone(Challenge::bearer().that_refuses_strangers()), vec![&alice, &identity]),
+        ("Basic", everyone(Challenge::basic()), vec![&alice, &encoded]),
+    ];
+    for (kind, challenge, logins) in kinds {
+        let registry = FaultRegistry::start().await?;
+        registry.add(&Image::tiny(7), "acme/app", "v1");
+        registry.add(&Image::tiny(8), "acme/open", "v1");
+        registry.challenge(Some(challenge));
+        let node = case.builder()?.without_agent().registry("reg.test", &registry.url())?.start().await?;
+        let (name, wrong) = ("reg.test/acme/app:v1", Login::password("alice", "wrong"));
+        node.containerd.pull("reg.test/acme/open:v1").await.with_context(|| format!("{kind}: anyone"))?;
+        ensure!(node.containerd.pull(name).await.is_err(), "{kind}: anyone");
+        for login in [&bob, &wrong] {
+            ensure!(node.containerd.pull_as(name, login).await.is_err(), "{kind}: {login:?}");
+        }
+        for login in logins {
+            node.containerd.pull_as(name, login).await.with_context(|| format!("{kind}: {login:?}"))?;
+            node.containerd.wipe().await?;
+        }
+    }
     Ok(())
 }
 

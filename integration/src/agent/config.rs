@@ -4,17 +4,30 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
+use super::Upstream;
+
 /// What differs from the defaults. Ports, sockets and folders are set by the fixture, unless they are set here.
 #[derive(Debug, Clone, Default)]
 pub struct AgentConfig {
     // TOML values by section and key.
     values: BTreeMap<(String, String), String>,
-    registries: Vec<(String, Vec<String>)>,
+    registries: Vec<(String, Vec<Upstream>)>,
     /// Variables of its environment.
     pub environment: Vec<(String, String)>,
 }
 
 impl AgentConfig {
+    /// For an agent on a machine without containerd, that is asked by hand. What it looks for there is in `folder`.
+    pub fn without_containerd(folder: &Path) -> Self {
+        let mut config = Self::default();
+        config
+            .set_path("containerd", "hosts_dir", &folder.join("hosts"))
+            .set_path("containerd", "socket", &folder.join("no-containerd.sock"))
+            .set("containerd", "registries", "[]")
+            .set_text("log", "level", "info");
+        config
+    }
+
     /// Sets a key to a TOML value: `set("cache", "max_bytes", "\"10MiB\"")`.
     pub fn set(&mut self, section: &str, key: &str, value: impl Into<String>) -> &mut Self {
         self.values.insert((section.to_owned(), key.to_owned()), value.into());
@@ -33,7 +46,12 @@ impl AgentConfig {
 
     /// Names a registry and its upstreams, in this order. Plain HTTP and any certificate are allowed.
     pub fn registry(&mut self, name: &str, upstreams: &[&str]) -> &mut Self {
-        self.registries.push((name.to_owned(), upstreams.iter().copied().map(str::to_owned).collect()));
+        self.upstreams(name, upstreams.iter().copied().map(Upstream::insecure).collect())
+    }
+
+    /// Names a registry and its upstreams, in this order.
+    pub fn upstreams(&mut self, name: &str, upstreams: Vec<Upstream>) -> &mut Self {
+        self.registries.push((name.to_owned(), upstreams));
         self
     }
 
@@ -59,9 +77,7 @@ impl AgentConfig {
         }
         for (name, upstreams) in &self.registries {
             let _ = writeln!(text, "[[registry]]\nname = {name:?}");
-            for url in upstreams {
-                let _ = writeln!(text, "[[registry.upstream]]\nurl = {url:?}\ninsecure = true");
-            }
+            upstreams.iter().for_each(|upstream| upstream.write(&mut text));
         }
         text
     }

@@ -2,6 +2,7 @@
 
 mod config;
 mod metrics;
+mod upstream;
 
 use std::path::{Path, PathBuf};
 use std::process::Output;
@@ -14,6 +15,7 @@ use nix::unistd::Pid;
 
 pub use config::AgentConfig;
 pub use metrics::Metrics;
+pub use upstream::Upstream;
 
 use crate::{Http, Process, free_port, until};
 

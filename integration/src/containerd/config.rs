@@ -15,6 +15,8 @@ pub struct ContainerdConfig {
     pub registry: String,
     /// More lines of CRI's table for images: `discard_unpacked_layers = true` …
     pub images: String,
+    /// More tables, of other plugins.
+    pub tables: String,
     /// Files that are read after this one.
     pub imports: Vec<PathBuf>,
     /// Variables of its environment: proxies …
@@ -43,7 +45,7 @@ impl ContainerdConfig {
         let (root, state, socket) = (root(folder), folder.join("state"), socket(folder));
         let (opt, nri, cni) = (folder.join("opt"), folder.join("nri"), folder.join("cni"));
         let config_path = self.config_path.as_ref().map_or_else(String::new, |path| format!("config_path = {path:?}"));
-        let Self { registry, images: more, imports, .. } = self;
+        let Self { registry, images: more, tables, imports, .. } = self;
         Ok(format!(
             r#"version = {version}
 root = {root:?}
@@ -68,6 +70,7 @@ imports = {imports:?}
 [plugins.{images:?}.registry]
 {config_path}
 {registry}
+{tables}
 "#
         ))
     }
@@ -79,6 +82,7 @@ impl Default for ContainerdConfig {
             config_path: None,
             registry: String::new(),
             images: String::new(),
+            tables: String::new(),
             imports: Vec::new(),
             environment: Vec::new(),
             expects_cri: true,

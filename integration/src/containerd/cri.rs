@@ -12,6 +12,36 @@ use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
 use tower::service_fn;
 
+use crate::fault::base64;
+
+/// Credentials, in each of the forms that CRI has for them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Login {
+    /// A name and a password.
+    Password(String, String),
+    /// The same, joined and encoded.
+    Encoded(String, String),
+    /// An identity token.
+    Identity(String),
+}
+
+impl Login {
+    /// A name and a password.
+    pub fn password(user: &str, password: &str) -> Self {
+        Self::Password(user.to_owned(), password.to_owned())
+    }
+
+    fn auth_config(&self) -> AuthConfig {
+        match self.clone() {
+            Self::Password(username, password) => AuthConfig { username, password, ..AuthConfig::default() },
+            Self::Encoded(user, password) => {
+                AuthConfig { auth: base64(format!("{user}:{password}").as_bytes()), ..AuthConfig::default() }
+            }
+            Self::Identity(identity_token) => AuthConfig { identity_token, ..AuthConfig::default() },
+        }
+    }
+}
+
 /// CRI at a socket, connected anew for each call: containerd comes and goes.
 #[derive(Debug)]
 pub(super) struct Cri {
@@ -31,12 +61,8 @@ impl Cri {
     }
 
     /// Pulls; returns the image's id.
-    pub(super) async fn pull(&self, image: &str, account: Option<(&str, &str)>) -> Result<String> {
-        let auth = account.map(|(user, password)| AuthConfig {
-            username: user.to_owned(),
-            password: password.to_owned(),
-            ..AuthConfig::default()
-        });
+    pub(super) async fn pull(&self, image: &str, login: Option<&Login>) -> Result<String> {
+        let auth = login.map(Login::auth_config);
         let image = Some(ImageSpec { image: image.to_owned(), ..ImageSpec::default() });
         let mut images = ImageServiceClient::new(self.connect().await?);
         Ok(images

@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 pub use config::ContainerdConfig;
+pub use cri::Login;
 
 use crate::{Process, Release, until};
 use cri::Cri;
@@ -103,12 +104,16 @@ impl Containerd {
 
     /// Pulls an image as kubelet does, through CRI. Returns its id. An error is containerd's own message.
     pub async fn pull(&self, image: &str) -> Result<String> {
-        self.pull_as(image, None).await
+        self.pull_by(image, None).await
     }
 
-    /// The same with a user name and a password.
-    pub async fn pull_as(&self, image: &str, account: Option<(&str, &str)>) -> Result<String> {
-        let pull = async { self.cri().pull(image, account).await };
+    /// The same with credentials, as kubelet passes them on from a pull secret.
+    pub async fn pull_as(&self, image: &str, login: &Login) -> Result<String> {
+        self.pull_by(image, Some(login)).await
+    }
+
+    async fn pull_by(&self, image: &str, login: Option<&Login>) -> Result<String> {
+        let pull = async { self.cri().pull(image, login).await };
         tokio::time::timeout(PULL, pull).await.with_context(|| format!("pulling {image} hangs for {PULL:?}"))?
     }
 

@@ -1,6 +1,6 @@
 //! What the registry has.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::plan::Plan;
 use super::request::Request;
@@ -8,8 +8,10 @@ use crate::{Blob, Image};
 
 #[derive(Debug, Default)]
 pub(super) struct Content {
-    // By digest: all repositories have all content, which no test minds.
+    // By digest: all repositories have all content, but for what is hidden from them.
     blobs: HashMap<String, Blob>,
+    // Repository and digest.
+    hidden: HashSet<(String, String)>,
     tags: BTreeMap<(String, String), String>,
 }
 
@@ -29,9 +31,13 @@ impl Content {
         self.blobs.remove(&blob.digest);
     }
 
+    pub(super) fn hide(&mut self, repository: &str, digest: &str) {
+        self.hidden.insert((repository.to_owned(), digest.to_owned()));
+    }
+
     /// What a faultless registry answers.
     pub(super) fn answer(&self, request: &Request) -> Plan {
-        let Some(path) = request.path().strip_prefix("/v2/") else { return Plan::error(404, "NAME_UNKNOWN") };
+        let Some(path) = request.registry_path() else { return Plan::error(404, "NAME_UNKNOWN") };
         if !matches!(request.method.as_str(), "GET" | "HEAD") {
             return Plan::error(405, "UNSUPPORTED");
         }
@@ -54,6 +60,9 @@ impl Content {
                 }
             }
             ("blobs", digest) => match self.blobs.get(digest) {
+                Some(_) if self.hidden.contains(&(repository.to_owned(), digest.to_owned())) => {
+                    Plan::error(404, "BLOB_UNKNOWN")
+                }
                 Some(blob) => Plan::content(request, blob, "application/octet-stream"),
                 None => Plan::error(404, "BLOB_UNKNOWN"),
             },

@@ -5,44 +5,43 @@
 
 mod auth;
 mod content;
+mod http2;
 mod plan;
 mod request;
 mod script;
 mod serve;
+mod tls;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, Result};
-use rcgen::CertifiedKey;
-use rustls::ServerConfig;
-use rustls::pki_types::PrivatePkcs8KeyDer;
 use tokio::net::{TcpListener, TcpSocket};
-use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 pub use auth::Challenge;
+pub(crate) use auth::base64;
 pub use request::Request;
-pub use script::{Cut, Fault, When};
+pub use script::{Cut, Face, Fault, When};
+pub use tls::Transport;
 
 use crate::process::logs_are_shown;
 use crate::{Blob, Image, free_port};
 use content::Content;
 use script::Script;
+use tls::Tls;
 
 /// The registry. Dropped, it is gone, with its connections.
 #[derive(Debug)]
 pub struct FaultRegistry {
     shared: Arc<Shared>,
-    tls: Option<Tls>,
-    // None: connections are refused.
-    listening: Option<DropGuard>,
 }
 
 #[derive(Debug)]
 struct Shared {
     address: SocketAddr,
     scheme: &'static str,
+    tls: Option<Tls>,
     state: Mutex<State>,
 }
 
@@ -51,42 +50,37 @@ struct State {
     content: Content,
     script: Script,
     challenge: Option<Challenge>,
-    tokens: Vec<String>,
+    tokens: Vec<auth::Token>,
     log: Vec<Request>,
     // Requests ever, whatever became of the log.
     arrived: u64,
-}
-
-#[derive(Clone)]
-struct Tls {
-    acceptor: TlsAcceptor,
-    ca: String,
+    // Requests that met a fault.
+    met: usize,
+    connections: usize,
+    // Bodies that are being sent, and the most that were at once.
+    sending: usize,
+    most_at_once: usize,
+    // Of all bodies of a connection together.
+    rate: Option<u64>,
+    face: Face,
+    // None: connections are refused.
+    listening: Option<DropGuard>,
+    // Ends the connections that there are.
+    open: CancellationToken,
 }
 
 impl FaultRegistry {
     /// An empty one over plain HTTP, without faults.
     pub async fn start() -> Result<Self> {
-        Self::start_with(None).await
+        Self::start_over(Transport::Plain).await
     }
 
-    /// An empty one over TLS; [`FaultRegistry::ca`] says whom to trust.
-    pub async fn start_tls() -> Result<Self> {
-        let CertifiedKey { cert, signing_key } =
-            rcgen::generate_simple_self_signed(["localhost".to_owned(), "127.0.0.1".to_owned()])?;
-        let key = PrivatePkcs8KeyDer::from(signing_key.serialize_der()).into();
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let config = ServerConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()?
-            .with_no_client_auth()
-            .with_single_cert(vec![cert.der().clone()], key)?;
-        Self::start_with(Some(Tls { acceptor: Arc::new(config).into(), ca: cert.pem() })).await
-    }
-
-    async fn start_with(tls: Option<Tls>) -> Result<Self> {
+    /// An empty one over this; [`FaultRegistry::ca`] says whom to trust.
+    pub async fn start_over(transport: Transport) -> Result<Self> {
         let address = (Ipv4Addr::LOCALHOST, free_port()?).into();
+        let tls = Tls::new(transport)?;
         let scheme = if tls.is_some() { "https" } else { "http" };
-        let shared = Arc::new(Shared { address, scheme, state: Mutex::default() });
-        let mut registry = Self { shared, tls, listening: None };
+        let mut registry = Self { shared: Arc::new(Shared { address, scheme, tls, state: Mutex::default() }) };
         registry.accept()?;
         Ok(registry)
     }
@@ -106,6 +100,18 @@ impl FaultRegistry {
         self.shared.state().content.remove(blob);
     }
 
+    /// Forgets a tag, and all content of the image that had it.
+    pub fn forget(&self, image: &Image, repository: &str, tag: &str) {
+        let mut state = self.shared.state();
+        state.content.remove_tag(repository, tag);
+        image.blobs().iter().chain(image.manifests()).for_each(|blob| state.content.remove(blob));
+    }
+
+    /// This repository hasn't this blob, whatever the others have.
+    pub fn hide(&self, repository: &str, blob: &Blob) {
+        self.shared.state().content.hide(repository, &blob.digest);
+    }
+
     /// From now on, requests for which `when` holds meet `fault`. Where several hold, the first given counts.
     pub fn fault(&self, when: When, fault: Fault) {
         self.shared.state().script.add(when, fault);
@@ -116,30 +122,44 @@ impl FaultRegistry {
         self.shared.state().script.clear();
     }
 
-    /// From now on, content is given only to who answers this challenge; `None`: to all.
+    /// From now on, no connection gets more of all bodies than so many bytes in a second; `None`: no limit.
+    pub fn limit_each_connection(&self, bytes_per_second: Option<u64>) {
+        self.shared.state().rate = bytes_per_second;
+    }
+
+    /// From now on, content is given only to who answers this challenge; `None`: to all. Tokens given before are void.
     pub fn challenge(&self, challenge: Option<Challenge>) {
         let mut state = self.shared.state();
         state.challenge = challenge;
         state.tokens.clear();
     }
 
-    /// Refuses connections from now on, and drops those it has, as a registry does that was stopped.
-    pub fn refuse(&mut self) {
-        self.listening = None;
+    /// From now on, new connections are met by this face. Those that there are end.
+    pub fn turn(&self, face: Face) {
+        self.shared.turn(face);
     }
 
-    /// Accepts connections (again), on the same port.
+    /// Refuses connections from now on, and drops those it has, as a registry does that was stopped.
+    pub fn refuse(&mut self) {
+        self.shared.turn(Face::Refusing);
+    }
+
+    /// Accepts connections (again), on the same port, as they should be.
     pub fn accept(&mut self) -> Result<()> {
+        self.shared.turn(Face::Right);
+        if self.shared.state().listening.is_some() {
+            return Ok(());
+        }
         let socket = TcpSocket::new_v4()?;
         // The port is ours again also while old connections linger.
         socket.set_reuseaddr(true)?;
         socket.bind(self.shared.address).with_context(|| format!("listening on {}", self.shared.address))?;
         let listener: TcpListener = socket.listen(256)?;
         let stop = CancellationToken::new();
-        let serve = serve::accept(listener, self.shared.clone(), self.tls.as_ref().map(|tls| tls.acceptor.clone()));
+        let serve = serve::accept(listener, self.shared.clone());
         let stopped = stop.clone();
         tokio::spawn(async move { stopped.run_until_cancelled(serve).await });
-        self.listening = Some(stop.drop_guard());
+        self.shared.state().listening = Some(stop.drop_guard());
         Ok(())
     }
 
@@ -153,9 +173,14 @@ impl FaultRegistry {
         self.shared.address.to_string()
     }
 
-    /// The certificate to trust, as PEM; empty over plain HTTP.
+    /// The authority to trust, as PEM; empty over plain HTTP.
     pub fn ca(&self) -> &str {
-        self.tls.as_ref().map_or("", |tls| &tls.ca)
+        self.shared.tls.as_ref().map_or("", |tls| &tls.ca)
+    }
+
+    /// A certificate that it takes from clients, and its key, as PEM; empty over plain HTTP.
+    pub fn client_certificate(&self) -> (&str, &str) {
+        self.shared.tls.as_ref().map_or(("", ""), |tls| (&tls.client.0, &tls.client.1))
     }
 
     /// Every request so far, in the order of arrival.
@@ -175,10 +200,47 @@ impl FaultRegistry {
         state.log.iter().filter(|request| request.target.contains(path)).map(|request| request.sent).sum()
     }
 
-    /// Forgets the requests so far.
+    /// How many bytes of a blob were sent more than once, counted each time.
+    pub fn sent_again(&self, blob: &Blob) -> u64 {
+        let state = self.shared.state();
+        let gets = state.log.iter().filter(|request| request.method == "GET" && request.target.contains(&blob.digest));
+        let mut parts: Vec<(u64, u64)> = gets.map(Request::delivered).collect();
+        parts.sort_unstable();
+        let mut again = 0;
+        let mut end = 0;
+        for (from, to) in parts {
+            again += end.min(to).saturating_sub(from);
+            end = end.max(to);
+        }
+        again
+    }
+
+    /// How many requests met a fault so far.
+    pub fn met(&self) -> usize {
+        self.shared.state().met
+    }
+
+    /// Whether it accepts connections.
+    pub fn is_listening(&self) -> bool {
+        self.shared.state().listening.is_some()
+    }
+
+    /// How many connections were accepted so far.
+    pub fn connections(&self) -> usize {
+        self.shared.state().connections
+    }
+
+    /// The most bodies that were being sent at the same time so far.
+    pub fn most_at_once(&self) -> usize {
+        self.shared.state().most_at_once
+    }
+
+    /// Forgets the requests so far, and the counts.
     pub fn clear_log(&self) {
+        let mut state = self.shared.state();
         // Requests under way find their place no more, and are not counted.
-        self.shared.state().log.clear();
+        state.log.clear();
+        (state.met, state.connections, state.most_at_once) = (0, 0, state.sending);
     }
 }
 
@@ -186,16 +248,23 @@ impl Shared {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
 
-impl std::fmt::Debug for Tls {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Tls").finish_non_exhaustive()
+    fn turn(&self, face: Face) {
+        let mut state = self.state();
+        state.face = face;
+        if face == Face::Refusing {
+            state.listening = None;
+        }
+        if face != Face::Right {
+            std::mem::take(&mut state.open).cancel();
+        }
     }
 }
 
 impl Drop for FaultRegistry {
     fn drop(&mut self) {
+        // Its connections hold the state, and with it what keeps them going.
+        self.shared.turn(Face::Refusing);
         if !logs_are_shown() {
             return;
         }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::request::Request;
-use super::script::{Cut, Fault};
+use super::script::{Cut, Face, Fault};
 use crate::Blob;
 use crate::image::gzip_stored;
 
@@ -44,7 +44,19 @@ pub(super) enum Ending {
     /// Nothing of this reply is sent, not even its head.
     NoReply(Cut),
     /// After so many bytes of the body.
-    After(u64, Option<Cut>),
+    After(u64, Stop),
+}
+
+/// How a body stops.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stop {
+    /// With nothing more.
+    Stall,
+    Cut(Cut),
+    GoAway,
+    StreamReset,
+    /// With the connection, and new ones are met by this.
+    Turn(Face),
 }
 
 impl Plan {
@@ -91,21 +103,32 @@ impl Plan {
         self.headers.push((name.to_owned(), value.to_owned()));
     }
 
+    /// How much of the body is sent, and how it stops there, if it stops before its end.
+    pub(super) fn limit(&self) -> (u64, Option<Stop>) {
+        match self.ending {
+            Ending::After(at, stop) => (at.min(self.body.len() as u64), Some(stop)),
+            _ => (self.body.len() as u64, None),
+        }
+    }
+
     /// This reply with the fault.
-    pub(super) fn with(mut self, fault: &Fault) -> Self {
+    pub(super) fn with(mut self, fault: &Fault, request: &Request) -> Self {
         match fault {
             Fault::NoReply(cut) => self.ending = Ending::NoReply(*cut),
             Fault::Silent => self.wait = None,
             Fault::SlowHead(time) => self.wait = Some(*time),
-            Fault::CutAt(at, cut) => self.ending = Ending::After(*at, Some(*cut)),
-            Fault::StallAt(at) => self.ending = Ending::After(*at, None),
+            Fault::CutAt(at, cut) => self.ending = Ending::After(*at, Stop::Cut(*cut)),
+            Fault::StallAt(at) => self.ending = Ending::After(*at, Stop::Stall),
+            Fault::GoAway(at) => self.ending = Ending::After(*at, Stop::GoAway),
+            Fault::StreamReset(at) => self.ending = Ending::After(*at, Stop::StreamReset),
+            Fault::Turn(at, face) => self.ending = Ending::After(*at, Stop::Turn(*face)),
             Fault::Trickle(rate) => self.rate = Some(*rate),
             Fault::WrongByte(at) => self.flip(*at),
             Fault::Short(by) => self.resize(self.body.len().saturating_sub(*by as usize)),
             Fault::Long(by) => self.resize(self.body.len() + *by as usize),
             Fault::Length(by) => {
                 self.framing = Framing::Length((self.body.len() as u64).saturating_add_signed(*by));
-                self.ending = Ending::After(self.body.len() as u64, Some(Cut::Close));
+                self.ending = Ending::After(self.body.len() as u64, Stop::Cut(Cut::Close));
             }
             Fault::Status(status, headers) => {
                 self = Self::error(*status, "DENIED");
@@ -114,6 +137,10 @@ impl Plan {
             Fault::Redirect(location) => {
                 self = Self::error(307, "MOVED");
                 self.set("location", location);
+            }
+            Fault::RedirectTo(base) => {
+                self = Self::error(307, "MOVED");
+                self.set("location", &format!("{base}{}", request.path()));
             }
             Fault::Header(name, value) => self.set(name, value),
             Fault::Gzip => {
@@ -132,7 +159,7 @@ impl Plan {
             Fault::Chunked => self.framing = Framing::Chunked,
             Fault::UntilClose => {
                 self.framing = Framing::Close;
-                self.ending = Ending::After(self.body.len() as u64, Some(Cut::Close));
+                self.ending = Ending::After(self.body.len() as u64, Stop::Cut(Cut::Close));
             }
         }
         self

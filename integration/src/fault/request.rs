@@ -3,7 +3,7 @@
 use std::fmt;
 
 use anyhow::{Context, Result, bail, ensure};
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 /// A request, as the log keeps it.
@@ -15,6 +15,8 @@ pub struct Request {
     pub target: String,
     /// Names in lower case.
     pub headers: Vec<(String, String)>,
+    /// The body, where one came.
+    pub body: Bytes,
     /// The status answered; 0 while or where none was.
     pub status: u16,
     /// Bytes of the body that were handed to the kernel.
@@ -36,6 +38,44 @@ impl Request {
         self.target.split('?').next().unwrap_or_default()
     }
 
+    /// What comes behind `/v2/`, wherever the registry is said to be.
+    pub(super) fn registry_path(&self) -> Option<&str> {
+        Some(self.path().split_once("/v2/")?.1)
+    }
+
+    /// The repository that it is about.
+    pub(super) fn repository(&self) -> Option<&str> {
+        self.registry_path()?.rsplitn(3, '/').nth(2)
+    }
+
+    /// Whether it asks for a token and shows no credentials.
+    pub fn is_for_an_anonymous_token(&self) -> bool {
+        let shows = |name: &str| self.parameters().any(|(have, value)| have == name && !value.is_empty());
+        self.path() == "/token"
+            && self.header("authorization").is_none()
+            && !shows("password")
+            && !shows("refresh_token")
+    }
+
+    /// What stands in the query, and in a body of a form.
+    pub(super) fn parameters(&self) -> impl Iterator<Item = (String, String)> {
+        let query = self.target.split_once('?').map_or("", |(_, query)| query);
+        let all = form_urlencoded::parse(query.as_bytes()).chain(form_urlencoded::parse(&self.body));
+        all.map(|(name, value)| (name.into_owned(), value.into_owned()))
+    }
+
+    /// Which bytes of the blob were sent: from, to, and none after a refusal.
+    pub(super) fn delivered(&self) -> (u64, u64) {
+        match self.status {
+            200 => (0, self.sent),
+            206 => match self.range(u64::MAX) {
+                Some(Ok((from, _))) => (from, from + self.sent),
+                _ => (0, 0),
+            },
+            _ => (0, 0),
+        }
+    }
+
     /// `Range: bytes=5-9` as the offsets of its first byte and of the one after its last, within `length` bytes.
     /// `None`: no range. An error: one that can't be met.
     pub(super) fn range(&self, length: u64) -> Option<Result<(u64, u64), ()>> {
@@ -51,16 +91,16 @@ impl Request {
     }
 
     /// Reads the next one off a connection; its body is read and dropped. `None`: the client has closed.
-    pub(super) async fn read(stream: &mut (impl AsyncRead + Unpin), buffer: &mut BytesMut) -> Result<Option<Self>> {
+    pub(crate) async fn read(stream: &mut (impl AsyncRead + Unpin), buffer: &mut BytesMut) -> Result<Option<Self>> {
         loop {
-            if let Some((request, length)) = Self::parse(buffer)? {
+            if let Some((mut request, length)) = Self::parse(buffer)? {
                 let _ = buffer.split_to(length);
                 let body: usize =
                     request.header("content-length").map_or(Ok(0), str::parse).context("content-length")?;
                 while buffer.len() < body {
                     ensure!(stream.read_buf(buffer).await? > 0, "closed in the middle of a body");
                 }
-                let _ = buffer.split_to(body);
+                request.body = buffer.split_to(body).freeze();
                 return Ok(Some(request));
             }
             ensure!(buffer.len() < 64 << 10, "a head that never ends");

@@ -8,7 +8,7 @@ use crate::Blob;
 /// What goes wrong with a reply. Offsets count the bytes of that reply's body, unless it says otherwise.
 #[derive(Debug, Clone)]
 pub enum Fault {
-    /// The connection ends before the head.
+    /// The connection ends before the head; over HTTP/2, a reset is one of the stream alone.
     NoReply(Cut),
     /// Nothing ever comes.
     Silent,
@@ -20,6 +20,12 @@ pub enum Fault {
     StallAt(u64),
     /// So many bytes per second.
     Trickle(u64),
+    /// HTTP/2 says at a byte of the body that the connection ends, and ends it. At 0: before the head.
+    GoAway(u64),
+    /// HTTP/2 resets the stream at a byte of the body, and the connection stays. At 0: before the head.
+    StreamReset(u64),
+    /// The connection ends at a byte of the body, and from then on the registry shows this face.
+    Turn(u64, Face),
     /// This byte of the *blob* is wrong, whatever range was asked for.
     WrongByte(u64),
     /// The last so many bytes are missing, and the length agrees with that.
@@ -32,6 +38,8 @@ pub enum Fault {
     Status(u16, Vec<(String, String)>),
     /// 307 to there.
     Redirect(String),
+    /// 307 to the same path behind this URL: at another registry, at a port where nobody listens, at this one for ever.
+    RedirectTo(String),
     /// This header, in the place of the true one of that name (in lower case).
     Header(String, String),
     /// The body as gzip, and a Content-Encoding that says so.
@@ -49,6 +57,11 @@ impl Fault {
     pub fn status(status: u16) -> Self {
         Self::Status(status, Vec::new())
     }
+
+    /// An error of this status, with one header.
+    pub fn status_with(status: u16, name: &str, value: &str) -> Self {
+        Self::Status(status, vec![(name.to_owned(), value.to_owned())])
+    }
 }
 
 /// How a connection ends.
@@ -56,8 +69,22 @@ impl Fault {
 pub enum Cut {
     /// FIN.
     Close,
-    /// RST.
+    /// RST; over HTTP/2 no more than a connection closed without a word.
     Reset,
+}
+
+/// How new connections are met.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Face {
+    /// As they should be.
+    #[default]
+    Right,
+    /// Refused.
+    Refusing,
+    /// With a certificate of an authority that nobody knows.
+    UnknownCa,
+    /// With a certificate that expired years ago.
+    Expired,
 }
 
 /// Which requests: of a method, with something in their path, and which of those, in the order of arrival.

@@ -1,6 +1,7 @@
 //! Connections: requests in, planned replies out, byte by byte where it matters.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -9,27 +10,36 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
-use tokio_rustls::TlsAcceptor;
 
-use super::plan::{Ending, Framing, Plan};
+use super::plan::{Ending, Framing, Plan, Stop};
 use super::request::Request;
-use super::script::Cut;
-use super::{Shared, auth};
+use super::script::{Cut, Face};
+use super::{Shared, auth, http2};
 
 /// Serves until it is dropped, and every connection with it.
-pub(super) async fn accept(listener: TcpListener, shared: Arc<Shared>, tls: Option<TlsAcceptor>) -> Result<()> {
+pub(super) async fn accept(listener: TcpListener, shared: Arc<Shared>) -> Result<()> {
     let mut connections = JoinSet::new();
     loop {
         let (stream, _) = listener.accept().await?;
         stream.set_nodelay(true)?;
-        connections.spawn(connection(stream, shared.clone(), tls.clone()));
+        let (open, face) = {
+            let mut state = shared.state();
+            state.connections += 1;
+            (state.open.clone(), state.face)
+        };
+        let connection = connection(stream, shared.clone(), face);
+        connections.spawn(async move { open.run_until_cancelled_owned(connection).await });
         while connections.try_join_next().is_some() {}
     }
 }
 
-async fn connection(stream: TcpStream, shared: Arc<Shared>, tls: Option<TlsAcceptor>) -> Result<()> {
-    let Some(tls) = tls else { return converse(stream, |stream| stream, &shared).await };
-    converse(tls.accept(stream).await?, |stream| stream.get_ref().0, &shared).await
+async fn connection(stream: TcpStream, shared: Arc<Shared>, face: Face) -> Result<()> {
+    let Some(tls) = &shared.tls else { return converse(stream, |stream| stream, &shared).await };
+    let stream = tls.acceptor(face).accept(stream).await?;
+    match tls.is_http2 {
+        true => http2::converse(stream, shared.clone()).await,
+        false => converse(stream, |stream| stream.get_ref().0, &shared).await,
+    }
 }
 
 async fn converse<S>(mut stream: S, tcp: impl Fn(&S) -> &TcpStream, shared: &Shared) -> Result<()>
@@ -47,36 +57,52 @@ where
             }
         };
         let head = request.method == "HEAD";
-        let (id, plan) = plan(shared, request);
-        match reply(&mut stream, &plan, head, Progress { shared, id }).await? {
+        let is_last = request.header("connection") == Some("close");
+        let (mut plan, progress) = plan(shared, request);
+        if is_last {
+            plan.set("connection", "close");
+        }
+        match reply(&mut stream, &plan, head, &progress).await? {
+            None if is_last => return Ok(stream.shutdown().await?),
             None => {}
-            Some(Cut::Close) => return Ok(stream.shutdown().await?),
-            Some(Cut::Reset) => return Ok(tcp(&stream).set_zero_linger()?),
+            // What HTTP/2 has words for, HTTP/1.1 can only show.
+            Some(Stop::Cut(Cut::Close) | Stop::GoAway) => return Ok(stream.shutdown().await?),
+            Some(Stop::Cut(Cut::Reset) | Stop::StreamReset) => return Ok(tcp(&stream).set_zero_linger()?),
+            Some(Stop::Stall) => std::future::pending().await,
+            Some(Stop::Turn(face)) => {
+                stream.shutdown().await?;
+                shared.turn(face);
+                return Ok(());
+            }
         }
     }
 }
 
 /// Logs the request and decides on its reply.
-fn plan(shared: &Shared, mut request: Request) -> (u64, Plan) {
+pub(super) fn plan(shared: &Shared, mut request: Request) -> (Plan, Progress<'_>) {
     let mut state = shared.state();
     let fault = state.script.fault(&request);
     let plan = match auth::gate(shared, &mut state, &request) {
         Some(plan) => plan,
         None => state.content.answer(&request),
     };
-    let plan = match fault {
-        Some(fault) => plan.with(&fault),
+    let mut plan = match fault {
+        Some(fault) => {
+            state.met += 1;
+            plan.with(&fault, &request)
+        }
         None => plan,
     };
+    plan.rate = plan.rate.or(state.rate);
     let id = state.arrived;
     state.arrived += 1;
     request.id = id;
     state.log.push(request);
-    (id, plan)
+    (plan, Progress { shared, id, sends: AtomicBool::new(false) })
 }
 
 /// Sends a reply; says how the connection ends, unless it goes on.
-async fn reply<S>(stream: &mut S, plan: &Plan, head: bool, progress: Progress<'_>) -> Result<Option<Cut>>
+async fn reply<S>(stream: &mut S, plan: &Plan, head: bool, progress: &Progress<'_>) -> Result<Option<Stop>>
 where
     S: AsyncWrite + Unpin,
 {
@@ -85,21 +111,17 @@ where
         None => std::future::pending().await,
     }
     if let Ending::NoReply(cut) = plan.ending {
-        return Ok(Some(cut));
+        return Ok(Some(Stop::Cut(cut)));
     }
     stream.write_all(text(plan).as_bytes()).await?;
     progress.answered(plan.status);
-    let (limit, cut) = match plan.ending {
-        Ending::After(at, cut) => (at.min(plan.body.len() as u64), Some(cut)),
-        _ => (plan.body.len() as u64, None),
-    };
+    let (limit, stop) = plan.limit();
     if !head {
-        send_body(stream, plan, limit, &progress).await?;
+        send_body(stream, plan, limit, progress).await?;
     }
-    match cut {
+    match stop {
         // A body that was to be cut behind its end is whole.
-        Some(None) if !head && limit < plan.body.len() as u64 => std::future::pending().await,
-        Some(Some(cut)) if !head && (limit < plan.body.len() as u64 || !keeps(plan)) => Ok(Some(cut)),
+        Some(stop) if !head && (limit < plan.body.len() as u64 || !keeps(plan)) => Ok(Some(stop)),
         _ => {
             progress.finished();
             Ok(None)
@@ -120,14 +142,10 @@ async fn send_body<S>(stream: &mut S, plan: &Plan, limit: u64, progress: &Progre
 where
     S: AsyncWrite + Unpin,
 {
-    // A trickle goes in small pieces, 20 in a second.
-    let piece = plan.rate.map_or(64 << 10, |rate| (rate / 20).clamp(1, 64 << 10)) as usize;
-    let mut due = Instant::now();
-    for piece in plan.body[..limit as usize].chunks(piece) {
-        if let Some(rate) = plan.rate {
-            due += Duration::from_secs_f64(piece.len() as f64 / rate as f64);
-            tokio::time::sleep_until(due).await;
-        }
+    let mut pace = Pace::new(plan.rate);
+    progress.sends_a_body();
+    for piece in plan.body[..limit as usize].chunks(pace.piece()) {
+        pace.wait_for(piece.len()).await;
         if plan.framing == Framing::Chunked {
             stream.write_all(format!("{:x}\r\n", piece.len()).as_bytes()).await?;
         }
@@ -158,22 +176,54 @@ fn text(plan: &Plan) -> String {
     text
 }
 
+/// When the next piece of a body may go.
+pub(super) struct Pace {
+    rate: Option<u64>,
+    due: Instant,
+}
+
+impl Pace {
+    pub(super) fn new(rate: Option<u64>) -> Self {
+        Self { rate, due: Instant::now() }
+    }
+
+    /// How large a piece is: a trickle goes in small ones, 20 in a second.
+    pub(super) fn piece(&self) -> usize {
+        self.rate.map_or(64 << 10, |rate| (rate / 20).clamp(1, 64 << 10)) as usize
+    }
+
+    pub(super) async fn wait_for(&mut self, bytes: usize) {
+        if let Some(rate) = self.rate {
+            self.due += Duration::from_secs_f64(bytes as f64 / rate as f64);
+            tokio::time::sleep_until(self.due).await;
+        }
+    }
+}
+
 /// Where the log counts what was sent for a request.
-struct Progress<'a> {
+pub(super) struct Progress<'a> {
     shared: &'a Shared,
     id: u64,
+    sends: AtomicBool,
 }
 
 impl Progress<'_> {
-    fn answered(&self, status: u16) {
+    pub(super) fn answered(&self, status: u16) {
         self.update(|request| request.status = status);
     }
 
-    fn sent(&self, bytes: usize) {
+    pub(super) fn sends_a_body(&self) {
+        self.sends.store(true, Ordering::Relaxed);
+        let mut state = self.shared.state();
+        state.sending += 1;
+        state.most_at_once = state.most_at_once.max(state.sending);
+    }
+
+    pub(super) fn sent(&self, bytes: usize) {
         self.update(|request| request.sent += bytes as u64);
     }
 
-    fn finished(&self) {
+    pub(super) fn finished(&self) {
         self.update(|request| request.finished = true);
     }
 
@@ -181,6 +231,14 @@ impl Progress<'_> {
         let mut state = self.shared.state();
         if let Some(request) = state.log.iter_mut().rfind(|request| request.id == self.id) {
             change(request);
+        }
+    }
+}
+
+impl Drop for Progress<'_> {
+    fn drop(&mut self) {
+        if self.sends.load(Ordering::Relaxed) {
+            self.shared.state().sending -= 1;
         }
     }
 }

@@ -1,5 +1,7 @@
 //! A layer: a tar of one file, as gzip. The file is random, which doesn't compress: it is stored, not deflated.
 
+use std::sync::LazyLock;
+
 use bytes::{BufMut, Bytes, BytesMut};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -23,6 +25,24 @@ impl Layer {
         let tar = tar(&format!("data-{seed}-{n}"), &content);
         Self { gzip: gzip_stored(&tar), diff_id: digest_of(&tar) }
     }
+}
+
+/// Random bytes, made fast: the same mebibyte again and again, each with a mark of its own, so that no two are alike.
+pub(super) fn noise(seed: u64, bytes: usize) -> Bytes {
+    const MARK: usize = 64;
+    static NOISE: LazyLock<Vec<u8>> = LazyLock::new(|| {
+        let mut noise = vec![0; 1 << 20];
+        StdRng::seed_from_u64(0).fill_bytes(&mut noise);
+        noise
+    });
+    let mut random = StdRng::seed_from_u64(seed);
+    let mut noise = BytesMut::with_capacity(bytes);
+    while noise.len() < bytes {
+        let (at, length) = (noise.len(), NOISE.len().min(bytes - noise.len()));
+        noise.extend_from_slice(&NOISE[..length]);
+        random.fill_bytes(&mut noise[at..at + length.min(MARK)]);
+    }
+    noise.freeze()
 }
 
 /// One file, in the ustar format.

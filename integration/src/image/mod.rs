@@ -58,6 +58,11 @@ impl Image {
         Self::builder(seed).layer(mebibytes << 20).build()
     }
 
+    /// One layer of random `bytes`, which no containerd could unpack: it is made fast, and is as long as it says.
+    pub fn opaque(seed: u64, bytes: usize) -> Self {
+        Self::builder(seed).given_layer(layer::noise(seed, bytes), digest_of(&[])).build()
+    }
+
     /// `count` layers of `kibibytes` each.
     pub fn many_layers(seed: u64, count: usize, kibibytes: usize) -> Self {
         (0..count).fold(Self::builder(seed), |builder, _| builder.layer(kibibytes << 10)).build()

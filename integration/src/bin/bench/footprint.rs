@@ -18,7 +18,7 @@ pub(crate) async fn memory() -> Result<()> {
     }
     // Long enough for all eight to be under way at once.
     registry.fault(When::path("/blobs/"), Fault::Trickle(64 << 20));
-    let mut config = config(&folder);
+    let mut config = AgentConfig::without_containerd(folder.path());
     config.registry("reg.test", &[&registry.url()]);
     let agent = Agent::start(&folder.path().join("agent"), &config).await?;
     let process = agent.process()?;
@@ -50,7 +50,7 @@ pub(crate) async fn memory() -> Result<()> {
 /// From the start of the process to the first blob, with 100,000 in the store.
 pub(crate) async fn start() -> Result<()> {
     let folder = Folder::new()?;
-    let mut agent = Agent::prepare(&folder.path().join("agent"), &config(&folder))?;
+    let mut agent = Agent::prepare(&folder.path().join("agent"), &AgentConfig::without_containerd(folder.path()))?;
     let blobs = agent.cache().join("blobs/sha256");
     std::fs::create_dir_all(&blobs)?;
     for n in 0..100_000 {
@@ -76,14 +76,4 @@ pub(crate) async fn start() -> Result<()> {
     }
     println!("start with 100,000 blobs: serving after {:.0} ms (median of {})", Median::of(&times).middle, times.len());
     Ok(())
-}
-
-fn config(folder: &Folder) -> AgentConfig {
-    let mut config = AgentConfig::default();
-    config
-        .set_path("containerd", "hosts_dir", &folder.path().join("hosts"))
-        .set_path("containerd", "socket", &folder.path().join("no-containerd.sock"))
-        .set("containerd", "registries", "[]")
-        .set_text("log", "level", "info");
-    config
 }

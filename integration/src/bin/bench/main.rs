@@ -2,19 +2,21 @@
 //!
 //! `make bench` runs them all; `cargo run --release -p larder-integration --bin bench -- warm raw` some of them.
 //! `LARDER_BENCH_PAIRS` changes the number of pairs (15); `LARDER_BENCH_ONLY` keeps the pulls whose name has it
-//! ("512 MiB, unlimited").
+//! ("512 MiB, unlimited"). `LARDER_SOAK_SECONDS` is the length of the soak (60), `LARDER_SEED` repeats one.
 
 #![forbid(unsafe_code)]
 
+mod chain;
 mod debian;
 mod footprint;
 mod pulls;
+mod ranges;
 mod raw;
 mod stats;
 
 use anyhow::{Result, bail, ensure};
 
-const ALL: [&str; 6] = ["cold", "warm", "raw", "head", "memory", "start"];
+const ALL: [&str; 9] = ["cold", "warm", "ranges", "raw", "head", "chain", "memory", "start", "soak"];
 
 #[tokio::main]
 async fn main() -> Result<()> {
@@ -29,8 +31,11 @@ async fn main() -> Result<()> {
         match name {
             "cold" => pulls::cold(pairs).await?,
             "warm" => pulls::warm(pairs).await?,
+            "ranges" => ranges::ranges(pairs).await?,
             "raw" => raw::download(pairs).await?,
             "head" => raw::heads().await?,
+            "chain" => chain::chain().await?,
+            "soak" => chain::soak().await?,
             "memory" => footprint::memory().await?,
             _ => footprint::start().await?,
         }

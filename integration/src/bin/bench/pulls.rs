@@ -16,20 +16,20 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use crate::debian;
 use crate::stats::Median;
 
-const REPOSITORY: &str = "acme/app";
-const NAME: &str = "reg.test/acme/app:v1";
+pub(super) const REPOSITORY: &str = "acme/app";
+pub(super) const NAME: &str = "reg.test/acme/app:v1";
 
 /// A way from containerd to the content: a folder of hosts of its own.
-struct Arm {
+pub(super) struct Arm {
     name: &'static str,
     containerd: Containerd,
-    fetch: Vec<f64>,
+    pub(super) fetch: Vec<f64>,
     whole: Vec<f64>,
 }
 
 impl Arm {
     /// A containerd that reads `hosts_dir`, in which `host` stands for the registry, where it is given.
-    async fn new(name: &'static str, folder: &Path, hosts_dir: &Path, host: Option<&str>) -> Result<Self> {
+    pub(super) async fn new(name: &'static str, folder: &Path, hosts_dir: &Path, host: Option<&str>) -> Result<Self> {
         if let Some(host) = host {
             let entry = hosts_dir.join("reg.test");
             std::fs::create_dir_all(&entry)?;
@@ -43,7 +43,7 @@ impl Arm {
 
     /// Pulls, and notes, where it `counts`, the seconds until the last blob was in containerd's store, and until the
     /// pull was done. The first pair of each run doesn't count: it warms up.
-    async fn pull(&mut self, image: &Image, counts: bool) -> Result<()> {
+    pub(super) async fn pull(&mut self, image: &Image, counts: bool) -> Result<()> {
         self.containerd.wipe().await?;
         // What was written before this pull doesn't weigh on it.
         tokio::task::spawn_blocking(nix::unistd::sync).await?;
@@ -92,7 +92,7 @@ impl Committed {
 }
 
 /// `LARDER_BENCH_ONLY` is a part of the name of the cases that are to run.
-fn asked_for(case: &str) -> bool {
+pub(super) fn asked_for(case: &str) -> bool {
     std::env::var("LARDER_BENCH_ONLY").map_or(true, |only| case.contains(&only))
 }
 
@@ -183,7 +183,7 @@ pub(crate) async fn warm(pairs: usize) -> Result<()> {
 }
 
 /// As installed: TLS in hosts.toml.
-async fn agent(folder: &Path, arm: &Arm, hosts_dir: &Path, upstream: &str) -> Result<Agent> {
+pub(super) async fn agent(folder: &Path, arm: &Arm, hosts_dir: &Path, upstream: &str) -> Result<Agent> {
     let mut config = AgentConfig::default();
     config
         .set_path("containerd", "hosts_dir", hosts_dir)

@@ -71,13 +71,8 @@ pub(crate) async fn heads() -> Result<()> {
 }
 
 async fn agent(folder: &Folder, registry: &FaultRegistry, more: impl Fn(&mut AgentConfig)) -> Result<Agent> {
-    let mut config = AgentConfig::default();
-    config
-        .set_path("containerd", "hosts_dir", &folder.path().join("hosts"))
-        .set_path("containerd", "socket", &folder.path().join("no-containerd.sock"))
-        .set("containerd", "registries", "[]")
-        .set_text("log", "level", "info")
-        .registry("reg.test", &[&registry.url()]);
+    let mut config = AgentConfig::without_containerd(folder.path());
+    config.registry("reg.test", &[&registry.url()]);
     more(&mut config);
     Agent::start(&folder.path().join("agent"), &config).await
 }

@@ -1,0 +1,242 @@
+//! The ways in which registries fail.
+
+use std::fmt;
+use std::time::Duration;
+
+use crate::{Cut, Face, Fault, Transport};
+
+/// A way in which an upstream fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[allow(missing_docs, reason = "the names say it; where they don't, there is a line")]
+pub enum Ill {
+    /// Nobody listens.
+    Refuses,
+    ClosesBeforeTheHead,
+    ResetsBeforeTheHead,
+    /// The head comes after 8 s.
+    SlowHead,
+    /// Accepts connections and says nothing.
+    Silent,
+    /// 401, and a token server that gives nothing.
+    WantsToken,
+    WantsPassword,
+    Forbidden,
+    NotFound,
+    RequestTimeout,
+    TooManyRequests,
+    TooManyRequestsForNow,
+    InternalError,
+    BadGateway,
+    Unavailable,
+    RedirectsToNobody,
+    /// To a server that accepts and says nothing.
+    RedirectsToTheSlow,
+    RedirectsForEver,
+    CutByFin,
+    CutByRst,
+    Stalls,
+    /// 20 KiB in a second.
+    Trickles,
+    WrongByte,
+    TooShort,
+    TooLong,
+    WrongLength,
+    WrongContentType,
+    WrongDigestHeader,
+    Gzip,
+    Http2GoesAway,
+    Http2StreamReset,
+    UnknownCa,
+    ExpiredCertificate,
+    NoSuchName,
+    ProxyWantsPassword,
+}
+
+/// Where in a pull the upstream begins to fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Place {
+    /// What does the tag mean?
+    Resolve,
+    /// The manifest, by its digest.
+    Manifest,
+    /// From the first byte of the layer.
+    Start,
+    /// Somewhere in the layer; what fails as a whole does so when the rest of the layer is asked for.
+    Middle,
+}
+
+/// What takes the place of the upstream's answers.
+#[derive(Debug, Clone)]
+pub(super) enum Illness {
+    /// Each answer that it touches is like this.
+    Answer(Fault),
+    /// The body fails at a byte of it.
+    Body(Fault),
+    /// New connections are met like this.
+    Door(Face),
+    /// The proxy before it demands what nobody gave us.
+    Proxy,
+    /// It can't be reached in any way, ever.
+    Nowhere,
+}
+
+/// The URLs that redirects go to.
+#[derive(Debug, Clone)]
+pub(super) struct Elsewhere {
+    pub(super) own: String,
+    pub(super) nobody: String,
+    pub(super) silent: String,
+}
+
+impl Place {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Resolve, Self::Manifest, Self::Start, Self::Middle];
+}
+
+impl Ill {
+    /// All of them.
+    pub const ALL: [Self; 35] = [
+        Self::Refuses,
+        Self::ClosesBeforeTheHead,
+        Self::ResetsBeforeTheHead,
+        Self::SlowHead,
+        Self::Silent,
+        Self::WantsToken,
+        Self::WantsPassword,
+        Self::Forbidden,
+        Self::NotFound,
+        Self::RequestTimeout,
+        Self::TooManyRequests,
+        Self::TooManyRequestsForNow,
+        Self::InternalError,
+        Self::BadGateway,
+        Self::Unavailable,
+        Self::RedirectsToNobody,
+        Self::RedirectsToTheSlow,
+        Self::RedirectsForEver,
+        Self::CutByFin,
+        Self::CutByRst,
+        Self::Stalls,
+        Self::Trickles,
+        Self::WrongByte,
+        Self::TooShort,
+        Self::TooLong,
+        Self::WrongLength,
+        Self::WrongContentType,
+        Self::WrongDigestHeader,
+        Self::Gzip,
+        Self::Http2GoesAway,
+        Self::Http2StreamReset,
+        Self::UnknownCa,
+        Self::ExpiredCertificate,
+        Self::NoSuchName,
+        Self::ProxyWantsPassword,
+    ];
+
+    /// Whether there is such a failure there: the answer to HEAD has no body, and a name is looked up for all of a
+    /// connection.
+    pub fn occurs_in(self, place: Place) -> bool {
+        match place {
+            Place::Resolve => !matches!(
+                self,
+                Self::CutByFin
+                    | Self::CutByRst
+                    | Self::Stalls
+                    | Self::Trickles
+                    | Self::WrongByte
+                    | Self::TooShort
+                    | Self::TooLong
+                    | Self::WrongLength
+                    | Self::Gzip
+            ),
+            Place::Manifest | Place::Start => true,
+            Place::Middle => self != Self::NoSuchName,
+        }
+    }
+
+    /// Within what time the head of each reply has to come, and all of a 64 MiB blob.
+    pub fn bounds(self) -> (Duration, Duration) {
+        let (head, whole) = match self {
+            // Known by the time that passes.
+            Self::SlowHead | Self::Silent | Self::RedirectsToTheSlow => (6, 12),
+            Self::Stalls => (6, 12),
+            // Known by the rate, over seconds; and a small blob comes as a whole.
+            Self::Trickles => (12, 24),
+            _ => (4, 10),
+        };
+        (Duration::from_secs(head), Duration::from_secs(whole))
+    }
+
+    /// Whether the first reader of a large blob may see the failure: bytes are known to be wrong when all are there.
+    pub fn shows_once_in_large_blobs(self) -> bool {
+        self == Self::WrongByte
+    }
+
+    pub(super) fn transport(self) -> Transport {
+        match self {
+            Self::Http2GoesAway | Self::Http2StreamReset => Transport::Http2,
+            Self::UnknownCa | Self::ExpiredCertificate => Transport::Tls,
+            _ => Transport::Plain,
+        }
+    }
+
+    /// The illness that begins at byte `at` of a body.
+    pub(super) fn at(self, at: u64, place: Place, elsewhere: &Elsewhere) -> Illness {
+        let answer = Illness::Answer;
+        match self {
+            Self::Refuses => Illness::Door(Face::Refusing),
+            Self::UnknownCa => Illness::Door(Face::UnknownCa),
+            Self::ExpiredCertificate => Illness::Door(Face::Expired),
+            Self::NoSuchName => Illness::Nowhere,
+            Self::ProxyWantsPassword => Illness::Proxy,
+
+            Self::ClosesBeforeTheHead => answer(Fault::NoReply(Cut::Close)),
+            Self::ResetsBeforeTheHead => answer(Fault::NoReply(Cut::Reset)),
+            Self::SlowHead => answer(Fault::SlowHead(Duration::from_secs(8))),
+            Self::Silent => answer(Fault::Silent),
+            Self::WantsToken => {
+                let realm = format!("Bearer realm=\"{}/nobody\",service=\"nobody\"", elsewhere.own);
+                answer(Fault::status_with(401, "www-authenticate", &realm))
+            }
+            Self::WantsPassword => answer(Fault::status_with(401, "www-authenticate", "Basic realm=\"nobody\"")),
+            Self::Forbidden => answer(Fault::status(403)),
+            Self::NotFound => answer(Fault::status(404)),
+            Self::RequestTimeout => answer(Fault::status(408)),
+            Self::TooManyRequests => answer(Fault::status(429)),
+            Self::TooManyRequestsForNow => answer(Fault::status_with(429, "retry-after", "2")),
+            Self::InternalError => answer(Fault::status(500)),
+            Self::BadGateway => answer(Fault::status(502)),
+            Self::Unavailable => answer(Fault::status(503)),
+            Self::RedirectsToNobody => answer(Fault::RedirectTo(elsewhere.nobody.clone())),
+            Self::RedirectsToTheSlow => answer(Fault::RedirectTo(elsewhere.silent.clone())),
+            Self::RedirectsForEver => answer(Fault::RedirectTo(elsewhere.own.clone())),
+            Self::Trickles => answer(Fault::Trickle(20 << 10)),
+            Self::TooShort => answer(Fault::Short(10)),
+            Self::TooLong => answer(Fault::Long(10)),
+            Self::WrongLength => answer(Fault::Length(10)),
+            Self::Gzip => answer(Fault::Gzip),
+            Self::WrongContentType => answer(Fault::Header("content-type".into(), "text/html".into())),
+            // A HEAD that lies with a digest that could be one can't be told from the truth.
+            Self::WrongDigestHeader if place == Place::Resolve => {
+                answer(Fault::Header("docker-content-digest".into(), "sha256:none".into()))
+            }
+            Self::WrongDigestHeader => {
+                answer(Fault::Header("docker-content-digest".into(), format!("sha256:{:064x}", 7)))
+            }
+
+            Self::CutByFin => Illness::Body(Fault::CutAt(at, Cut::Close)),
+            Self::CutByRst => Illness::Body(Fault::CutAt(at, Cut::Reset)),
+            Self::Stalls => Illness::Body(Fault::StallAt(at)),
+            Self::WrongByte => Illness::Body(Fault::WrongByte(at)),
+            Self::Http2GoesAway => Illness::Body(Fault::GoAway(at)),
+            Self::Http2StreamReset => Illness::Body(Fault::StreamReset(at)),
+        }
+    }
+}
+
+impl fmt::Display for Ill {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // As Debug, in the lower case that names of registries have.
+        write!(f, "{}", format!("{self:?}").to_lowercase())
+    }
+}

@@ -1,0 +1,228 @@
+//! Pulls through an agent whose registries have two upstreams each: the first is ill in one of all the ways there are,
+//! the second is well. No pull may fail, none may wait long, and no wrong byte may be kept.
+
+mod ill;
+mod pair;
+
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use futures_util::{StreamExt, stream};
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use tokio::sync::Mutex;
+
+pub use ill::{Ill, Place};
+
+use crate::{Agent, AgentConfig, Fault, FaultRegistry, Folder, Image, Puller, Reply, Upstream, When, free_port};
+use ill::Elsewhere;
+use pair::Pair;
+
+/// Blobs above this size go out before they are verified as a whole.
+const VERIFIED_FIRST: usize = 4 << 20;
+
+/// A pull that takes longer than any bound.
+const HANGS: Duration = Duration::from_secs(60);
+
+/// An agent, and for each [`Ill`] some registries whose first upstream has it.
+#[derive(Debug)]
+pub struct Failover {
+    agent: Agent,
+    pairs: Vec<Mutex<Pair>>,
+    copies: usize,
+    well: FaultRegistry,
+    elsewhere: Elsewhere,
+    // Redirects go there; nothing ever comes back.
+    _silent: FaultRegistry,
+    _folder: Folder,
+}
+
+/// One pull: a tag, its manifest, its config and its layer.
+#[derive(Debug, Clone, Copy)]
+pub struct Trial {
+    /// What the first upstream has.
+    pub ill: Ill,
+    /// Where it shows.
+    pub place: Place,
+    /// The size of the layer.
+    pub bytes: usize,
+    /// The layer's content, and the byte at which the ill begins, follow from it. Never the same twice: what was
+    /// pulled is kept.
+    pub seed: u64,
+    /// Which of the ill's registries.
+    pub copy: usize,
+}
+
+/// How a pull went that did not fail.
+#[derive(Debug, Clone, Copy)]
+pub struct Outcome {
+    /// Whether the first upstream was asked, and failed.
+    pub met: bool,
+    /// Whether the layer came by the second attempt, where that is allowed.
+    pub retried: bool,
+    /// The longest time to a head.
+    pub to_head: Duration,
+    /// The time of the whole layer.
+    pub to_end: Duration,
+}
+
+/// How many pulls went.
+#[derive(Debug)]
+pub struct Summary {
+    /// All of them.
+    pub pulls: usize,
+    /// Those whose first upstream was asked, and failed.
+    pub met: usize,
+    /// Those whose layer came by the second attempt, where that is allowed.
+    pub retried: usize,
+    /// The longest time to a head.
+    pub slowest_head: Duration,
+    /// Of all of them.
+    pub elapsed: Duration,
+    /// What failed, and why.
+    pub failures: Vec<String>,
+}
+
+impl Failover {
+    /// Starts all of it, with so many registries for each ill: a pull after one that failed at an upstream goes past
+    /// that upstream for a while.
+    pub async fn start(copies: usize) -> Result<Self> {
+        let folder = Folder::new()?;
+        let (well, silent) = (FaultRegistry::start().await?, FaultRegistry::start().await?);
+        silent.fault(When::any(), Fault::Silent);
+        let nobody = format!("http://127.0.0.1:{}", free_port()?);
+        let elsewhere = Elsewhere { own: String::new(), nobody, silent: silent.url() };
+        let mut pairs = Vec::new();
+        let mut config = AgentConfig::without_containerd(folder.path());
+        // They are told apart from what a redirect may not lead to.
+        config.registry("elsewhere.test", &[&elsewhere.nobody, &elsewhere.silent]);
+        config.set_text("cache", "max_bytes", "2GiB").set_text("log", "level", "info");
+        for ill in Ill::ALL {
+            for copy in 0..copies {
+                let pair = Pair::start(ill, copy).await?;
+                config.upstreams(&pair.name, vec![pair.upstream(folder.path())?, Upstream::insecure(&well.url())]);
+                pairs.push(Mutex::new(pair));
+            }
+        }
+        let agent = Agent::start(&folder.path().join("agent"), &config).await?;
+        Ok(Self { agent, pairs, copies, well, elsewhere, _silent: silent, _folder: folder })
+    }
+
+    /// Pulls by HTTP. Fails when anything of it fails, comes late, or has a wrong byte.
+    pub async fn pull(&self, trial: Trial) -> Result<Outcome> {
+        let which = trial.ill as usize * self.copies + trial.copy % self.copies;
+        let mut pair = self.pairs[which].lock().await;
+        let image = tokio::task::spawn_blocking(move || Image::opaque(trial.seed, trial.bytes)).await?;
+        let repository = format!("acme/t{}", trial.seed);
+        let at = StdRng::seed_from_u64(trial.seed).random_range(1..trial.bytes as u64 - 1);
+        self.well.add(&image, &repository, "v1");
+        pair.prepare(&image, &repository, trial.place, at, &self.elsewhere);
+        let begun = Instant::now();
+        let pull = self.pull_from(&pair, trial, &image, &repository);
+        let outcome = tokio::time::timeout(HANGS, pull).await.unwrap_or_else(|_| bail!("it hangs"));
+        let met = pair.was_met();
+        pair.recover(&image, &repository).await?;
+        self.well.forget(&image, &repository, "v1");
+        let outcome = outcome.with_context(|| format!("{trial:?}, at byte {at}, after {:?}", begun.elapsed()))?;
+        Ok(Outcome { met, ..outcome })
+    }
+
+    /// Pulls all of these, so many at once, and goes on after failures.
+    pub async fn pull_all(&self, trials: impl IntoIterator<Item = Trial>, at_once: usize) -> Summary {
+        let begun = Instant::now();
+        let mut pulls = stream::iter(trials).map(|trial| self.pull(trial)).buffer_unordered(at_once);
+        let (slowest_head, elapsed) = (Duration::ZERO, Duration::ZERO);
+        let mut summary = Summary { pulls: 0, met: 0, retried: 0, slowest_head, elapsed, failures: Vec::new() };
+        while let Some(pull) = pulls.next().await {
+            summary.pulls += 1;
+            match pull {
+                Ok(outcome) => {
+                    summary.met += usize::from(outcome.met);
+                    summary.retried += usize::from(outcome.retried);
+                    summary.slowest_head = summary.slowest_head.max(outcome.to_head);
+                }
+                Err(error) => summary.failures.push(format!("{error:#}")),
+            }
+        }
+        summary.elapsed = begun.elapsed();
+        summary
+    }
+
+    /// Has every blob that is kept hashed; fails when one isn't what its name says.
+    pub async fn ensure_nothing_wrong_is_kept(&self) -> Result<()> {
+        self.agent.say(&["cache", "verify"]).await?;
+        Ok(())
+    }
+
+    /// The agent.
+    pub fn agent(&self) -> &Agent {
+        &self.agent
+    }
+
+    async fn pull_from(&self, pair: &Pair, trial: Trial, image: &Image, repository: &str) -> Result<Outcome> {
+        let puller = Puller::new(&self.agent, &pair.name, None);
+        let (within, to_end) = trial.ill.bounds();
+        let (root, layer) = (image.root(), image.largest());
+        let mut to_head = Duration::ZERO;
+        let mut timely = |what: &str, reply: Result<Reply>| {
+            let reply = reply.with_context(|| what.to_owned())?;
+            to_head = to_head.max(reply.to_head);
+            ensure!(reply.to_head <= within, "{what}: the head came after {:?}", reply.to_head);
+            Ok(reply)
+        };
+
+        pair.before(Place::Resolve, trial.place);
+        let reply = timely("the tag", puller.head(repository, "manifests/v1").await)?.expect(http::StatusCode::OK)?;
+        ensure!(reply.header("docker-content-digest") == root.digest, "the tag: {reply:?}");
+        ensure!(reply.header("content-type") == root.media_type, "the tag: {reply:?}");
+
+        pair.before(Place::Manifest, trial.place);
+        let manifest = puller.get(repository, &format!("manifests/{}", root.digest)).await;
+        let manifest = timely("the manifest", manifest)?.expect(http::StatusCode::OK)?;
+        ensure!(manifest.body == root.bytes, "the manifest has wrong bytes");
+        ensure!(manifest.header("content-type") == root.media_type, "the manifest: {manifest:?}");
+        let config = &image.blobs()[0];
+        let reply = timely("the config", puller.get(repository, &format!("blobs/{}", config.digest)).await)?;
+        ensure!(reply.expect(http::StatusCode::OK)?.body == config.bytes, "the config has wrong bytes");
+
+        pair.before(Place::Start, trial.place);
+        let path = format!("blobs/{}", layer.digest);
+        let mut reply = timely("the layer", puller.get(repository, &path).await)?;
+        let may_show = trial.ill.shows_once_in_large_blobs() && trial.bytes > VERIFIED_FIRST;
+        let retried = may_show && (reply.cut.is_some() || !reply.status.is_success());
+        if retried {
+            reply = timely("the layer again", puller.get(repository, &path).await)?;
+        }
+        let reply = reply.expect(http::StatusCode::OK)?;
+        ensure!(reply.cut.is_none(), "the layer was cut after {} bytes: {:?}", reply.body.len(), reply.cut);
+        ensure!(reply.body == layer.bytes, "the layer has wrong bytes");
+        ensure!(reply.to_end <= to_end, "the layer took {:?}", reply.to_end);
+        Ok(Outcome { met: false, retried, to_head, to_end: reply.to_end })
+    }
+}
+
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { pulls, met, retried, slowest_head, elapsed, failures } = self;
+        write!(f, "{pulls} pulls in {:.1} s: {} failed", elapsed.as_secs_f64(), failures.len())?;
+        write!(f, "; {met} met an upstream that failed, {retried} were tried twice")?;
+        write!(f, "; the slowest head came after {:.2} s", slowest_head.as_secs_f64())?;
+        failures.iter().try_for_each(|failure| write!(f, "\n  {failure}"))
+    }
+}
+
+impl Trial {
+    /// One of the trials that there are, chosen by `random`: a small blob, or now and then one of 64 MiB.
+    pub fn any(random: &mut StdRng) -> Self {
+        let (ill, place) = loop {
+            let ill = Ill::ALL[random.random_range(0..Ill::ALL.len())];
+            let place = Place::ALL[random.random_range(0..Place::ALL.len())];
+            if ill.occurs_in(place) {
+                break (ill, place);
+            }
+        };
+        let bytes = if random.random_ratio(1, 8) { 64 << 20 } else { random.random_range(4 << 10..512 << 10) };
+        Self { ill, place, bytes, seed: random.random(), copy: random.random_range(0..usize::MAX) }
+    }
+}
