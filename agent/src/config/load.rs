@@ -58,9 +58,9 @@ impl Config {
             None => (Path::new(DEFAULT_FILE), String::new()),
         };
         let wrong = |message: String| ConfigError::File { path: path.to_owned(), message };
-        let config: Self = toml::from_str(&text).map_err(|e| wrong(e.to_string()))?;
+        let config: Self = toml::from_str(&text).map_err(|e| wrong(explain(&text, &e)))?;
         config.check().map_err(|(key, why)| wrong(format!("line {}: {why}", line_of(&text, &key))))?;
-        let mut table: toml::Table = toml::from_str(&text).map_err(|e| wrong(e.to_string()))?;
+        let mut table: toml::Table = toml::from_str(&text).map_err(|e| wrong(explain(&text, &e)))?;
         let mut config = config;
         for (name, value) in environment {
             let Some(path) = name.strip_prefix("LARDER").and_then(|rest| rest.strip_prefix(DIVIDER)) else { continue };
@@ -84,13 +84,7 @@ impl Config {
                 return Err((format!("\"{}\"", registry.name), again));
             }
             for upstream in &registry.upstreams {
-                if upstream.url.is_plain() && !upstream.insecure {
-                    let plain = format!(
-                        "url = \"{}\" is plain HTTP; write https://, or add insecure = true beside it",
-                        upstream.url
-                    );
-                    return Err((upstream.url.to_string(), plain));
-                }
+                upstream.check()?;
             }
         }
         let deadlines = [
@@ -162,6 +156,16 @@ impl Config {
     fn deserialize_table(table: toml::Table) -> Result<Self, String> {
         serde::Deserialize::deserialize(toml::Value::Table(table)).map_err(|e: toml::de::Error| e.message().to_owned())
     }
+}
+
+/// Line, key, and what is wrong. Not the line itself, which may hold a secret.
+fn explain(text: &str, error: &toml::de::Error) -> String {
+    let Some(span) = error.span() else { return error.message().to_owned() };
+    let before = text.get(..span.start).unwrap_or(text);
+    let line = before.matches('\n').count() + 1;
+    let key = text.lines().nth(line - 1).and_then(|line| line.split_once('=')).map(|(key, _)| key.trim());
+    let key = key.map_or(String::new(), |key| format!(", {key}"));
+    format!("line {line}{key}: {}", error.message())
 }
 
 /// The line on which `needle` last stands, from 1.

@@ -4,12 +4,13 @@
 //! line and the key. Every key can also be set by environment: `LARDER__MIRROR__LISTEN` is `listen` in `[mirror]`.
 
 mod load;
+mod proxy;
 mod sections;
 mod units;
+mod upstream;
 
 pub use load::{ConfigError, DEFAULT_FILE, commented_default};
-pub use sections::{
-    Admin, Cache, Config, Containerd, HostsTarget, Log, LogFormat, Metrics, Mirror, RegistryConfig, Tags,
-    UpstreamConfig,
-};
+pub use proxy::ProxyUrl;
+pub use sections::{Admin, Cache, Config, Containerd, HostsTarget, Log, LogFormat, Metrics, Mirror, Tags};
 pub use units::{Bytes, Percent, Span, UpstreamUrl};
+pub use upstream::{ProxyChoice, RegistryConfig, UpstreamConfig};

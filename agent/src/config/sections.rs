@@ -3,7 +3,8 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
-use super::units::{Bytes, Percent, Span, UpstreamUrl};
+use super::units::{Bytes, Percent, Span};
+use super::upstream::{RegistryConfig, UpstreamConfig};
 use crate::image::Registry;
 
 /// Everything that can be configured. [`Config::default`] is what an empty file means.
@@ -96,31 +97,6 @@ pub enum HostsTarget {
 pub struct Tags {
     /// An answer about a tag younger than this is given again without asking upstream. `0`: always ask.
     pub max_age: Span,
-}
-
-/// `[[registry]]`
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RegistryConfig {
-    /// The registry as image names call it.
-    pub name: Registry,
-    /// Asked in this order. Empty: the registry's own address.
-    #[serde(default, rename = "upstream")]
-    pub upstreams: Vec<UpstreamConfig>,
-}
-
-/// `[[registry.upstream]]`
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct UpstreamConfig {
-    /// Where it is.
-    pub url: UpstreamUrl,
-    /// A file of PEM certificates to trust besides the system's.
-    #[serde(default)]
-    pub ca: Option<PathBuf>,
-    /// Allow plain HTTP for an `http://` URL; for an `https://` URL, take any certificate.
-    #[serde(default)]
-    pub insecure: bool,
 }
 
 /// `[admin]`

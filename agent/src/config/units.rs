@@ -93,7 +93,9 @@ impl FromStr for UpstreamUrl {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = |why: &str| format!("{text:?} is no upstream URL: {why}; write https://host[:port][/prefix]");
+        // What has credentials in it isn't shown.
+        let shown = if text.contains('@') { "this" } else { text };
+        let wrong = |why: &str| format!("{shown:?} is no upstream URL: {why}; write https://host[:port][/prefix]");
         let uri: Uri = text.parse().map_err(|e| wrong(&format!("{e}")))?;
         let scheme = match uri.scheme() {
             Some(scheme) if *scheme == Scheme::HTTPS || *scheme == Scheme::HTTP => scheme.clone(),

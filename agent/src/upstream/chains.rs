@@ -212,7 +212,7 @@ impl Maker {
 
     /// An upstream that the configuration names. Its `ca` is believed wherever it sends us; `insecure` stays with it.
     fn named(&self, registry: &Registry, config: &UpstreamConfig) -> Result<Arc<Upstream>, SetupError> {
-        let (trust, guarded) = match &config.ca {
+        let (trust, guarded) = match config.ca.first() {
             Some(ca) => {
                 let trust = self.trust.with(ca, registry)?;
                 let guarded = self.clients.client(Reach::Guarded(self.refused), trust.config()?);

@@ -45,7 +45,8 @@ impl Room {
     }
 
     fn new(refused: fn(IpAddr) -> Option<&'static str>, url: &str, ca: Option<&Path>, insecure: bool) -> Self {
-        let upstream = UpstreamConfig { url: url.parse().unwrap(), ca: ca.map(Path::to_owned), insecure };
+        let ca = ca.map(Path::to_owned).into_iter().collect();
+        let upstream = UpstreamConfig { ca, insecure, ..UpstreamConfig::new(url.parse().unwrap()) };
         let upstreams = Upstreams::guarded_by(refused, &config(vec![upstream])).unwrap();
         let upstream = Arc::clone(&upstreams.of(&registry())[0]);
         Self { upstreams, upstream }

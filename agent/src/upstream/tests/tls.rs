@@ -51,7 +51,8 @@ async fn a_ca_file_that_is_none() {
     let missing = Path::new("/nonexistent/ca.pem");
     let set_up = |ca: &Path| {
         let url = "https://mirror.test".parse().unwrap();
-        Upstreams::new(&config(vec![UpstreamConfig { url, ca: Some(ca.to_owned()), insecure: false }])).unwrap_err()
+        Upstreams::new(&config(vec![UpstreamConfig { ca: vec![ca.to_owned()], ..UpstreamConfig::new(url) }]))
+            .unwrap_err()
     };
     let error = set_up(missing);
     assert!(matches!(&error, SetupError::CaUnreadable { path, .. } if path == missing), "{error}");
