@@ -19,7 +19,7 @@ pub enum ErrorKind {
     /// The registry says that there is no such thing (404, 410).
     #[error("not found")]
     NotFound,
-    /// The registry wants credentials, and an anonymous token did not do (401).
+    /// The registry wants to know who asks, or won't have who asked (401).
     #[error("unauthorized")]
     Unauthorized,
     /// The registry refuses (403, 451).
@@ -86,6 +86,11 @@ impl UpstreamError {
     pub(super) fn at(mut self, host: &str) -> Self {
         self.at = (*host != *self.upstream).then(|| host.into());
         self
+    }
+
+    /// The same, meaning something else.
+    pub(super) fn become_(self, kind: ErrorKind) -> Self {
+        Self { kind, ..self }
     }
 
     /// Host and port of the upstream.

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, RANGE, USER_AGENT};
+use http::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, RANGE, USER_AGENT};
 use http::uri::Scheme;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri};
-use http_body_util::{BodyExt, Empty};
+use http_body_util::{BodyExt, Full};
 use hyper::body::{Body as _, Incoming};
 use tokio::time::{Instant, timeout, timeout_at};
 
@@ -60,6 +60,8 @@ pub(super) struct Call {
     pub(super) part: Part,
     /// Goes to the upstream itself only, never along with a redirect elsewhere.
     pub(super) authorization: Option<HeaderValue>,
+    /// A form that is posted; only ever with [`Exchange::ask`].
+    pub(super) form: Option<Bytes>,
     pub(super) deadline: Instant,
 }
 
@@ -92,6 +94,16 @@ impl Exchange {
             uri = next;
         }
         Err(self.error(&uri, ErrorKind::Protocol(format!("more than {MAX_REDIRECTS} redirects"))))
+    }
+
+    /// Asks one URL. Nothing is sent along to where a redirect leads: there is none for what carries a secret.
+    pub(super) async fn ask(&self, call: &Call) -> Result<Reply, UpstreamError> {
+        let uri = call.uri.clone();
+        let response = self.send(call, &uri, call.authorization.as_ref()).await?;
+        if response.status().is_redirection() {
+            return Err(self.error(&uri, ErrorKind::Protocol("a redirect of credentials".to_owned())));
+        }
+        Ok(Reply { response, is_home: self.is_home(&uri), uri })
     }
 
     /// An error that happened there.
@@ -159,9 +171,10 @@ impl Part {
 }
 
 impl Call {
-    fn request(&self, uri: &Uri, authorization: Option<&HeaderValue>) -> Request<Empty<Bytes>> {
+    fn request(&self, uri: &Uri, authorization: Option<&HeaderValue>) -> Request<Full<Bytes>> {
         const AGENT: HeaderValue = HeaderValue::from_static(concat!("larder/", env!("CARGO_PKG_VERSION")));
         const IDENTITY: HeaderValue = HeaderValue::from_static("identity");
+        const FORM: HeaderValue = HeaderValue::from_static("application/x-www-form-urlencoded");
         let mut headers = HeaderMap::with_capacity(6);
         headers.insert(USER_AGENT, AGENT);
         headers.insert(ACCEPT, self.accept.clone());
@@ -172,7 +185,10 @@ impl Call {
         if let Some(range) = self.part.header() {
             headers.insert(RANGE, range);
         }
-        let mut request = Request::new(Empty::new());
+        if self.form.is_some() {
+            headers.insert(CONTENT_TYPE, FORM);
+        }
+        let mut request = Request::new(Full::new(self.form.clone().unwrap_or_default()));
         *request.method_mut() = self.method.clone();
         *request.uri_mut() = uri.clone();
         *request.headers_mut() = headers;

@@ -2,8 +2,9 @@
 //!
 //! A registry has a chain of upstreams ([`Upstreams::of`]): those that the configuration lists, or its own address. An
 //! [`Upstream`] answers with an [`Answer`], whose [`Body`] never ends short without saying so, or with an
-//! [`UpstreamError`], which says who failed, how, and whether asking another upstream makes sense. Anonymous tokens,
-//! redirects, deadlines and the guard (what may be contacted at all) are dealt with in here: callers see answers.
+//! [`UpstreamError`], which says who failed, how, and whether asking another upstream makes sense. Tokens, redirects,
+//! deadlines and the guard (what may be contacted at all) are dealt with in here: callers see answers. As whom it asks,
+//! each request says by its [`Grant`].
 //!
 //! The guard: names, redirects and token servers come from images and from registries, so from anybody. What the
 //! configuration names by URL is contacted as it says; everything else by HTTPS alone, and never at an address of this
@@ -34,7 +35,7 @@ pub use body::Body;
 pub use chains::{Chain, SetupError, Upstreams};
 pub use error::{ErrorKind, Unreachable, UpstreamError};
 pub use exchange::Part;
-pub use grant::Grant;
+pub use grant::{Credentials, Grant, MAX_SECRET};
 pub use metrics::Metrics;
 pub use one::Upstream;
 pub use record::{LastError, State};

@@ -1,6 +1,7 @@
 //! The room against real sockets: servers on loopback that answer byte for byte what a test says.
 
 mod bodies;
+mod credentials;
 mod failures;
 mod guard;
 mod redirects;

@@ -28,7 +28,7 @@ pub(super) enum Act {
     Close,
 }
 
-/// From the head of a request to what is done about it. Without an `Act::Close` the connection is kept.
+/// From the head of a request, and its body if it has one, to what is done about it. Without an `Act::Close` the connection is kept.
 pub(super) type Script = Arc<dyn Fn(&str) -> Vec<Act> + Send + Sync>;
 
 pub(super) struct Server {
@@ -113,7 +113,16 @@ async fn serve(mut stream: impl AsyncRead + AsyncWrite + Unpin, script: Script, 
                 _ => return,
             }
         };
-        let head = String::from_utf8(pending.drain(..end).collect()).unwrap();
+        let mut head = String::from_utf8(pending.drain(..end).collect()).unwrap();
+        let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
+        let length: usize = length.map_or(0, |length| length.parse().unwrap());
+        while pending.len() < length {
+            match stream.read_buf(&mut pending).await {
+                Ok(n) if n > 0 => {}
+                _ => return,
+            }
+        }
+        head.push_str(str::from_utf8(&pending.drain(..length).collect::<Vec<u8>>()).unwrap());
         seen.send_modify(|seen| seen.push(head.clone()));
         for act in script(&head) {
             match act {
