@@ -156,7 +156,7 @@ async fn answer(
     scheme: Scheme,
     local: SocketAddr,
 ) -> Result<Response<Body>, Infallible> {
-    Ok(mirror.answer(&request, scheme, local).await)
+    Ok(mirror.answer(request, scheme, local).await)
 }
 
 /// One open connection, in the gauge.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 
 use super::{Inner, Kind, Wanted};
-use crate::image::{Hasher, MediaType, Reference};
+use crate::image::{Access, Hasher, MediaType, Reference};
 use crate::store::CHUNK;
 use crate::upstream::{Answer, Body, Part, Upstream, UpstreamError};
 
@@ -21,6 +21,8 @@ pub(super) struct Opened {
     /// Where in the blob the bytes begin: less than what was asked for where the upstream ignored the range.
     pub(super) offset: u64,
     pub(super) media_type: MediaType,
+    /// Whether anybody would have got it.
+    pub(super) access: Access,
     upstream: Arc<Upstream>,
     ahead: BytesMut,
     body: Body,
@@ -37,9 +39,9 @@ impl Opened {
     }
 
     pub(super) fn from(upstream: &Arc<Upstream>, answer: Answer) -> Self {
-        let Answer { size, offset, media_type, body, .. } = answer;
+        let Answer { size, offset, media_type, access, body, .. } = answer;
         let media_type = media_type.unwrap_or_else(MediaType::octet_stream);
-        Self { size, offset, media_type, upstream: Arc::clone(upstream), ahead: BytesMut::new(), body }
+        Self { size, offset, media_type, access, upstream: Arc::clone(upstream), ahead: BytesMut::new(), body }
     }
 
     /// Reads until the body ends, which makes its length known, or until more than `limit` bytes are there.
@@ -262,7 +264,7 @@ impl Direct {
             let chain = self.pull.chain(&self.wanted.place, &self.wanted.digest);
             let Some(upstream) = chain.get(self.tried).cloned() else { return Err(DirectEnd::Cut) };
             self.tried += 1;
-            match Opened::open(&upstream, &self.wanted, Part::from(self.at)).await {
+            match self.pull.open(&upstream, &self.wanted, Part::from(self.at)).await {
                 Ok(opened) if self.end.is_some_and(|end| opened.size.is_some_and(|size| size < end)) => {
                     tracing::debug!(digest = %self.wanted.digest, upstream = upstream.name(), "a source has another length");
                 }

@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 use super::direct::Opened;
 use super::transfer::{Arriving, Failure, State, Transfer, Unstored};
-use super::{Inner, Kind, PullError};
+use super::{Inner, Kind, PullError, Wanted};
 use crate::image::{Access, Digest, MediaType};
 use crate::store::{CommitError, Ingest, Origin};
 use crate::upstream::{Part, Upstream, UpstreamError};
@@ -120,7 +120,7 @@ enum Pumped {
 impl Driver {
     async fn run(&mut self) -> End {
         let digest = self.transfer.wanted.digest;
-        if let Some(blob) = self.pull.held(&self.transfer.wanted.place, &digest).await {
+        if let Ok(Some(blob)) = self.pull.held(&self.transfer.wanted).await {
             return End::State("held", State::Whole(blob));
         }
         let mut ingest = self.resume().await;
@@ -211,17 +211,19 @@ impl Driver {
     }
 
     fn origin(&self) -> Origin {
-        Origin { registry: self.transfer.wanted.place.registry.clone(), access: Access::Anonymous }
+        Origin { registry: self.transfer.wanted.place.registry.clone(), access: self.transfer.wanted.grant.access() }
     }
 
     async fn open(&self, upstream: &Arc<Upstream>, from: u64) -> Result<Opened, UpstreamError> {
-        Opened::open(upstream, &self.transfer.wanted, Part::from(from)).await
+        self.pull.open(upstream, &self.transfer.wanted, Part::from(from)).await
     }
 
     /// Takes up what an earlier transfer left.
     async fn resume(&self) -> Option<Arc<Ingest>> {
-        if self.transfer.wanted.kind == Kind::Manifest {
-            // Fetched again at once; its media type, which only its registry tells, comes with it.
+        let Wanted { kind, grant, .. } = &self.transfer.wanted;
+        if *kind == Kind::Manifest || grant.access() == Access::Authorized {
+            // A manifest is fetched again at once; its media type, which only its registry tells, comes with it. And
+            // what lies there came to anybody, or to somebody else.
             return None;
         }
         let digest = self.transfer.wanted.digest;
@@ -264,9 +266,8 @@ impl Driver {
     /// Verifies a blob that is in memory whole, and stores it if the disk takes it.
     async fn keep_whole(&self, upstream: &Arc<Upstream>, bytes: Bytes, media_type: MediaType) -> End {
         let (place, digest) = (&self.transfer.wanted.place, &self.transfer.wanted.digest);
-        let typed = Some(media_type.clone());
-        let stored =
-            self.pull.store.put(digest, bytes.clone(), typed, &place.registry, &place.repository, Access::Anonymous);
+        let (typed, access) = (Some(media_type.clone()), self.transfer.wanted.grant.access());
+        let stored = self.pull.store.put(digest, bytes.clone(), typed, &place.registry, &place.repository, access);
         match stored.await {
             Ok(blob) => End::State("whole", State::Whole(blob)),
             Err(e) if !matches!(e, CommitError::Mismatch { .. }) && hashes_to(&bytes, digest) => {
@@ -375,10 +376,10 @@ impl Driver {
                 return End::State("disk", State::Detached(arriving));
             }
         };
-        let place = &self.transfer.wanted.place;
+        let Wanted { place, grant, .. } = &self.transfer.wanted;
         let media_type = Some(arriving.media_type.clone());
         let committed =
-            self.pull.store.commit(verified, media_type, &place.registry, &place.repository, Access::Anonymous).await;
+            self.pull.store.commit(verified, media_type, &place.registry, &place.repository, grant.access()).await;
         match committed {
             Ok(blob) => End::State("whole", State::Whole(blob)),
             Err(e) => {

@@ -1,7 +1,7 @@
 //! Finding a blob: the store, a transfer under way, a new transfer.
 
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use tokio::time::{Instant, timeout_at};
@@ -10,9 +10,9 @@ use super::drive::drive;
 use super::reader::Source;
 use super::transfer::{Failure, Following, State, Transfer, Unstored};
 use super::{Inner, Kind, Place, Pull, PullError, Reader, Wanted};
-use crate::image::{Digest, MediaType};
+use crate::image::{Access, Digest, MediaType};
 use crate::store::Blob;
-use crate::upstream::Upstream;
+use crate::upstream::{Part, Upstream};
 
 /// How often a blob is fetched anew within one reply when its bytes turn out wrong before any has gone out.
 pub(super) const ATTEMPTS: usize = 2;
@@ -56,11 +56,24 @@ impl Pull {
             |size, media_type, at| Found { size, media_type, pull: Arc::clone(pull), wanted: wanted.clone(), at };
         // Each upstream may break the digest once; and the transfer that was joined may be another registry's.
         for _ in 0..pull.upstreams.of(&place.registry).len() + ATTEMPTS {
-            if let Some(blob) = timeout_at(deadline, pull.held(place, digest)).await.map_err(late)? {
+            if let Some(blob) = timeout_at(deadline, pull.held(wanted)).await.map_err(late)?? {
                 let media_type = media_type_of(&blob, kind).await;
                 return Ok(found(Some(blob.size()), media_type, At::Store(blob)));
             }
-            let following = pull.follow(wanted);
+            timeout_at(deadline, pull.may_ask(place, &wanted.grant)).await.map_err(late)??;
+            let following = match pull.follow(wanted) {
+                Ok(following) => following,
+                Err(theirs) if theirs.wanted.place.registry == place.registry => {
+                    // Of the same registry: it says in a moment whether it is this caller's too.
+                    timeout_at(deadline, pull.confirm(wanted, false)).await.map_err(late)??;
+                    theirs
+                }
+                Err(_) => {
+                    let unstored = timeout_at(deadline, pull.past_the_disk(wanted)).await.map_err(late)??;
+                    return Ok(found(unstored.size, unstored.media_type.clone(), At::Upstream(unstored)));
+                }
+            };
+            let is_mine = following.wanted.place == *place && following.wanted.grant == wanted.grant;
             match timeout_at(deadline, ready(&following, pull.options.verify_first)).await.map_err(late)? {
                 State::Whole(blob) => {
                     let media_type = media_type_of(&blob, kind).await;
@@ -75,9 +88,12 @@ impl Pull {
                 State::Unstored(unstored) => {
                     return Ok(found(unstored.size, unstored.media_type.clone(), At::Upstream(unstored)));
                 }
-                State::Failed(Failure::Nothing(_) | Failure::Cut(_))
-                    if following.wanted.place.registry != place.registry => {}
-                State::Failed(Failure::Nothing(error) | Failure::Cut(error)) => return Err(error),
+                // What was said to somebody else, or elsewhere.
+                State::Failed(Failure::Nothing(_) | Failure::Cut(_)) if !is_mine => {}
+                State::Failed(Failure::Nothing(error) | Failure::Cut(error)) => {
+                    pull.refused(place, &wanted.grant, error.said());
+                    return Err(error.for_grant(&wanted.grant));
+                }
                 // The right end would be no help to who has a wrong beginning.
                 State::Failed(Failure::WrongBytes) if start > 0 => return Err(PullError::Poisoned),
                 State::Failed(Failure::WrongBytes) | State::Asking => {}
@@ -88,13 +104,6 @@ impl Pull {
 }
 
 impl Inner {
-    /// What the store holds, if it may be given for this place.
-    pub(super) async fn held(&self, place: &Place, digest: &Digest) -> Option<Blob> {
-        let blob = self.store.blob(digest).await?;
-        // What only ever arrived under authorization is a miss here: another registry's own answer decides.
-        blob.provenance().may_be_given_for(&place.registry).then_some(blob)
-    }
-
     /// The upstreams in their order; those that broke this blob before come last.
     pub(super) fn chain(&self, place: &Place, digest: &Digest) -> Vec<Arc<Upstream>> {
         let mut chain = self.upstreams.of(&place.registry).in_order();
@@ -103,12 +112,36 @@ impl Inner {
     }
 
     /// Follows the transfer of a blob, begun now if there is none.
-    pub(super) fn follow(self: &Arc<Self>, wanted: &Wanted) -> Following {
-        self.transfers.follow(wanted.digest, || {
+    ///
+    /// # Errors
+    /// Somebody else's, whose bytes come to credentials: it is not this caller's to read, as long as the registry
+    /// hasn't said so.
+    pub(super) fn follow(self: &Arc<Self>, wanted: &Wanted) -> Result<Following, Following> {
+        let following = self.transfers.follow(wanted.digest, || {
             let transfer = Arc::new(Transfer::new(wanted.clone()));
             self.lanes.spawn(&self.tasks, drive(Arc::clone(self), Arc::clone(&transfer)));
             transfer
-        })
+        });
+        let theirs = &following.wanted;
+        let is_mine = theirs.place == wanted.place && theirs.grant == wanted.grant;
+        let is_public = theirs.grant.access() == Access::Anonymous;
+        if is_mine || is_public { Ok(following) } else { Err(following) }
+    }
+
+    /// A source of this caller's own.
+    async fn past_the_disk(&self, wanted: &Wanted) -> Result<Unstored, PullError> {
+        let mut said = Vec::new();
+        for upstream in self.chain(&wanted.place, &wanted.digest) {
+            match self.open(&upstream, wanted, Part::WHOLE).await {
+                Ok(opened) => {
+                    let (size, media_type) = (opened.size, opened.media_type.clone());
+                    return Ok(Unstored { size, media_type, opened: Arc::new(Mutex::new(Some(opened))) });
+                }
+                Err(e) => said.push(Arc::new(e)),
+            }
+        }
+        self.refused(&wanted.place, &wanted.grant, &said);
+        Err(PullError::from_all(said).for_grant(&wanted.grant))
     }
 }
 

@@ -17,14 +17,17 @@ mod journal;
 mod lanes;
 mod metrics;
 mod pass;
+mod permit;
 mod place;
 mod reader;
 mod resolve;
+mod rights;
 mod transfer;
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -37,18 +40,21 @@ pub use reader::{EndedShort, Reader};
 pub use resolve::Resolved;
 pub use transfer::UnderWay;
 
-use crate::config::Config;
+use crate::config::{Config, OnDeleted};
 use crate::containerd::client::Client;
 use crate::store::Store;
 use crate::upstream::Upstreams;
 
-/// The deadlines and bounds of pulls, out of `[mirror]` and `[tags]`.
+/// The deadlines, bounds and policies of pulls, out of `[mirror]`, `[tags]` and `[private]`.
 #[derive(Debug, Clone, Copy)]
 struct Options {
     reply_deadline: Duration,
     /// Bytes.
     verify_first: u64,
     tag_max_age: Duration,
+    on_deleted: OnDeleted,
+    /// How long it is remembered who could pull what; zero: not at all.
+    remember: Duration,
 }
 
 /// Answers what containerd asks for. A cheap clone.
@@ -63,6 +69,9 @@ struct Inner {
     containerd: Option<Arc<Client>>,
     transfers: transfer::Transfers,
     tags: flight::Flights<resolve::TagKey, Result<Resolved, PullError>>,
+    rights: rights::Rights,
+    looks: Arc<Semaphore>,
+    comparing: resolve::Comparing,
     blame: blame::Blame,
     journal: journal::Journal,
     metrics: PullMetrics,
@@ -86,7 +95,13 @@ impl Pull {
             reply_deadline: config.mirror.reply_deadline.0,
             verify_first: config.mirror.verify_first.0,
             tag_max_age: config.tags.max_age.0,
+            on_deleted: config.tags.on_deleted,
+            remember: config.private.remember.0,
         };
+        if let Some(before) = permit::now().checked_sub(options.remember.as_secs()) {
+            let store = store.clone();
+            tasks.spawn(async move { store.forget_before(before).await });
+        }
         let journal = journal::Journal::default();
         tasks.spawn(journal.clone().write_lines(stop.clone()));
         Self(Arc::new(Inner {
@@ -96,6 +111,9 @@ impl Pull {
             containerd,
             transfers: transfer::Transfers::default(),
             tags: flight::Flights::default(),
+            rights: rights::Rights::default(),
+            looks: permit::looks(),
+            comparing: resolve::Comparing::default(),
             blame: blame::Blame::default(),
             journal,
             metrics: PullMetrics::default(),
