@@ -70,6 +70,11 @@ impl Listener {
         Ok(Self { listener, address })
     }
 
+    #[cfg(test)]
+    pub(super) fn bound(&self) -> SocketAddr {
+        self.listener.local_addr().unwrap()
+    }
+
     /// Serves until `stop`, then lets replies under way end.
     pub async fn serve(self, mirror: Arc<Mirror>, tls: Arc<ServerConfig>, stop: CancellationToken) {
         let acceptor = TlsAcceptor::from(tls);

@@ -17,6 +17,9 @@ mod request;
 mod serve;
 mod token;
 
+#[cfg(test)]
+mod tests;
+
 pub use identity::{Identity, IdentityError};
 pub use listen::{BindError, Listener};
 pub use metrics::MirrorMetrics;

@@ -28,7 +28,7 @@ mod tls;
 mod token;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use answer::Answer;
 pub use body::Body;

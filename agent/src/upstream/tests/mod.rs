@@ -5,7 +5,7 @@ mod credentials;
 mod failures;
 mod guard;
 mod redirects;
-mod server;
+pub(crate) mod server;
 mod state;
 mod tls;
 mod tokens;
