@@ -5,12 +5,13 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use larder_integration::{FaultRegistry, Image, until};
+use larder_integration::{FaultRegistry, Image, Request, until};
 
-use crate::support::{Case, asked_by_agent, on_every_containerd};
+use crate::support::{Case, asked_by_agent, ensure_only_the_agent_asked, on_every_containerd};
 
 on_every_containerd!(users_files_come_back_byte_for_byte);
 on_every_containerd!(over tls: folders_that_appear_get_an_entry, the_users_own_mirrors_stay_in_use);
+on_every_containerd!(over tls: the_users_own_mirror_is_asked_by_the_agent);
 
 /// Files of every kind that users have.
 const FILES: [(&str, &str); 5] = [
@@ -102,6 +103,51 @@ async fn the_users_own_mirrors_stay_in_use(case: Case) -> Result<()> {
     node.agent_mut()?.kill();
     node.containerd.pull("reg.test/acme/app:v1").await?;
     ensure!(!first.requests().is_empty() && second.requests().is_empty());
+    Ok(())
+}
+
+/// What worked before the agent works through it: a mirror with a path, a CA and a header, of a registry that is down.
+async fn the_users_own_mirror_is_asked_by_the_agent(case: Case) -> Result<()> {
+    let (first, second) = (FaultRegistry::start_tls().await?, FaultRegistry::start().await?);
+    first.add(&Image::one_layer(4, 3), "proxy/acme/app", "v1");
+    second.add(&Image::tiny(5), "acme/app", "v2");
+    second.add(&Image::tiny(6), "acme/app", "v3");
+    let mirror = format!("{}/v2/proxy", first.url());
+    let fields = "capabilities = [\"pull\", \"resolve\"]\n  override_path = true\n  ca = \"corp.pem\"";
+    let text = format!("[host.{mirror:?}]\n  {fields}\n  [host.{mirror:?}.header]\n    x-team = \"builds\"\n");
+    let builder = case.builder()?.hosts("reg.test", &text)?;
+    std::fs::write(builder.hosts_dir().join("reg.test/corp.pem"), first.ca())?;
+    let mut node = builder.start().await?;
+
+    node.containerd.pull("reg.test/acme/app:v1").await?;
+    ensure_only_the_agent_asked(&first)?;
+    let with_header = |request: &Request| request.header("x-team") == Some("builds");
+    ensure!(!first.requests().is_empty() && first.requests().iter().all(with_header), "{:?}", first.requests());
+    for command in [["status"].as_slice(), &["hosts", "show"]] {
+        let said = node.agent()?.say(command).await?;
+        ensure!(said.contains(&format!("reg.test: {mirror}, from")), "{said}");
+    }
+
+    // Another mirror in the same file is asked from then on.
+    let text = format!("[host.{:?}]\n  capabilities = [\"pull\", \"resolve\"]\n", second.url());
+    std::fs::write(node.hosts_dir().join("reg.test/hosts.toml"), text)?;
+    let agent = node.agent()?;
+    let taken_over = async || agent.say(&["status"]).await.ok()?.contains(&second.url()).then_some(());
+    until("the new mirror is taken over", Duration::from_secs(20), taken_over).await?;
+    node.containerd.pull("reg.test/acme/app:v2").await?;
+    ensure!(!second.requests().is_empty());
+    ensure_only_the_agent_asked(&second)?;
+
+    // Told not to, the agent asks neither, and containerd still does.
+    node.agent_mut()?.stop()?;
+    let config = node.agent()?.config();
+    let text = std::fs::read_to_string(&config)?;
+    std::fs::write(&config, text.replace("[containerd]\n", "[containerd]\nadopt_mirrors = false\n"))?;
+    node.agent_mut()?.launch()?;
+    node.agent_mut()?.ready().await?;
+    second.clear_log();
+    node.containerd.pull("reg.test/acme/app:v3").await?;
+    ensure!(!second.requests().iter().any(asked_by_agent), "{:?}", second.requests());
     Ok(())
 }
 

@@ -53,22 +53,15 @@ pub struct Agent {
     pub canary: Arc<Canary>,
     /// The outcome of writing hosts.toml, as it was last.
     pub hosts: watch::Receiver<Option<Vec<view::HostsFolder>>>,
+    /// What was taken over from the user's own files.
+    pub adopted: watch::Receiver<Vec<view::Adopted>>,
 }
 
 impl Agent {
     async fn status(&self) -> view::Status {
         let usage = self.store.usage().await.unwrap_or_default();
         let upstreams = self.upstreams.all().into_iter().flat_map(|(registry, chain)| {
-            let row = |upstream: &Arc<crate::upstream::Upstream>| {
-                let state = upstream.state();
-                view::Upstream {
-                    registry: registry.clone(),
-                    url: upstream.url().to_string(),
-                    last_success: state.last_success,
-                    last_error: state.last_error.map(|e| view::LastError { at: e.at, text: e.text }),
-                }
-            };
-            chain.iter().map(row).collect::<Vec<_>>()
+            chain.iter().map(|upstream| view::Upstream::of(&registry, upstream)).collect::<Vec<_>>()
         });
         view::Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -83,6 +76,7 @@ impl Agent {
             containerd: self.config.containerd.socket.clone(),
             canary: self.canary.reports().borrow().clone(),
             hosts: self.hosts.borrow().clone(),
+            adopted: self.adopted.borrow().clone(),
             cache: view::Cache {
                 dir: self.config.cache.dir.clone(),
                 writable: self.store.is_writable(),

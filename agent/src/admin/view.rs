@@ -1,13 +1,15 @@
 //! What the admin socket says, as JSON; the command line prints it.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::config::{Config, HostsTarget};
 use crate::containerd::canary;
-use crate::containerd::hosts::{Applied, HostsError};
+use crate::containerd::hosts::{self, Applied, AppliedFolder, HostsError};
 use crate::image::{Digest, Registry};
 use crate::pull::UnderWay;
 
@@ -30,6 +32,9 @@ pub struct Status {
     pub canary: Option<canary::Report>,
     /// The folders of containerd's hosts, as they were last written; absent where none are.
     pub hosts: Option<Vec<HostsFolder>>,
+    /// The upstreams that were taken over from the user's own hosts.toml files.
+    #[serde(default)]
+    pub adopted: Vec<Adopted>,
     /// The store.
     pub cache: Cache,
     /// Blobs that are arriving.
@@ -58,6 +63,21 @@ pub struct HostsFolder {
     pub applied: bool,
     /// What is wrong, or worth knowing.
     pub remarks: Vec<String>,
+}
+
+/// What was taken over from one of the user's own files.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Adopted {
+    /// A registry, or `_default`.
+    pub name: String,
+    /// The file.
+    pub file: PathBuf,
+    /// The URLs, in the order in which they are asked.
+    pub upstreams: Vec<String>,
+    /// What was left out, and why.
+    pub left_out: Vec<String>,
+    /// The configuration lists upstreams for this registry: these are not asked.
+    pub is_overruled: bool,
 }
 
 /// The store.
@@ -94,6 +114,30 @@ pub struct Upstream {
     pub last_success: Option<Timestamp>,
     /// When it last failed, and how.
     pub last_error: Option<LastError>,
+    /// Since when others are asked before it, and why; absent while it is well.
+    pub down: Option<Down>,
+    /// It said "too many requests", and is left alone until then.
+    pub rests_until: Option<Timestamp>,
+    /// What it last said of its quota.
+    pub quota: Option<Quota>,
+}
+
+/// An open breaker.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Down {
+    /// Since when.
+    pub since: Timestamp,
+    /// Why.
+    pub reason: String,
+}
+
+/// What is left of a registry's quota on this node, in pulls.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Quota {
+    /// In all.
+    pub limit: u64,
+    /// Left of it.
+    pub remaining: u64,
 }
 
 /// The last thing that went wrong.
@@ -147,6 +191,23 @@ pub struct Failed {
     pub error: String,
 }
 
+impl Upstream {
+    /// How things stand with an upstream of a registry.
+    #[must_use]
+    pub fn of(registry: &Registry, upstream: &crate::upstream::Upstream) -> Self {
+        let state = upstream.state();
+        Self {
+            registry: registry.clone(),
+            url: upstream.url().to_string(),
+            last_success: state.last_success,
+            last_error: state.last_error.map(|e| LastError { at: e.at, text: e.text }),
+            down: state.down.map(|down| Down { since: down.since, reason: down.reason }),
+            rests_until: state.rests_until,
+            quota: state.quota.map(|quota| Quota { limit: quota.limit, remaining: quota.remaining }),
+        }
+    }
+}
+
 /// The outcome of writing the entries.
 #[must_use]
 pub fn hosts(outcome: &Result<Applied, HostsError>) -> Vec<HostsFolder> {
@@ -154,7 +215,7 @@ pub fn hosts(outcome: &Result<Applied, HostsError>) -> Vec<HostsFolder> {
         Ok(applied) => applied,
         Err(e) => return vec![HostsFolder { name: "all".to_owned(), applied: false, remarks: vec![e.to_string()] }],
     };
-    let row = |folder: &crate::containerd::hosts::AppliedFolder| {
+    let row = |folder: &AppliedFolder| {
         let failure = folder.outcome.as_ref().err().map(ToString::to_string);
         let warnings = folder.warnings.iter().map(ToString::to_string);
         HostsFolder {
@@ -164,4 +225,38 @@ pub fn hosts(outcome: &Result<Applied, HostsError>) -> Vec<HostsFolder> {
         }
     };
     applied.folders.iter().map(row).collect()
+}
+
+/// What the user's own files say, beside what the configuration does.
+#[must_use]
+pub fn adopted(adopted: &hosts::Adopted, config: &Config) -> Vec<Adopted> {
+    let left_out = |left: &hosts::LeftOut| match &left.host {
+        Some(host) => format!("{host}: {}", left.why),
+        None => left.why.to_string(),
+    };
+    let row = |folder: &hosts::AdoptedFolder| Adopted {
+        name: folder.target.folder().to_owned(),
+        file: folder.file.clone(),
+        upstreams: folder.upstreams.iter().map(|upstream| upstream.url.to_string()).collect(),
+        left_out: folder.left_out.iter().map(left_out).collect(),
+        is_overruled: match &folder.target {
+            HostsTarget::Registry(registry) => config.upstreams_of(registry).is_some(),
+            HostsTarget::Default => false,
+        },
+    };
+    let says_something = |row: &Adopted| !row.upstreams.is_empty() || !row.left_out.is_empty();
+    adopted.folders.iter().map(row).filter(says_something).collect()
+}
+
+impl fmt::Display for Adopted {
+    /// `docker.io: https://mirror.corp, from /etc/containerd/certs.d/docker.io/hosts.toml`, and a line for each that was
+    /// left out.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let urls = if self.upstreams.is_empty() { "nothing".to_owned() } else { self.upstreams.join(", ") };
+        write!(f, "{}: {urls}, from {}", self.name, self.file.display())?;
+        if self.is_overruled {
+            f.write_str("; not asked: the configuration lists upstreams for it")?;
+        }
+        self.left_out.iter().try_for_each(|left| write!(f, "\n  not {left}"))
+    }
 }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 
+use crate::admin::view::{self, Adopted};
 use crate::config::Config;
 use crate::containerd::hosts::{Entry, HostsDir, HostsError, Original, Outcome, Shown, State, Undone};
 
@@ -47,7 +48,7 @@ fn run_to(out: &mut impl Write, args: &HostsArgs, config: &Config, ca_pem: Optio
     match args.command {
         HostsCommand::Apply => apply(out, dir, config, ca_pem),
         HostsCommand::Restore => restore(out, dir),
-        HostsCommand::Show { json } => show(out, dir, json),
+        HostsCommand::Show { json } => show(out, dir, config, json),
     }
 }
 
@@ -107,10 +108,21 @@ fn restore(out: &mut impl Write, dir: &Path) -> anyhow::Result<()> {
     }
 }
 
-fn show(out: &mut impl Write, dir: &Path, json: bool) -> anyhow::Result<()> {
+/// A folder, and which of its hosts are upstreams of ours too.
+#[derive(serde::Serialize)]
+struct Row<'a> {
+    #[serde(flatten)]
+    shown: &'a Shown,
+    adopted: Option<&'a Adopted>,
+}
+
+fn show(out: &mut impl Write, dir: &Path, config: &Config, json: bool) -> anyhow::Result<()> {
     let shown = HostsDir::show(dir)?;
+    let adopted = adopted(dir, config)?;
     if json {
-        serde_json::to_writer_pretty(&mut *out, &shown)?;
+        let row =
+            |shown| Row { shown, adopted: adopted.iter().find(|one| one.file.starts_with(dir.join(&shown.folder))) };
+        serde_json::to_writer_pretty(&mut *out, &shown.iter().map(row).collect::<Vec<_>>())?;
         writeln!(out)?;
         return Ok(());
     }
@@ -128,7 +140,19 @@ fn show(out: &mut impl Write, dir: &Path, json: bool) -> anyhow::Result<()> {
         );
     }
     table(out, ["FOLDER", "FILE", "ORIGINAL", "ASKED IN THIS ORDER"], &rows)?;
+    if !adopted.is_empty() {
+        writeln!(out, "\nasked by larder too, in the place of containerd:")?;
+    }
+    adopted.iter().try_for_each(|one| writeln!(out, "{one}"))?;
     Ok(())
+}
+
+/// What the agent takes over from the user's files in `dir`; nothing where it is told not to.
+pub(super) fn adopted(dir: &Path, config: &Config) -> Result<Vec<Adopted>, HostsError> {
+    if !config.containerd.adopts() {
+        return Ok(vec![]);
+    }
+    Ok(view::adopted(&HostsDir::adopted(dir, config.mirror.listen)?, config))
 }
 
 const fn state(state: State) -> &'static str {
@@ -213,9 +237,13 @@ mod tests {
             text.contains("_default   larder's  none      http://127.0.0.1:7439, (the registry itself)\n"),
             "{text}"
         );
+        let line = format!("\ndocker.io: https://a, https://s, from {}", dir.join("docker.io").display());
+        assert!(text.contains(&line), "{text}");
         let (text, _) = run(&dir, &["show", "--json"], false);
         let json: serde_json::Value = serde_json::from_str(&text).unwrap();
         assert_eq!(json[1]["hosts"][1], "a");
+        assert_eq!(json[1]["adopted"]["upstreams"], serde_json::json!(["https://a", "https://s"]));
+        assert!(json[0]["adopted"].is_null());
         assert_eq!(json[0]["state"], "ours");
 
         let (text, result) = run(&dir, &["restore"], false);
@@ -225,6 +253,25 @@ mod tests {
         let (text, result) = run(Path::new("/nowhere"), &["--hosts-dir", dir.to_str().unwrap(), "restore"], false);
         result.unwrap();
         assert_eq!(text, format!("nothing of larder's is in {}\n", dir.display()));
+    }
+
+    #[test]
+    fn what_is_taken_over_is_shown_with_what_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("docker.io")).unwrap();
+        std::fs::write(folder.path().join("docker.io/hosts.toml"), "[host.a]\n[host.'u:p@b']\nca = 'gone'\n").unwrap();
+        let mut config: Config =
+            toml::from_str("[[registry]]\nname = 'docker.io'\n[[registry.upstream]]\nurl = 'https://c'\n").unwrap();
+        let said = |config: &Config| {
+            let adopted = adopted(folder.path(), config).unwrap();
+            adopted.iter().map(ToString::to_string).collect::<Vec<_>>().concat()
+        };
+        let text = said(&config);
+        assert!(text.contains("hosts.toml; not asked: the configuration lists upstreams for it\n  not b: "), "{text}");
+        config.registries.clear();
+        assert!(!said(&config).contains("not asked"));
+        config.containerd.adopt_mirrors = false;
+        assert_eq!(said(&config), "");
     }
 
     #[test]

@@ -48,6 +48,10 @@ fn text(status: &Status, now: Timestamp) -> String {
     line("mirror", &format!("{scheme}://{}, {} requests", mirror.listen, mirror.requests));
     line("containerd", &format!("{}: {}", status.containerd.display(), canary(status.canary.as_ref(), now)));
     hosts(status.hosts.as_deref(), &mut line);
+    let adopted = status.adopted.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
+    for (i, one) in adopted.lines().enumerate() {
+        line(if i == 0 { "taken over" } else { "" }, one);
+    }
     cache(&status.cache, &mut line);
     for (i, transfer) in status.transfers.iter().enumerate() {
         line(if i == 0 { "transfers" } else { "" }, &arriving(transfer));
@@ -115,11 +119,28 @@ fn arriving(transfer: &UnderWay) -> String {
 }
 
 fn upstream(upstream: &Upstream, now: Timestamp) -> String {
-    let answered =
-        upstream.last_success.map_or("has not answered yet".to_owned(), |at| format!("answered {}", ago(at, now)));
-    let failed =
-        upstream.last_error.as_ref().map_or(String::new(), |e| format!("; failed {}: {}", ago(e.at, now), e.text));
-    format!("{} at {}: {answered}{failed}", upstream.registry, upstream.url)
+    let mut text = format!("{} at {}: ", upstream.registry, upstream.url);
+    if let Some(down) = &upstream.down {
+        let _ = write!(text, "DOWN for {} ({}); ", since(down.since, now), down.reason);
+    }
+    if let Some(until) = upstream.rests_until {
+        let _ = write!(text, "rests for {} (too many requests); ", since(now, until));
+    }
+    text += &upstream.last_success.map_or("has not answered yet".to_owned(), |at| format!("answered {}", ago(at, now)));
+    // What keeps it down is said already.
+    if let (Some(error), None) = (&upstream.last_error, &upstream.down) {
+        let _ = write!(text, "; failed {}: {}", ago(error.at, now), error.text);
+    }
+    if let Some(quota) = &upstream.quota {
+        let _ = write!(text, "; {} of {} pulls left", quota.remaining, quota.limit);
+    }
+    text
+}
+
+/// How long it is from one to the other.
+fn since(from: Timestamp, to: Timestamp) -> String {
+    let round = SpanRound::new().largest(Unit::Hour).smallest(Unit::Second);
+    to.since(from).and_then(|span| span.round(round)).map_or_else(|_| from.to_string(), |span| format!("{span:#}"))
 }
 
 fn ago(at: Timestamp, now: Timestamp) -> String {

@@ -115,6 +115,16 @@ impl Config {
                 return Err((key.to_owned(), format!("{key} = \"{}\" is not an absolute path", path.display())));
             }
         }
+        let credentials = &self.credentials;
+        let of_credentials = (credentials.docker_config.iter().map(|path| ("docker_config", path)))
+            .chain(credentials.helpers_dir.iter().map(|path| ("helpers_dir", path)))
+            .chain(credentials.kubelet_config.iter().map(|path| ("kubelet_config", path)))
+            .chain(credentials.kubelet_bin_dir.iter().map(|path| ("kubelet_bin_dir", path)));
+        for (key, path) in of_credentials {
+            if !path.is_absolute() {
+                return Err((key.to_owned(), format!("{key} names \"{}\", which is no absolute path", path.display())));
+            }
+        }
         if self.containerd.namespaces.is_empty() {
             return Err(("namespaces".to_owned(), "namespaces is empty; containerd's CRI uses \"k8s.io\"".to_owned()));
         }
@@ -197,6 +207,7 @@ mod tests {
             commented_default().lines().map(|l| l.strip_prefix("#| ").unwrap_or(l)).collect::<Vec<_>>().join("\n");
         let config = load(&all, &[]).unwrap();
         assert!(config.cache.max_bytes.is_some() && config.containerd.templates.is_some());
+        assert!(config.credentials.helpers_dir.is_some() && config.credentials.kubelet_bin_dir.is_some());
         assert_eq!(config.registries[0].upstreams.len(), 2);
     }
 
@@ -212,6 +223,7 @@ mod tests {
             ("[[registry]]\nname = \"a.b\"\n[[registry.upstream]]\nurl = \"http://h\"", &["line 4", "insecure = true"]),
             ("[[registry]]\nname = \"a.b\"\n[[registry]]\nname = \"a.b\"", &["line 4", "second time"]),
             ("[containerd]\nregistries = [\"*\"]", &["line 2", "_default"]),
+            ("[credentials]\ndocker_config = [\"config.json\"]", &["line 2", "docker_config", "absolute"]),
         ] {
             let error = load(text, &[]).unwrap_err();
             for part in parts {

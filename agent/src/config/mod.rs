@@ -12,7 +12,8 @@ mod upstream;
 pub use load::{ConfigError, DEFAULT_FILE, commented_default};
 pub use proxy::ProxyUrl;
 pub use sections::{
-    Admin, Cache, Config, Containerd, HostsTarget, Log, LogFormat, Metrics, Mirror, OnDeleted, Private, Tags,
+    Admin, Cache, Config, Containerd, Credentials, HostsTarget, Log, LogFormat, Metrics, Mirror, OnDeleted, Private,
+    Tags,
 };
 pub use units::{Bytes, Percent, Span, UpstreamUrl};
 pub use upstream::{ProxyChoice, RegistryConfig, UpstreamConfig};

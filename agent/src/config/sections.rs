@@ -24,6 +24,8 @@ pub struct Config {
     /// `[[registry]]`: upstreams in the place of, or before, a registry's own address.
     #[serde(rename = "registry")]
     pub registries: Vec<RegistryConfig>,
+    /// `[credentials]`: the agent's own, for what it asks of registries without a caller.
+    pub credentials: Credentials,
     /// `[admin]`: the command line's socket.
     pub admin: Admin,
     /// `[metrics]`: what Prometheus reads.
@@ -78,6 +80,9 @@ pub struct Containerd {
     pub namespaces: Vec<String>,
     /// For which registries hosts.toml is written. `_default` is all of them; an empty list writes nothing.
     pub registries: Vec<HostsTarget>,
+    /// Whether the mirrors in the user's own hosts.toml files are upstreams of ours too, for every registry that has no
+    /// upstreams in this configuration.
+    pub adopt_mirrors: bool,
     /// A folder with templates that take the place of the built-in ones of the same name.
     pub templates: Option<PathBuf>,
     /// How often a canary pull proves that containerd comes to us; `0` turns it off.
@@ -120,6 +125,20 @@ pub enum OnDeleted {
 pub struct Private {
     /// For so long who could pull an image can pull it from here while its registry can't be asked. `0`: not at all.
     pub remember: Span,
+}
+
+/// `[credentials]`
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Credentials {
+    /// Docker config files, read anew when they change.
+    pub docker_config: Vec<PathBuf>,
+    /// Where `docker-credential-…` programs are looked for before `PATH`.
+    pub helpers_dir: Option<PathBuf>,
+    /// kubelet's `--image-credential-provider-config`: a file, or a folder of them.
+    pub kubelet_config: Option<PathBuf>,
+    /// kubelet's `--image-credential-provider-bin-dir`. Absent: the folder in which `kubelet_config` lies.
+    pub kubelet_bin_dir: Option<PathBuf>,
 }
 
 /// `[admin]`
@@ -194,6 +213,7 @@ impl Default for Containerd {
             config: "/etc/containerd/config.toml".into(),
             namespaces: vec!["k8s.io".to_owned()],
             registries: vec![HostsTarget::Default],
+            adopt_mirrors: true,
             templates: None,
             canary_interval: Span::secs(3600),
         }
@@ -227,6 +247,14 @@ impl Default for Metrics {
 impl Default for Log {
     fn default() -> Self {
         Self { level: "info".to_owned(), format: LogFormat::Auto }
+    }
+}
+
+impl Containerd {
+    /// Whether mirrors are taken over: not where hosts.toml is none of our business.
+    #[must_use]
+    pub const fn adopts(&self) -> bool {
+        self.adopt_mirrors && !self.registries.is_empty()
     }
 }
 

@@ -81,10 +81,22 @@ impl UpstreamUrl {
     /// When scheme, authority and path make no URL: a path with illegal characters.
     pub fn v2(&self, path: &str) -> Result<Uri, http::Error> {
         let prefix = self.prefix.strip_suffix("/v2").unwrap_or(&self.prefix);
+        self.at(format!("{prefix}/v2/{path}"))
+    }
+
+    /// The URL of a path below the configured one as it is, for upstreams whose API is not at `/v2`.
+    ///
+    /// # Errors
+    /// As those of [`UpstreamUrl::v2`].
+    pub fn below(&self, path: &str) -> Result<Uri, http::Error> {
+        self.at(format!("{}/{path}", self.prefix))
+    }
+
+    fn at(&self, path_and_query: String) -> Result<Uri, http::Error> {
         Uri::builder()
             .scheme(self.scheme.clone())
             .authority(self.authority.clone())
-            .path_and_query(format!("{prefix}/v2/{path}"))
+            .path_and_query(path_and_query)
             .build()
     }
 }

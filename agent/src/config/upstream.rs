@@ -78,6 +78,9 @@ pub struct UpstreamConfig {
     /// Send `?ns=<registry>`, as containerd does to mirrors. Never sent to the registry's own address.
     #[serde(default = "yes")]
     pub ns: bool,
+    /// Ask it what tags mean. `false`: it is asked by digest alone.
+    #[serde(default = "yes")]
+    pub resolve: bool,
 }
 
 /// `proxy` of an upstream.
@@ -105,6 +108,7 @@ impl UpstreamConfig {
             max_connections: None,
             override_path: false,
             ns: true,
+            resolve: true,
         }
     }
 

@@ -30,6 +30,9 @@ const FORM_TIMEOUT: Duration = Duration::from_secs(5);
 /// The query parameter with the signature of a redirect.
 const SIGNATURE: &str = "larder-signature";
 
+/// Blobs up to this size are answered on TLS at once, in bytes: to encrypt them costs less than to redirect.
+const SMALL: u64 = 1 << 20;
+
 /// Answers what arrives at the mirror's port.
 pub struct Mirror {
     pull: Pull,
@@ -172,10 +175,7 @@ impl Mirror {
                 if asked.head {
                     return self.head_blob(place, digest, asked).await;
                 }
-                match asked.to_plain(&self.passes, place, digest) {
-                    Some(redirect) => redirect,
-                    None => self.blob(place, digest, Kind::Blob, asked).await,
-                }
+                self.blob(place, digest, Kind::Blob, asked).await
             }
             Request::Pass(place, suffix) => self.pass(place, suffix, asked).await,
         }
@@ -213,6 +213,12 @@ impl Mirror {
             Ok(found) => found,
             Err(e) => return asked.failed(&e, place, kind),
         };
+        if kind == Kind::Blob
+            && found.can_be_asked_for_again(SMALL)
+            && let Some(redirect) = asked.to_plain(&self.passes, place, digest)
+        {
+            return redirect;
+        }
         let media_type = found.media_type.clone();
         let part = found.size.map_or(Part::Whole, |size| range.of(size));
         match (part, found.size) {
@@ -311,8 +317,8 @@ impl Asked<'_> {
     }
 
     /// Bulk goes over plain HTTP: TLS costs, and to its own node a digest needs no secrecy. containerd follows, and takes
-    /// up a body that was cut through the first URL again. What was shown here holds there by a signature: 1.6 sends no
-    /// token along.
+    /// up a body that was cut through the first URL again. By then its transfer is under way. What was shown here holds
+    /// there by a signature: 1.6 sends no token along.
     fn to_plain(&self, passes: &Passes, place: &Place, digest: &Digest) -> Option<Response<Body>> {
         if self.scheme == Scheme::Plain {
             return None;

@@ -162,6 +162,12 @@ async fn ready(following: &Following, verify_first: u64) -> State {
 }
 
 impl Found {
+    /// Whether it is larger than `small` bytes, and where the next request for it finds it without asking upstream.
+    #[must_use]
+    pub fn can_be_asked_for_again(&self, small: u64) -> bool {
+        matches!(self.at, At::Store(_) | At::Transfer(_)) && self.size.is_some_and(|size| size > small)
+    }
+
     /// Reads all of it.
     #[must_use]
     pub fn read(self) -> Reader {

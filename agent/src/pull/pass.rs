@@ -35,7 +35,8 @@ impl Pull {
     pub async fn pass(&self, place: &Place, grant: &Grant, suffix: &str) -> Result<Passed, PullError> {
         let ask = async {
             self.0.may_ask(place, grant).await?;
-            let asked = self.0.across(place, grant, |upstream| pass_one(upstream, place, grant, suffix));
+            let chain = self.0.upstreams.of(&place.registry);
+            let asked = self.0.across(&chain, place, grant, |upstream| pass_one(upstream, place, grant, suffix));
             let (_, passed) = asked.await.map_err(|said| PullError::from_all(said).for_grant(grant))?;
             Ok(passed)
         };
@@ -53,7 +54,8 @@ impl Pull {
                 return Ok(blob.size());
             }
             self.0.may_ask(place, grant).await?;
-            let asked = self.0.across(place, grant, |upstream| async move {
+            let chain = self.0.upstreams.of(&place.registry);
+            let asked = self.0.across(&chain, place, grant, |upstream| async move {
                 let answer = upstream.head_blob(grant, &place.repository, digest).await?;
                 let size = answer.size.ok_or_else(|| upstream.wrong_answer("gives no length"))?;
                 Ok((size, answer.access))

@@ -17,7 +17,7 @@ use super::{Inner, Kind, Place, PullError, Wanted};
 use crate::config::OnDeleted;
 use crate::image::{Access, Reference};
 use crate::store::Blob;
-use crate::upstream::{Credentials, ErrorKind, Grant, Part, Upstream, UpstreamError};
+use crate::upstream::{Chain, Credentials, ErrorKind, Grant, Part, Upstream, UpstreamError};
 
 /// Looks at whether repositories still open to anybody, under way at a time.
 const LOOKS_AT_ONCE: usize = 16;
@@ -63,7 +63,8 @@ impl Inner {
     pub(super) async fn confirm(self: &Arc<Self>, wanted: &Wanted, is_public: bool) -> Result<(), PullError> {
         let Wanted { place, grant, digest, .. } = wanted;
         self.may_ask(place, grant).await?;
-        let asked = self.across(place, grant, |upstream| async move {
+        let chain = self.upstreams.of(&place.registry);
+        let asked = self.across(&chain, place, grant, |upstream| async move {
             let access = head(&upstream, wanted).await?;
             Ok((access, access))
         });
@@ -126,10 +127,11 @@ impl Inner {
         }
     }
 
-    /// Asks the upstreams in order until one gives it; what each says is learnt from. The origin's word that there is no
-    /// such thing ends the asking, a mirror's doesn't.
+    /// Asks upstreams until one gives it; what each says is learnt from. The origin's word that there is no such thing
+    /// ends the asking, a mirror's doesn't.
     pub(super) async fn across<T, Ask, Asked>(
         &self,
+        chain: &Chain,
         place: &Place,
         grant: &Grant,
         ask: Ask,
@@ -138,25 +140,20 @@ impl Inner {
         Ask: Fn(Arc<Upstream>) -> Asked + Send,
         Asked: Future<Output = Result<(T, Access), UpstreamError>> + Send,
     {
-        let mut said = Vec::new();
-        for upstream in self.upstreams.of(&place.registry).in_order() {
-            match ask(Arc::clone(&upstream)).await {
-                Ok((given, access)) => {
-                    self.given(place, grant, access);
-                    return Ok((upstream, given));
+        let is_gone = |e: &UpstreamError| e.is_by_origin() && *e.kind() == ErrorKind::NotFound;
+        match chain.first(is_gone, ask).await {
+            Ok((upstream, (given, access))) => {
+                self.given(place, grant, access);
+                Ok((upstream, given))
+            }
+            Err(said) => {
+                for error in &said {
+                    tracing::debug!(image = %place, %error, "an upstream gives nothing");
                 }
-                Err(e) => {
-                    tracing::debug!(image = %place, upstream = upstream.name(), error = %e, "an upstream gives nothing");
-                    let is_gone = *e.kind() == ErrorKind::NotFound && self.is_origin(place, &upstream);
-                    said.push(Arc::new(e));
-                    if is_gone {
-                        break;
-                    }
-                }
+                self.refused(place, grant, &said);
+                Err(said)
             }
         }
-        self.refused(place, grant, &said);
-        Err(said)
     }
 
     /// Opens a blob at an upstream, and learns from the answer.
@@ -250,7 +247,8 @@ impl Inner {
             // What is said is learnt from; nobody waits for it.
             let wanted = &wanted;
             let ask = |upstream: Arc<Upstream>| async move { Ok(((), head(&upstream, wanted).await?)) };
-            let _ = pull.across(&wanted.place, &wanted.grant, ask).await;
+            let chain = pull.upstreams.of(&wanted.place.registry);
+            let _ = pull.across(&chain, &wanted.place, &wanted.grant, ask).await;
             drop(place);
         }));
     }
@@ -270,21 +268,17 @@ impl Inner {
         })
     }
 
-    /// Whether an upstream is the registry itself, whose word is final: the last of its chain.
-    fn is_origin(&self, place: &Place, upstream: &Arc<Upstream>) -> bool {
-        self.upstreams.of(&place.registry).last().is_some_and(|last| Arc::ptr_eq(last, upstream))
-    }
-
-    /// What the registry itself said.
+    /// What the registry itself said; where the configuration lists mirrors alone, what the last that was asked said.
     pub(super) fn origin_said<'a>(&self, place: &Place, said: &'a [Arc<UpstreamError>]) -> Option<&'a UpstreamError> {
-        let chain = self.upstreams.of(&place.registry);
-        let origin = chain.last()?;
-        said.iter().rev().find(|e| e.upstream() == origin.name()).map(Arc::as_ref)
+        let by_origin = said.iter().find(|e| e.is_by_origin());
+        let has_origin = || self.upstreams.of(&place.registry).iter().any(|upstream| upstream.is_origin());
+        by_origin.or_else(|| said.last().filter(|_| !has_origin())).map(Arc::as_ref)
     }
 
-    /// The registry itself.
+    /// The registry itself; where the configuration lists mirrors alone, the last of them.
     pub(super) fn origin(&self, place: &Place) -> Option<Arc<Upstream>> {
-        self.upstreams.of(&place.registry).last().cloned()
+        let chain = self.upstreams.of(&place.registry);
+        chain.iter().find(|upstream| upstream.is_origin()).or(chain.last()).cloned()
     }
 }
 

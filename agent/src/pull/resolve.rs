@@ -99,8 +99,9 @@ impl Pull {
 
 impl Inner {
     async fn ask(self: &Arc<Self>, place: &Place, grant: &Grant, tag: &Tag) -> Result<Resolved, PullError> {
-        let asked =
-            self.across(place, grant, |upstream| async move { self.ask_one(&upstream, place, grant, tag).await });
+        let chain = self.upstreams.of(&place.registry).for_tags();
+        let asked = self
+            .across(&chain, place, grant, |upstream| async move { self.ask_one(&upstream, place, grant, tag).await });
         let said = match asked.await {
             Ok((upstream, answer)) => {
                 self.metrics.tag_answered("upstream");
@@ -135,7 +136,11 @@ impl Inner {
 
     /// Finds out, behind the reply, whether the registry itself says the same as a mirror of it.
     fn compare(self: &Arc<Self>, answered: &Arc<Upstream>, place: &Place, grant: &Grant, tag: &Tag, digest: Digest) {
-        let Some(origin) = self.origin(place).filter(|origin| !Arc::ptr_eq(origin, answered)) else { return };
+        let Some(origin) =
+            self.origin(place).filter(|origin| !Arc::ptr_eq(origin, answered) && origin.allows_background())
+        else {
+            return;
+        };
         let Ok(turn) = Arc::clone(&self.comparing.places).try_acquire_owned() else { return };
         {
             let mut last = self.comparing.last.lock().unwrap_or_else(PoisonError::into_inner);

@@ -3,7 +3,6 @@ use std::time::Duration;
 
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, LINK, RETRY_AFTER};
 use http::{HeaderMap, HeaderName, Method, StatusCode};
-use hyper::body::Body as _;
 use jiff::Timestamp;
 use jiff::fmt::rfc2822::DateTimeParser;
 

@@ -3,7 +3,8 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use http::Uri;
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Frame, Incoming, SizeHint};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout_at};
 
 use super::error::{ErrorKind, UpstreamError};
@@ -12,13 +13,20 @@ use super::exchange::Exchange;
 /// The bytes of an answer. Dropping it gives up the rest.
 #[derive(Debug)]
 pub struct Body {
-    incoming: Incoming,
+    incoming: Received,
     exchange: Arc<Exchange>,
     uri: Uri,
     /// The offset in the blob of the next byte.
     at: u64,
     extent: Extent,
     ended: Option<Result<(), UpstreamError>>,
+}
+
+/// What comes over the wire, and the place among an upstream's `max_connections` that it takes until it is dropped.
+#[derive(Debug)]
+pub(super) struct Received {
+    incoming: Incoming,
+    _place: Option<OwnedSemaphorePermit>,
 }
 
 /// What the head said of the body's end, as offsets in the blob.
@@ -30,8 +38,22 @@ pub(super) struct Extent {
     pub(super) whole: Option<u64>,
 }
 
+impl Received {
+    pub(super) const fn new(incoming: Incoming, place: Option<OwnedSemaphorePermit>) -> Self {
+        Self { incoming, _place: place }
+    }
+
+    pub(super) async fn frame(&mut self) -> Option<Result<Frame<Bytes>, hyper::Error>> {
+        self.incoming.frame().await
+    }
+
+    pub(super) fn size_hint(&self) -> SizeHint {
+        self.incoming.size_hint()
+    }
+}
+
 impl Body {
-    pub(super) const fn new(incoming: Incoming, exchange: Arc<Exchange>, uri: Uri, at: u64, extent: Extent) -> Self {
+    pub(super) const fn new(incoming: Received, exchange: Arc<Exchange>, uri: Uri, at: u64, extent: Extent) -> Self {
         Self { incoming, exchange, uri, at, extent, ended: None }
     }
 
@@ -58,6 +80,7 @@ impl Body {
                 Ok(Some(bytes))
             }
             Ok(None) => {
+                self.exchange.record.delivered();
                 self.ended = Some(Ok(()));
                 Ok(None)
             }

@@ -1,115 +1,129 @@
 use std::collections::HashMap;
 use std::ops::Deref;
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-
-use http::HeaderValue;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::address;
-use super::connect::{Clients, HttpClient, Reach, Refused};
-use super::exchange::Exchange;
+use super::connect::Refused;
+use super::home::is_origin;
+use super::maker::{Maker, Plan, SetupError};
 use super::metrics::Metrics;
-use super::one::{Upstream, manifest_types};
-use super::record::Record;
+use super::one::Upstream;
 use super::tasks::Tasks;
-use super::tls::Trust;
-use super::token::Tokens;
-use crate::config::{Config, Mirror, UpstreamConfig, UpstreamUrl};
+use crate::config::{Config, HostsTarget, UpstreamConfig};
 use crate::image::Registry;
 
 /// Registries that are not configured and remembered nevertheless: anyone on the node can name any.
 const MAX_ON_DEMAND: usize = 256;
 
 /// The upstreams of a registry, in the order of the configuration. A cheap clone.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Chain(Arc<[Arc<Upstream>]>);
 
 /// Every registry that this node talks to.
 #[derive(Debug)]
 pub struct Upstreams {
+    /// Those that the configuration lists upstreams for.
     configured: HashMap<Registry, Chain>,
-    on_demand: Mutex<OnDemand>,
+    others: Mutex<Others>,
     maker: Maker,
     tasks: Tasks,
 }
 
-/// Why the upstreams of the configuration can't be used.
-#[derive(Debug, thiserror::Error)]
-pub enum SetupError {
-    /// The file that `ca` names can't be read.
-    #[error("the `ca` {} of an upstream of {registry} can't be read", path.display())]
-    CaUnreadable {
-        /// Whose upstream names it.
-        registry: Registry,
-        /// The file.
-        path: PathBuf,
-        /// Why not.
-        source: std::io::Error,
-    },
-    /// The file that `ca` names holds no certificates in PEM.
-    #[error("the `ca` {} of an upstream of {registry} is no file of PEM certificates: {reason}", path.display())]
-    CaInvalid {
-        /// Whose upstream names it.
-        registry: Registry,
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        reason: String,
-    },
-    /// TLS can't be set up at all.
-    #[error("TLS to upstreams can't be set up")]
-    Tls {
-        /// Why not.
-        #[from]
-        source: rustls::Error,
-    },
+/// Registries that the configuration lists no upstreams for.
+#[derive(Debug, Default)]
+struct Others {
+    /// Those that it names nevertheless, or that mirrors were adopted for.
+    known: HashMap<Registry, Chain>,
+    /// Those that images named.
+    on_demand: OnDemand,
+    adopted: HashMap<Registry, Vec<Plan>>,
+    /// What was adopted for every registry without an entry of its own.
+    default: Vec<Plan>,
 }
 
 impl Upstreams {
-    /// Sets up what the configuration names. Reads the system's certificate authorities and the files that `ca`
-    /// names; contacts nobody.
+    /// Sets up what the configuration names. Reads the system's certificate authorities, the files that upstreams
+    /// name, and the environment's proxies; contacts nobody. Called within a runtime, that is where probes run.
     ///
     /// # Errors
-    /// When a `ca` file can't be used.
+    /// When a file or a proxy can't be used.
     pub fn new(config: &Config) -> Result<Self, SetupError> {
         Self::guarded_by(address::refused, config)
     }
 
     pub(super) fn guarded_by(refused: Refused, config: &Config) -> Result<Self, SetupError> {
-        let tasks = Tasks::default();
+        let tasks = Tasks::new();
         let maker = Maker::new(refused, &config.mirror, &tasks)?;
         let mut configured = HashMap::new();
+        let mut others = Others::default();
         for entry in &config.registries {
-            let chain: Chain = if entry.upstreams.is_empty() {
-                let origin = UpstreamUrl::origin(&entry.name).map(|url| maker.origin(url, true));
-                origin.into_iter().collect()
-            } else {
-                let named = entry.upstreams.iter().map(|upstream| maker.named(&entry.name, upstream));
-                named.collect::<Result<_, _>>()?
-            };
-            configured.insert(entry.name.clone(), chain);
+            let name = &entry.name;
+            if entry.upstreams.is_empty() {
+                others.known.insert(name.clone(), maker.origin(name, true).into_iter().collect());
+                continue;
+            }
+            let named = entry.upstreams.iter().map(|upstream| {
+                let plan = maker.plan(name.as_str(), upstream)?;
+                Ok(maker.named(name, &plan))
+            });
+            configured.insert(name.clone(), named.collect::<Result<_, SetupError>>()?);
         }
-        Ok(Self { configured, on_demand: Mutex::default(), maker, tasks })
+        Ok(Self { configured, others: Mutex::new(others), maker, tasks })
     }
 
-    /// The upstreams of a registry, in the order in which they are to be asked: those of the configuration, or its own
-    /// address. Empty for a name that no URL can be made of.
+    /// Takes over mirrors from elsewhere, in the place of those that were adopted before: for one registry, or for all
+    /// without an entry of their own. The registry's own address stays the last that is asked. Registries that the
+    /// configuration lists upstreams for keep theirs. An upstream that can't be set up is left out, and said in the
+    /// log; one that was there before, with the same settings, stays with all that it learned.
+    ///
+    /// Reads the files that upstreams name: call it where that may block.
+    pub fn adopt(&self, found: Vec<(HostsTarget, Vec<UpstreamConfig>)>) {
+        let (mut adopted, mut default) = (HashMap::new(), Vec::new());
+        for (target, upstreams) in found {
+            let plans = upstreams.iter().filter_map(|upstream| self.plan(&target, upstream)).collect();
+            match target {
+                HostsTarget::Default => default = plans,
+                HostsTarget::Registry(registry) => drop(adopted.insert(registry, plans)),
+            }
+        }
+        let mut others = self.others();
+        for registry in adopted.keys().filter(|registry| !self.configured.contains_key(registry)) {
+            let before = others.on_demand.chains.remove(registry).map(|(chain, _)| chain);
+            others.known.entry(registry.clone()).or_insert(before.unwrap_or_default());
+        }
+        others.adopted = adopted;
+        others.default = default;
+        let Others { known, on_demand, adopted, default } = &mut *others;
+        let plans = |registry: &Registry| adopted.get(registry).unwrap_or(default).as_slice();
+        for (registry, chain) in known {
+            *chain = self.chain(registry, plans(registry), chain, true);
+        }
+        for (registry, (chain, _)) in &mut on_demand.chains {
+            *chain = self.chain(registry, plans(registry), chain, false);
+        }
+    }
+
+    /// The upstreams of a registry: those of the configuration, or those that were adopted for it and its own address.
+    /// Empty for a name that no URL can be made of.
     #[must_use]
     pub fn of(&self, registry: &Registry) -> Chain {
         if let Some(chain) = self.configured.get(registry) {
             return chain.clone();
         }
-        let mut on_demand = self.on_demand.lock().unwrap_or_else(PoisonError::into_inner);
-        on_demand.find(registry, || UpstreamUrl::origin(registry).map(|url| self.maker.origin(url, false)))
+        let mut others = self.others();
+        if let Some(chain) = others.known.get(registry) {
+            return chain.clone();
+        }
+        let Others { on_demand, default, .. } = &mut *others;
+        on_demand.find(registry, || self.chain(registry, default, &Chain::default(), false))
     }
 
     /// All registries that are configured, or were asked for lately, with their upstreams; by name.
     #[must_use]
     pub fn all(&self) -> Vec<(Registry, Chain)> {
-        let on_demand = self.on_demand.lock().unwrap_or_else(PoisonError::into_inner);
-        let lately = on_demand.chains.iter().map(|(registry, (chain, _))| (registry, chain));
-        let all = self.configured.iter().chain(lately);
+        let others = self.others();
+        let lately = others.on_demand.chains.iter().map(|(registry, (chain, _))| (registry, chain));
+        let all = self.configured.iter().chain(&others.known).chain(lately);
         let mut all: Vec<_> = all.map(|(registry, chain)| (registry.clone(), chain.clone())).collect();
         all.sort_by(|(a, _), (b, _)| a.cmp(b));
         all
@@ -126,17 +140,40 @@ impl Upstreams {
         self.tasks.close().await;
     }
 
+    fn plan(&self, target: &HostsTarget, upstream: &UpstreamConfig) -> Option<Plan> {
+        let plan = self.maker.plan(target.folder(), upstream);
+        plan.inspect_err(|error| {
+            tracing::warn!(error = error as &dyn std::error::Error, "a mirror is left out");
+        })
+        .ok()
+    }
+
+    /// The planned ones, and then the registry's own address, as it is planned or as its name says. Those of the chain
+    /// before that are the same stay.
+    fn chain(&self, registry: &Registry, plans: &[Plan], before: &Chain, is_known: bool) -> Chain {
+        let (own, mirrors): (Vec<&Plan>, Vec<&Plan>) =
+            plans.iter().partition(|plan| is_origin(&plan.config().url, registry));
+        let make = |plan: &Plan| {
+            let same = before.iter().find(|upstream| upstream.config.as_deref() == Some(plan.config()));
+            same.map_or_else(|| self.maker.named(registry, plan), Arc::clone)
+        };
+        let bare = || {
+            let same = before.iter().find(|upstream| upstream.is_bare_origin());
+            same.map_or_else(|| self.maker.origin(registry, is_known), |same| Some(Arc::clone(same)))
+        };
+        let has_own = !own.is_empty();
+        let planned = mirrors.into_iter().chain(own).map(make);
+        planned.chain(if has_own { None } else { bare() }).collect()
+    }
+
+    fn others(&self) -> MutexGuard<'_, Others> {
+        // Maps of handles: whole after every statement.
+        self.others.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     #[cfg(test)]
     pub(super) fn running(&self) -> usize {
         self.tasks.running()
-    }
-}
-
-impl Chain {
-    /// The upstreams in the order in which they are to be asked.
-    #[must_use]
-    pub fn in_order(&self) -> Vec<Arc<Upstream>> {
-        self.0.to_vec()
     }
 }
 
@@ -161,7 +198,7 @@ struct OnDemand {
 }
 
 impl OnDemand {
-    fn find(&mut self, registry: &Registry, make: impl FnOnce() -> Option<Arc<Upstream>>) -> Chain {
+    fn find(&mut self, registry: &Registry, make: impl FnOnce() -> Chain) -> Chain {
         self.clock += 1;
         if let Some((chain, used)) = self.chains.get_mut(registry) {
             *used = self.clock;
@@ -172,88 +209,8 @@ impl OnDemand {
         {
             self.chains.remove(&idle);
         }
-        let chain: Chain = make().into_iter().collect();
+        let chain = make();
         self.chains.insert(registry.clone(), (chain.clone(), self.clock));
         chain
-    }
-}
-
-/// Makes upstreams, and has what they share.
-#[derive(Debug)]
-struct Maker {
-    trust: Trust,
-    clients: Clients,
-    /// For whatever no configuration names.
-    stranger: HttpClient,
-    refused: Refused,
-    tokens: Arc<Tokens>,
-    metrics: Metrics,
-    deadlines: Mirror,
-    manifest_types: HeaderValue,
-    numbers: AtomicU64,
-}
-
-impl Maker {
-    fn new(refused: Refused, deadlines: &Mirror, tasks: &Tasks) -> Result<Self, SetupError> {
-        let trust = Trust::system();
-        let clients = Clients::new(deadlines.connect_timeout.0, tasks.clone());
-        Ok(Self {
-            stranger: clients.client(Reach::Guarded(refused), trust.config()?),
-            trust,
-            clients,
-            refused,
-            tokens: Arc::new(Tokens::new(tasks.clone())),
-            metrics: Metrics::new(),
-            deadlines: deadlines.clone(),
-            manifest_types: manifest_types(),
-            numbers: AtomicU64::new(0),
-        })
-    }
-
-    /// An upstream that the configuration names. Its `ca` is believed wherever it sends us; `insecure` stays with it.
-    fn named(&self, registry: &Registry, config: &UpstreamConfig) -> Result<Arc<Upstream>, SetupError> {
-        let (trust, guarded) = match config.ca.first() {
-            Some(ca) => {
-                let trust = self.trust.with(ca, registry)?;
-                let guarded = self.clients.client(Reach::Guarded(self.refused), trust.config()?);
-                (trust, guarded)
-            }
-            None => (self.trust.clone(), self.stranger.clone()),
-        };
-        let tls = if config.insecure && !config.url.is_plain() { trust.blind()? } else { trust.config()? };
-        let named = self.clients.client(Reach::Named, tls);
-        Ok(self.upstream(config.url.clone(), Some(named), guarded, true))
-    }
-
-    /// A registry's own address, which is known from an image's name only.
-    fn origin(&self, url: UpstreamUrl, is_configured: bool) -> Arc<Upstream> {
-        self.upstream(url, None, self.stranger.clone(), is_configured)
-    }
-
-    fn upstream(
-        &self,
-        url: UpstreamUrl,
-        named: Option<HttpClient>,
-        guarded: HttpClient,
-        is_configured: bool,
-    ) -> Arc<Upstream> {
-        let name: Arc<str> = url.authority().as_str().into();
-        let record = Record::new(self.metrics.of(&name, is_configured));
-        let exchange = Exchange {
-            name,
-            home: url.clone(),
-            named,
-            guarded,
-            header_timeout: self.deadlines.header_timeout.0,
-            stall_timeout: self.deadlines.stall_timeout.0,
-            record,
-        };
-        Arc::new(Upstream {
-            number: self.numbers.fetch_add(1, Ordering::Relaxed),
-            url,
-            exchange: Arc::new(exchange),
-            tokens: Arc::clone(&self.tokens),
-            manifest_types: self.manifest_types.clone(),
-        })
     }
 }

@@ -7,20 +7,26 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::Uri;
+use http::header::PROXY_AUTHORIZATION;
 use http::uri::Scheme;
+use http::{Request, Response, StatusCode, Uri};
 use http_body_util::Full;
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder, MaybeHttpsStream};
-use hyper_util::client::legacy::Client;
+use hyper::body::Incoming;
+use hyper_rustls::{HttpsConnector, MaybeHttpsStream};
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::client::legacy::connect::dns::Name;
+use hyper_util::client::legacy::{self, Client};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use rustls::ClientConfig;
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tower_service::Service;
 
+use super::exchange::causes;
+use super::proxy::Proxies;
+use super::redirect;
 use super::tasks::Tasks;
+use super::tls::Tls;
+use super::tunnel::Hop;
 
 /// Idle connections that are kept for each host, and for how long.
 const IDLE_CONNECTIONS: usize = 8;
@@ -37,7 +43,13 @@ const PING_INTERVAL: Duration = Duration::from_secs(15);
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
 const TCP_KEEPALIVE: Duration = Duration::from_secs(30);
 
-pub(super) type HttpClient = Client<Connector, Full<Bytes>>;
+/// Sends requests, over kept connections where there are any. A cheap clone.
+#[derive(Debug, Clone)]
+pub(super) struct HttpClient {
+    pool: Client<Connector, Full<Bytes>>,
+    proxies: Proxies,
+}
+
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 type Connecting<T> = Pin<Box<dyn Future<Output = Result<T, BoxError>> + Send>>;
 
@@ -62,6 +74,10 @@ pub(super) enum DialError {
     Lookup(io::Error),
     #[error("no connection within {0:?}")]
     Timeout(Duration),
+    #[error("the proxy {0} demands authorization")]
+    ProxyAuthorization(String),
+    #[error("the proxy {proxy}: {reason}")]
+    Proxy { proxy: String, reason: String },
 }
 
 /// Makes clients that share their limits.
@@ -70,26 +86,38 @@ pub(super) struct Clients {
     lookups: Arc<Semaphore>,
     tasks: Tasks,
     connect_timeout: Duration,
+    /// To proxies that speak TLS themselves.
+    proxy_tls: Arc<Tls>,
 }
 
 impl Clients {
-    pub(super) fn new(connect_timeout: Duration, tasks: Tasks) -> Self {
-        Self { lookups: Arc::new(Semaphore::new(LOOKUPS_AT_ONCE)), tasks, connect_timeout }
+    pub(super) fn new(connect_timeout: Duration, tasks: Tasks, proxy_tls: Arc<Tls>) -> Self {
+        Self { lookups: Arc::new(Semaphore::new(LOOKUPS_AT_ONCE)), tasks, connect_timeout, proxy_tls }
     }
 
-    pub(super) fn client(&self, reach: Reach, tls: ClientConfig) -> HttpClient {
+    pub(super) fn client(&self, reach: Reach, tls: Arc<Tls>, proxies: Proxies) -> HttpClient {
+        let route = Route {
+            dial: self.dial(reach),
+            // A proxy is named by the configuration or the environment.
+            to_proxy: self.dial(Reach::Named),
+            proxies: proxies.clone(),
+            proxy_tls: Arc::clone(&self.proxy_tls),
+        };
+        let connector = Connector { route, tls, within: self.connect_timeout };
+        HttpClient { pool: self.pool(connector), proxies }
+    }
+
+    fn dial(&self, reach: Reach) -> Dial {
         let mut tcp = HttpConnector::new_with_resolver(Resolver { lookups: Arc::clone(&self.lookups), reach });
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
         tcp.set_keepalive(Some(TCP_KEEPALIVE));
         // Shared out among the addresses of a name: one that is dead leaves time for the next.
         tcp.set_connect_timeout(Some(self.connect_timeout));
-        let https = HttpsConnectorBuilder::new()
-            .with_tls_config(tls)
-            .https_or_http()
-            .enable_http1()
-            .enable_http2()
-            .wrap_connector(Dial { tcp, reach });
+        Dial { tcp, reach }
+    }
+
+    fn pool(&self, connector: Connector) -> Client<Connector, Full<Bytes>> {
         Client::builder(self.tasks.clone())
             .timer(TokioTimer::new())
             .pool_timer(TokioTimer::new())
@@ -101,7 +129,28 @@ impl Clients {
             .http2_max_frame_size(FRAME)
             .http2_keep_alive_interval(PING_INTERVAL)
             .http2_keep_alive_timeout(PING_TIMEOUT)
-            .build(Connector { https, within: self.connect_timeout })
+            .build(connector)
+    }
+}
+
+impl HttpClient {
+    pub(super) fn request(
+        &self,
+        mut request: Request<Full<Bytes>>,
+    ) -> impl Future<Output = Result<Response<Incoming>, legacy::Error>> + Send + use<> {
+        // Of HTTPS a proxy reads nothing: it is told while the connection is made.
+        if request.uri().scheme() == Some(&Scheme::HTTP)
+            && let Some(authorization) = self.proxies.of(request.uri()).and_then(|proxy| proxy.authorization())
+        {
+            request.headers_mut().insert(PROXY_AUTHORIZATION, authorization.clone());
+        }
+        self.pool.request(request)
+    }
+
+    /// The proxy that gave an answer in the place of the server: it demands authorization.
+    pub(super) fn refusing_proxy(&self, uri: &Uri, status: StatusCode) -> Option<String> {
+        let is_refused = status == StatusCode::PROXY_AUTHENTICATION_REQUIRED && uri.scheme() == Some(&Scheme::HTTP);
+        self.proxies.of(uri).filter(|_| is_refused).map(ToString::to_string)
     }
 }
 
@@ -115,6 +164,17 @@ impl Reach {
         }
         let Ok(ip) = host.trim_start_matches('[').trim_end_matches(']').parse() else { return Ok(()) };
         refused(ip).map_or(Ok(()), |kind| Err(DialError::Forbidden(format!("{kind} {ip}"))))
+    }
+
+    /// What can be told before a proxy looks a name up. To what address it then connects is its own affair, and its
+    /// administrator's: we only withhold the names that mean the proxy's own machine. Addresses in disguise (`127.1`)
+    /// are no names that TLS knows, so they don't come so far.
+    fn check_behind_proxy(self, uri: &Uri) -> Result<(), DialError> {
+        let host = uri.host().unwrap_or_default().trim_end_matches('.').to_ascii_lowercase();
+        match self {
+            Self::Guarded(_) if host == "localhost" || host.ends_with(".localhost") => Err(DialError::Forbidden(host)),
+            _ => Ok(()),
+        }
     }
 
     /// The addresses of a name that may be dialled.
@@ -136,32 +196,73 @@ impl Reach {
     }
 }
 
-/// Name, TCP and TLS within one deadline.
-#[derive(Clone)]
+/// Name, TCP, proxy and TLS within one deadline.
+#[derive(Debug, Clone)]
 pub(super) struct Connector {
-    https: HttpsConnector<Dial>,
+    route: Route,
+    tls: Arc<Tls>,
     within: Duration,
 }
 
 impl Service<Uri> for Connector {
-    type Response = MaybeHttpsStream<TokioIo<TcpStream>>;
+    type Response = MaybeHttpsStream<Hop>;
     type Error = BoxError;
     type Future = Connecting<Self::Response>;
 
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        self.https.poll_ready(cx)
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        Poll::Ready(Ok(()))
     }
 
     fn call(&mut self, uri: Uri) -> Self::Future {
-        let connecting = self.https.call(uri);
-        let within = self.within;
-        Box::pin(async move { tokio::time::timeout(within, connecting).await.map_err(|_| DialError::Timeout(within))? })
+        let Self { route, tls, within } = self.clone();
+        Box::pin(async move {
+            let connecting = async { HttpsConnector::from((route, tls.current().await)).call(uri).await };
+            tokio::time::timeout(within, connecting).await.map_err(|_| DialError::Timeout(within))?
+        })
+    }
+}
+
+/// TCP to a server, or to the proxy before it.
+#[derive(Debug, Clone)]
+struct Route {
+    dial: Dial,
+    to_proxy: Dial,
+    proxies: Proxies,
+    proxy_tls: Arc<Tls>,
+}
+
+impl Service<Uri> for Route {
+    type Response = Hop;
+    type Error = BoxError;
+    type Future = Connecting<Hop>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        let Self { mut dial, to_proxy, proxies, proxy_tls } = self.clone();
+        Box::pin(async move {
+            dial.reach.check(&uri)?;
+            let Some(proxy) = proxies.of(&uri) else { return Ok(Hop::direct(dial.call(uri).await?)) };
+            dial.reach.check_behind_proxy(&uri)?;
+            let connecting = HttpsConnector::from((to_proxy, proxy_tls.current().await)).call(proxy.uri());
+            let stream = connecting.await.map_err(|error| {
+                let reason = causes(&*error).last().map_or(String::new(), ToString::to_string);
+                DialError::Proxy { proxy: proxy.to_string(), reason }
+            })?;
+            if uri.scheme() == Some(&Scheme::HTTP) {
+                return Ok(Hop::to_proxy(stream));
+            }
+            let server = format!("{}:{}", uri.host().unwrap_or_default(), redirect::port(&uri));
+            Ok(Hop::through(stream, proxy, &server).await?)
+        })
     }
 }
 
 /// TCP, to where the guard allows it.
-#[derive(Clone)]
-pub(super) struct Dial {
+#[derive(Debug, Clone)]
+struct Dial {
     tcp: HttpConnector<Resolver>,
     reach: Reach,
 }
@@ -185,7 +286,7 @@ impl Service<Uri> for Dial {
 }
 
 /// Looks names up, and drops the addresses that the guard refuses: what it returns is what gets dialled.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 struct Resolver {
     lookups: Arc<Semaphore>,
     reach: Reach,

@@ -11,6 +11,7 @@ pub struct UpstreamError {
     upstream: Arc<str>,
     at: Option<Arc<str>>,
     kind: ErrorKind,
+    is_by_origin: bool,
 }
 
 /// How a request to an upstream failed.
@@ -52,6 +53,9 @@ pub enum ErrorKind {
     /// The answer is wrong in itself.
     #[error("a wrong answer: {0}")]
     Protocol(String),
+    /// As many requests as its `max_connections` allows were under way all the time.
+    #[error("all its {0} connections stayed in use")]
+    Busy(usize),
     /// The guard does not let us go there.
     #[error("{0} is only contacted where the configuration names it as an upstream")]
     Forbidden(String),
@@ -72,6 +76,17 @@ pub enum Unreachable {
     /// The TLS handshake failed: mostly a certificate that is not trusted.
     #[error("TLS: {0}")]
     Tls(String),
+    /// The proxy wants credentials, or others (407).
+    #[error("the proxy {0} demands authorization; write it as http://user:password@host")]
+    ProxyAuthorization(String),
+    /// The proxy can't be reached, or does not connect us.
+    #[error("the proxy {proxy}: {reason}")]
+    Proxy {
+        /// Where it is.
+        proxy: String,
+        /// What went wrong.
+        reason: String,
+    },
     /// Anything else: no route, reset, closed before the head of an answer.
     #[error("{0}")]
     Broken(String),
@@ -79,7 +94,7 @@ pub enum Unreachable {
 
 impl UpstreamError {
     pub(super) const fn new(upstream: Arc<str>, kind: ErrorKind) -> Self {
-        Self { upstream, at: None, kind }
+        Self { upstream, at: None, kind, is_by_origin: false }
     }
 
     /// The same, with the host where it happened, if that is not the upstream itself.
@@ -99,10 +114,26 @@ impl UpstreamError {
         &self.upstream
     }
 
+    /// The same, said by the registry itself or by a mirror of it.
+    pub(super) fn said_by_origin(self, is_by_origin: bool) -> Self {
+        Self { is_by_origin, ..self }
+    }
+
+    /// Whether the registry itself said it, not a mirror of it.
+    #[must_use]
+    pub const fn is_by_origin(&self) -> bool {
+        self.is_by_origin
+    }
+
     /// How it failed.
     #[must_use]
     pub const fn kind(&self) -> &ErrorKind {
         &self.kind
+    }
+
+    /// The host where it happened, if that is not the upstream itself.
+    pub(super) fn elsewhere(&self) -> Option<Arc<str>> {
+        self.at.clone()
     }
 
     /// Whether the registry did answer, with no. Where it did not, another upstream of the same registry may do better.
@@ -125,12 +156,15 @@ impl ErrorKind {
             Self::Unreachable(Unreachable::Refused) => "refused",
             Self::Unreachable(Unreachable::ConnectTimeout(_)) => "connect_timeout",
             Self::Unreachable(Unreachable::Tls(_)) => "tls",
+            Self::Unreachable(Unreachable::ProxyAuthorization(_)) => "proxy_authorization",
+            Self::Unreachable(Unreachable::Proxy { .. }) => "proxy",
             Self::Unreachable(Unreachable::Broken(_)) => "connection",
             Self::Timeout(_) => "timeout",
             Self::Server(_) => "server",
             Self::Stalled(_) => "stalled",
             Self::Cut { .. } => "cut",
             Self::Protocol(_) => "protocol",
+            Self::Busy(_) => "busy",
             Self::Forbidden(_) => "forbidden",
         }
     }

@@ -6,17 +6,20 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, RANGE, USER_AGENT};
-use http::uri::Scheme;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri};
-use http_body_util::{BodyExt, Full};
-use hyper::body::{Body as _, Incoming};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout, timeout_at};
 
+use super::body::Received;
+use super::breaker::SILENCE;
 use super::connect::{DialError, HttpClient};
 use super::error::{ErrorKind, Unreachable, UpstreamError};
+use super::home::Home;
+use super::quota::Quota;
 use super::record::Record;
 use super::redirect;
-use crate::config::UpstreamUrl;
 
 const MAX_REDIRECTS: usize = 5;
 /// What is read of a body that nobody wants, so that its connection can be used again, and for how long.
@@ -29,7 +32,11 @@ pub(super) struct Exchange {
     /// Host and port of the upstream: what errors call it.
     pub(super) name: Arc<str>,
     /// The upstream's own address.
-    pub(super) home: UpstreamUrl,
+    pub(super) home: Home,
+    /// Sent there and nowhere else.
+    pub(super) headers: HeaderMap,
+    /// Who may ask there at the same time.
+    pub(super) limit: Option<Limit>,
     /// For the upstream's own host and port, if the configuration names them.
     pub(super) named: Option<HttpClient>,
     /// For everything else.
@@ -40,6 +47,13 @@ pub(super) struct Exchange {
     pub(super) stall_timeout: Duration,
     /// Where it is written down how things go.
     pub(super) record: Record,
+}
+
+/// An upstream's `max_connections`.
+#[derive(Debug)]
+pub(super) struct Limit {
+    places: Arc<Semaphore>,
+    pub(super) most: usize,
 }
 
 /// The part of a blob that is asked for.
@@ -68,7 +82,7 @@ pub(super) struct Call {
 /// The head of an answer, with who gave it.
 #[derive(Debug)]
 pub(super) struct Reply {
-    pub(super) response: Response<Incoming>,
+    pub(super) response: Response<Received>,
     /// Where the last redirect led.
     pub(super) uri: Uri,
     /// Whether the upstream itself answered.
@@ -80,16 +94,20 @@ impl Exchange {
     pub(super) async fn follow(&self, call: &Call) -> Result<Reply, UpstreamError> {
         let mut uri = call.uri.clone();
         let mut authorization = call.authorization.as_ref();
+        let mut is_home = self.home.is_trusted_at(&uri);
+        let mut place = if is_home { self.place(call.deadline).await? } else { None };
         for _ in 0..=MAX_REDIRECTS {
-            let response = self.send(call, &uri, authorization).await?;
+            let response = self.send(call, &uri, authorization, is_home).await?;
             let Some(next) = redirect::target(&uri, response.status(), response.headers()) else {
-                return Ok(Reply { response, is_home: self.is_home(&uri), uri });
+                let response = response.map(|incoming| Received::new(incoming, place.take()));
+                return Ok(Reply { response, is_home: self.home.is_at(&uri), uri });
             };
             let next = next.map_err(|what| self.error(&uri, ErrorKind::Protocol(what)))?;
             if !redirect::same_origin(&uri, &next) {
-                authorization = None;
+                // Whoever is there may send us back here, to a URL of its choice: nothing of ours goes along again.
+                (authorization, is_home) = (None, false);
             }
-            drain(response.into_body()).await;
+            drain(Received::new(response.into_body(), None)).await;
             tracing::debug!(upstream = %self.name, to = next.host(), "redirected");
             uri = next;
         }
@@ -99,11 +117,44 @@ impl Exchange {
     /// Asks one URL. Nothing is sent along to where a redirect leads: there is none for what carries a secret.
     pub(super) async fn ask(&self, call: &Call) -> Result<Reply, UpstreamError> {
         let uri = call.uri.clone();
-        let response = self.send(call, &uri, call.authorization.as_ref()).await?;
+        let is_home = self.home.is_trusted_at(&uri);
+        let response = self.send(call, &uri, call.authorization.as_ref(), is_home).await?;
         if response.status().is_redirection() {
             return Err(self.error(&uri, ErrorKind::Protocol("a redirect of credentials".to_owned())));
         }
-        Ok(Reply { response, is_home: self.is_home(&uri), uri })
+        let response = response.map(|incoming| Received::new(incoming, None));
+        Ok(Reply { response, is_home: self.home.is_at(&uri), uri })
+    }
+
+    /// Asks for nothing in particular, to see whether anybody answers, and with which status.
+    pub(super) async fn knock(&self, uri: &Uri) -> Result<StatusCode, UpstreamError> {
+        const ANYTHING: HeaderValue = HeaderValue::from_static("*/*");
+        let call = Call {
+            method: Method::GET,
+            uri: uri.clone(),
+            accept: ANYTHING,
+            part: Part::WHOLE,
+            authorization: None,
+            form: None,
+            deadline: Instant::now() + SILENCE,
+        };
+        let response = self.send(&call, uri, None, self.home.is_trusted_at(uri)).await?;
+        let status = response.status();
+        drain(Received::new(response.into_body(), None)).await;
+        Ok(status)
+    }
+
+    /// Whether a request would have to wait for its turn.
+    pub(super) fn is_full(&self) -> bool {
+        self.limit.as_ref().is_some_and(|limit| limit.places.available_permits() == 0)
+    }
+
+    async fn place(&self, deadline: Instant) -> Result<Option<OwnedSemaphorePermit>, UpstreamError> {
+        let Some(limit) = &self.limit else { return Ok(None) };
+        match timeout_at(deadline, Arc::clone(&limit.places).acquire_owned()).await {
+            Ok(Ok(place)) => Ok(Some(place)),
+            _ => Err(UpstreamError::new(Arc::clone(&self.name), ErrorKind::Busy(limit.most))),
+        }
     }
 
     /// An error that happened there.
@@ -117,13 +168,25 @@ impl Exchange {
         call: &Call,
         uri: &Uri,
         authorization: Option<&HeaderValue>,
+        is_home: bool,
     ) -> Result<Response<Incoming>, UpstreamError> {
         let client = self.client_for(uri);
+        let ours = is_home.then_some(&self.headers);
         let mut again = true;
         loop {
-            let answer = timeout_at(call.deadline, client.request(call.request(uri, authorization))).await;
-            match answer {
-                Ok(Ok(response)) => return Ok(response),
+            let request = client.request(call.request(uri, ours, authorization));
+            match timeout_at(call.deadline, request).await {
+                Ok(Ok(response)) => {
+                    if let (true, Some(quota)) = (is_home, Quota::read(response.headers())) {
+                        self.record.quota(quota);
+                    }
+                    return match client.refusing_proxy(uri, response.status()) {
+                        Some(proxy) => {
+                            Err(self.error(uri, ErrorKind::Unreachable(Unreachable::ProxyAuthorization(proxy))))
+                        }
+                        None => Ok(response),
+                    };
+                }
                 // A kept connection that the other side closes as we write looks like this. Once more, on a new one.
                 Ok(Err(error)) if again && !error.is_connect() && !is_wrong_http(&error) => again = false,
                 Ok(Err(error)) => return Err(self.error(uri, classify(&error))),
@@ -134,18 +197,17 @@ impl Exchange {
 
     /// The client whose reach covers a URL. Plain HTTP at a host that is named with `https://` is not named.
     fn client_for(&self, uri: &Uri) -> &HttpClient {
-        let is_tls = uri.scheme() == Some(&Scheme::HTTPS);
         match &self.named {
-            Some(named) if self.is_home(uri) && (is_tls || self.home.is_plain()) => named,
+            Some(named) if self.home.is_trusted_at(uri) => named,
             _ => &self.guarded,
         }
     }
+}
 
-    /// Whether a URL leads to the upstream's own host and port.
-    fn is_home(&self, uri: &Uri) -> bool {
-        let home = self.home.authority();
-        let port = home.port_u16().unwrap_or(if self.home.is_plain() { 80 } else { 443 });
-        uri.host().is_some_and(|host| host.eq_ignore_ascii_case(home.host())) && redirect::port(uri) == port
+impl Limit {
+    pub(super) fn new(most: usize) -> Self {
+        let most = most.min(Semaphore::MAX_PERMITS);
+        Self { places: Arc::new(Semaphore::new(most)), most }
     }
 }
 
@@ -171,12 +233,17 @@ impl Part {
 }
 
 impl Call {
-    fn request(&self, uri: &Uri, authorization: Option<&HeaderValue>) -> Request<Full<Bytes>> {
+    fn request(
+        &self,
+        uri: &Uri,
+        configured: Option<&HeaderMap>,
+        authorization: Option<&HeaderValue>,
+    ) -> Request<Full<Bytes>> {
         const AGENT: HeaderValue = HeaderValue::from_static(concat!("larder/", env!("CARGO_PKG_VERSION")));
         const IDENTITY: HeaderValue = HeaderValue::from_static("identity");
         const FORM: HeaderValue = HeaderValue::from_static("application/x-www-form-urlencoded");
-        let mut headers = HeaderMap::with_capacity(6);
-        headers.insert(USER_AGENT, AGENT);
+        let mut headers = configured.cloned().unwrap_or_default();
+        headers.entry(USER_AGENT).or_insert(AGENT);
         headers.insert(ACCEPT, self.accept.clone());
         headers.insert(ACCEPT_ENCODING, IDENTITY);
         if let Some(authorization) = authorization {
@@ -197,7 +264,7 @@ impl Call {
 }
 
 /// Reads a small body to its end, so that its connection is free for the next request. Costs little, fails silently.
-pub(super) async fn drain(mut body: Incoming) {
+pub(super) async fn drain(mut body: Received) {
     if body.size_hint().lower() > DRAIN_BYTES {
         return;
     }
@@ -223,6 +290,12 @@ fn classify(error: &(dyn Error + 'static)) -> ErrorKind {
                 DialError::Forbidden(what) => ErrorKind::Forbidden(what.clone()),
                 DialError::Lookup(why) => ErrorKind::Unreachable(Unreachable::Dns(why.to_string())),
                 DialError::Timeout(within) => ErrorKind::Unreachable(Unreachable::ConnectTimeout(*within)),
+                DialError::ProxyAuthorization(proxy) => {
+                    ErrorKind::Unreachable(Unreachable::ProxyAuthorization(proxy.clone()))
+                }
+                DialError::Proxy { proxy, reason } => {
+                    ErrorKind::Unreachable(Unreachable::Proxy { proxy: proxy.clone(), reason: reason.clone() })
+                }
             };
         }
         if let Some(tls) = cause.downcast_ref::<rustls::Error>() {
@@ -248,7 +321,7 @@ fn is_wrong_http(error: &(dyn Error + 'static)) -> bool {
 }
 
 /// An error and its causes. `io::Error` hides the one that it was made of, so that is looked into.
-fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+pub(super) fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
     successors(Some(error), |&error| match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
         Some(inner) => Some(inner as &(dyn Error + 'static)),
         None => error.source(),

@@ -1,10 +1,14 @@
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
+
+use super::quota::Quota;
 
 /// The label of upstreams that are neither configured nor well known: anybody can invent them.
 pub(super) const OTHER: &str = "other";
@@ -33,6 +37,13 @@ pub struct Metrics {
     errors: Family<KindLabels, Counter>,
     received: Family<UpstreamLabel, Counter>,
     tokens: Family<ResultLabels, Counter>,
+    up: Family<UpstreamLabel, Gauge>,
+    transitions: Family<TransitionLabels, Counter>,
+    races_lost: Family<UpstreamLabel, Counter>,
+    quota_limit: Family<UpstreamLabel, Gauge>,
+    quota_remaining: Family<UpstreamLabel, Gauge>,
+    /// How many upstreams with the same label are down: several registries may have the same mirror.
+    down: Arc<Mutex<HashMap<Arc<str>, usize>>>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -50,6 +61,12 @@ struct ResultLabels {
 struct KindLabels {
     upstream: Arc<str>,
     kind: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct TransitionLabels {
+    upstream: Arc<str>,
+    to: &'static str,
 }
 
 /// The figures of one upstream.
@@ -70,6 +87,12 @@ impl Metrics {
             errors: Family::default(),
             received: Family::default(),
             tokens: Family::default(),
+            up: Family::default(),
+            transitions: Family::default(),
+            races_lost: Family::default(),
+            quota_limit: Family::default(),
+            quota_remaining: Family::default(),
+            down: Arc::default(),
         }
     }
 
@@ -100,12 +123,40 @@ impl Metrics {
             "Requests to token servers, by result: ok, or the kind of error",
             self.tokens.clone(),
         );
+        registry.register(
+            "larder_upstream_up",
+            "1 while its breaker is closed; 0 while it is asked after the others, and probed",
+            self.up.clone(),
+        );
+        registry.register(
+            "larder_upstream_breaker_transitions",
+            "Changes of breakers, by what they changed to: open, closed",
+            self.transitions.clone(),
+        );
+        registry.register(
+            "larder_upstream_races_lost",
+            "Requests that were slow, and that another upstream answered first",
+            self.races_lost.clone(),
+        );
+        registry.register(
+            "larder_upstream_ratelimit_limit",
+            "The registry's quota on this node, in pulls, as it last said",
+            self.quota_limit.clone(),
+        );
+        registry.register(
+            "larder_upstream_ratelimit_remaining",
+            "What is left of the registry's quota on this node, in pulls, as it last said",
+            self.quota_remaining.clone(),
+        );
     }
 
     /// The figures of an upstream at this host and port.
     pub(super) fn of(&self, authority: &str, is_configured: bool) -> Meter {
         let label: Arc<str> = if is_configured || WELL_KNOWN.contains(&authority) { authority } else { OTHER }.into();
         let upstream = UpstreamLabel { upstream: Arc::clone(&label) };
+        if *label != *OTHER && !self.down.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&label) {
+            self.up.get_or_create(&upstream).set(1);
+        }
         Meter {
             received: self.received.get_or_create_owned(&upstream),
             duration: self.durations.get_or_create_owned(&upstream),
@@ -134,5 +185,51 @@ impl Meter {
 
     pub(super) fn token(&self, result: &'static str) {
         self.all.tokens.get_or_create(&ResultLabels { upstream: Arc::clone(&self.label), result }).inc();
+    }
+
+    pub(super) fn lost_race(&self) {
+        self.all.races_lost.get_or_create(&self.label()).inc();
+    }
+
+    pub(super) fn opened(&self) {
+        self.transition("open");
+        self.count_down(|down| down + 1);
+    }
+
+    pub(super) fn closed(&self) {
+        self.transition("closed");
+        self.gone();
+    }
+
+    /// One that is down is no more.
+    pub(super) fn gone(&self) {
+        self.count_down(|down| down.saturating_sub(1));
+    }
+
+    /// Nothing for those that share a label: one's quota is not another's.
+    pub(super) fn quota(&self, quota: Quota) {
+        if *self.label != *OTHER {
+            let number = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+            self.all.quota_limit.get_or_create(&self.label()).set(number(quota.limit));
+            self.all.quota_remaining.get_or_create(&self.label()).set(number(quota.remaining));
+        }
+    }
+
+    fn transition(&self, to: &'static str) {
+        self.all.transitions.get_or_create(&TransitionLabels { upstream: Arc::clone(&self.label), to }).inc();
+    }
+
+    fn count_down(&self, change: impl Fn(usize) -> usize) {
+        if *self.label == *OTHER {
+            return;
+        }
+        let mut all = self.all.down.lock().unwrap_or_else(PoisonError::into_inner);
+        let down = all.entry(Arc::clone(&self.label)).or_default();
+        *down = change(*down);
+        self.all.up.get_or_create(&self.label()).set(i64::from(*down == 0));
+    }
+
+    fn label(&self) -> UpstreamLabel {
+        UpstreamLabel { upstream: Arc::clone(&self.label) }
     }
 }

@@ -9,7 +9,7 @@ use super::exchange::{Call, Exchange, Part, Reply, drain};
 use super::grant::Grant;
 use super::record::State;
 use super::token::{Tokens, Way};
-use crate::config::UpstreamUrl;
+use crate::config::{UpstreamConfig, UpstreamUrl};
 use crate::image::{Access, Digest, MediaType, Reference, Repository};
 
 /// One URL that serves a registry's content.
@@ -23,6 +23,9 @@ pub struct Upstream {
     pub(super) exchange: Arc<Exchange>,
     pub(super) tokens: Arc<Tokens>,
     pub(super) manifest_types: HeaderValue,
+    /// What the configuration says of it, if it names it.
+    pub(super) config: Option<Arc<UpstreamConfig>>,
+    pub(super) is_origin: bool,
 }
 
 impl Upstream {
@@ -139,7 +142,7 @@ impl Upstream {
             Err(error) => Err(error),
         };
         self.exchange.record.request(began.elapsed(), answer.as_ref().err());
-        answer
+        answer.map_err(|error| error.said_by_origin(self.is_origin))
     }
 
     /// Asks, with a token if one was needed before; and once more with a new one when that is what the answer wants.
@@ -154,7 +157,7 @@ impl Upstream {
         began: Instant,
     ) -> Result<(Reply, Access), UpstreamError> {
         let deadline = began + self.exchange.header_timeout;
-        let uri = self.url.v2(&format!("{repository}/{path}"));
+        let uri = self.exchange.home.v2(&format!("{repository}/{path}"));
         let uri = uri.map_err(|e| self.error(ErrorKind::Protocol(format!("no URL can be made of {path:?}: {e}"))))?;
         let known = match grant {
             Grant::None => None,

@@ -1,18 +1,39 @@
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
+use tokio::sync::Notify;
+use tokio::time::Instant;
 
-use super::error::UpstreamError;
+use super::breaker::{Breaker, Change, Failure, Rank, SILENCE};
+use super::error::{ErrorKind, Unreachable, UpstreamError};
 use super::metrics::Meter;
+use super::probe::Prober;
+use super::quota::Quota;
 
-/// How things last went with an upstream.
+/// How long an upstream rests that says "too many requests" and not for how long, and the longest that is believed.
+const REST: Duration = Duration::from_secs(30);
+const REST_MIN: Duration = Duration::from_secs(1);
+const REST_MAX: Duration = Duration::from_secs(3600);
+/// An answer that takes this many times as long as they usually do is slow; within bounds.
+const SLOW: u32 = 4;
+const PATIENCE_MIN: Duration = Duration::from_millis(250);
+/// Where nothing is known yet.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// How things stand with an upstream.
 #[derive(Debug, Clone, Default)]
 pub struct State {
     /// When it last answered, with the content or with no.
     pub last_success: Option<Timestamp>,
     /// When it last gave no answer, or broke one off.
     pub last_error: Option<LastError>,
+    /// Since when its breaker is open, and why: it is asked after those that are well. `None` while it is closed.
+    pub down: Option<Down>,
+    /// It said "too many requests", and is asked after all others until then.
+    pub rests_until: Option<Timestamp>,
+    /// What it last said of the quota on us.
+    pub quota: Option<Quota>,
 }
 
 /// The last thing that went wrong.
@@ -22,43 +43,126 @@ pub struct LastError {
     pub at: Timestamp,
     /// What, for people.
     pub text: String,
-    /// What, for machines: the label of the [`ErrorKind`](super::ErrorKind).
+    /// What, for machines: the label of the [`ErrorKind`].
     pub kind: &'static str,
 }
 
-/// Writes down how things go with one upstream.
+/// An open breaker.
+#[derive(Debug, Clone)]
+pub struct Down {
+    /// Since when.
+    pub since: Timestamp,
+    /// Why, for people.
+    pub reason: String,
+}
+
+/// Writes down how things go with one upstream, and sees to it that one that is down is probed.
 #[derive(Debug)]
 pub(super) struct Record {
+    name: Arc<str>,
     meter: Meter,
-    state: Mutex<State>,
+    seen: Mutex<Seen>,
+    /// Tells the prober that the next probe comes earlier.
+    woken: Arc<Notify>,
+    prober: Prober,
+}
+
+#[derive(Debug)]
+struct Seen {
+    state: State,
+    breaker: Breaker,
+    /// Another host than the upstream itself, where it failed when the breaker opened.
+    failed_at: Option<Arc<str>>,
+    is_probed: bool,
+    /// How long the head of an answer usually takes.
+    usual: Option<Duration>,
+    /// When it last said anything.
+    heard: Option<Instant>,
 }
 
 impl Record {
-    pub(super) fn new(meter: Meter) -> Self {
-        Self { meter, state: Mutex::default() }
+    pub(super) fn new(name: Arc<str>, meter: Meter, prober: Prober) -> Self {
+        let seen = Seen {
+            state: State::default(),
+            breaker: Breaker::new(Instant::now()),
+            failed_at: None,
+            is_probed: false,
+            usual: None,
+            heard: None,
+        };
+        Self { name, meter, seen: Mutex::new(seen), woken: Arc::default(), prober }
     }
 
     pub(super) fn state(&self) -> State {
-        self.lock().clone()
+        let mut state = self.lock().state.clone();
+        state.rests_until = state.rests_until.filter(|until| *until > Timestamp::now());
+        state
     }
 
     /// A request that ended with the head of an answer, or with none.
     pub(super) fn request(&self, took: Duration, error: Option<&UpstreamError>) {
         self.meter.request(error.map_or("ok", |e| e.kind().label()));
-        match error {
-            Some(error) if !error.is_answer() => self.failed(error),
+        let now = Instant::now();
+        let mut seen = self.lock();
+        seen.breaker.want(now);
+        let change = match error {
+            Some(error) if !error.is_answer() => {
+                self.note(&mut seen, error);
+                if says_something(error.kind()) {
+                    seen.heard = Some(now);
+                }
+                if let ErrorKind::RateLimited { retry_after } = error.kind() {
+                    let rest = retry_after.unwrap_or(REST).clamp(REST_MIN, REST_MAX);
+                    seen.breaker.rest(now + rest);
+                    seen.state.rests_until = seen.state.rests_until.max(Some(Timestamp::now() + rest));
+                    tracing::warn!(upstream = %self.name, ?rest, "too many requests: it rests");
+                }
+                weight(error.kind()).and_then(|failure| seen.breaker.failed(failure, now))
+            }
             _ => {
                 self.meter.head(took.as_secs_f64());
-                self.lock().last_success = Some(Timestamp::now());
+                seen.state.last_success = Some(Timestamp::now());
+                seen.heard = Some(now);
+                // One in eight of what is new.
+                seen.usual = Some(seen.usual.map_or(took, |usual| (usual * 7 + took) / 8));
+                seen.breaker.answered()
             }
-        }
+        };
+        self.changed(seen, change, error);
     }
 
-    /// No answer, or one that broke off.
+    /// A body that broke off.
     pub(super) fn failed(&self, error: &UpstreamError) {
-        let kind = error.kind().label();
-        self.meter.error(kind);
-        self.lock().last_error = Some(LastError { at: Timestamp::now(), text: error.to_string(), kind });
+        let mut seen = self.lock();
+        self.note(&mut seen, error);
+        let change = weight(error.kind()).and_then(|failure| seen.breaker.failed(failure, Instant::now()));
+        self.changed(seen, change, Some(error));
+    }
+
+    /// A body that ended well.
+    pub(super) fn delivered(&self) {
+        let mut seen = self.lock();
+        let change = seen.breaker.delivered();
+        self.changed(seen, change, None);
+    }
+
+    /// Another upstream answered while this one, asked at `began`, had not.
+    pub(super) fn lost_race(&self, began: Instant) {
+        let now = Instant::now();
+        let silence = now.saturating_duration_since(began);
+        let mut seen = self.lock();
+        self.meter.lost_race();
+        if seen.heard.is_some_and(|heard| heard >= began) {
+            return;
+        }
+        tracing::debug!(upstream = %self.name, ?silence, "another upstream answered first");
+        let change = seen.breaker.lost(silence, now);
+        if change == Some(Change::Opened) {
+            let silence = Duration::from_millis(silence.as_millis().try_into().unwrap_or(u64::MAX));
+            let reason = format!("said nothing for {}", humantime::format_duration(silence));
+            seen.state.down = Some(Down { since: Timestamp::now(), reason });
+        }
+        self.changed(seen, change, None);
     }
 
     pub(super) fn received(&self, bytes: usize) {
@@ -69,8 +173,109 @@ impl Record {
         self.meter.token(error.map_or("ok", |e| e.kind().label()));
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // What is behind it is whole after every statement.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn quota(&self, quota: Quota) {
+        self.meter.quota(quota);
+        self.lock().state.quota = Some(quota);
     }
+
+    pub(super) fn rank(&self) -> Rank {
+        self.lock().breaker.rank(Instant::now())
+    }
+
+    /// Somebody would ask it, if it were well.
+    pub(super) fn want(&self) {
+        if self.lock().breaker.want(Instant::now()) {
+            self.woken.notify_one();
+        }
+    }
+
+    /// How long to wait for it before another upstream is asked too.
+    pub(super) fn patience(&self) -> Duration {
+        self.lock().usual.map_or(PATIENCE, |usual| (usual * SLOW).clamp(PATIENCE_MIN, SILENCE))
+    }
+
+    /// When to probe next, and what says that it is to be earlier. `None` ends the prober.
+    pub(super) fn next_probe(&self) -> Option<(Instant, Arc<Notify>)> {
+        let mut seen = self.lock();
+        let at = seen.breaker.probe_at(Instant::now());
+        seen.is_probed = at.is_some();
+        Some((at?, Arc::clone(&self.woken)))
+    }
+
+    /// Another host than the upstream itself, where it failed.
+    pub(super) fn failed_at(&self) -> Option<Arc<str>> {
+        self.lock().failed_at.clone()
+    }
+
+    pub(super) fn probed(&self, alive: bool) {
+        let mut seen = self.lock();
+        let change = seen.breaker.probed(alive, Instant::now());
+        if change == Some(Change::Opened) {
+            let reason = "said nothing to a request, nor to a probe".to_owned();
+            seen.state.down = Some(Down { since: Timestamp::now(), reason });
+        }
+        self.changed(seen, change, None);
+    }
+
+    fn note(&self, seen: &mut Seen, error: &UpstreamError) {
+        let kind = error.kind().label();
+        self.meter.error(kind);
+        seen.state.last_error = Some(LastError { at: Timestamp::now(), text: error.to_string(), kind });
+    }
+
+    /// Says what changed, and has it probed.
+    fn changed(&self, mut seen: MutexGuard<'_, Seen>, change: Option<Change>, error: Option<&UpstreamError>) {
+        match change {
+            None => return,
+            Some(Change::Closed) => {
+                let down = seen.state.down.take();
+                self.meter.closed();
+                tracing::info!(upstream = %self.name, since = down.map(|d| tracing::field::display(d.since)), "it is well again");
+                return;
+            }
+            Some(Change::Doubted) => seen.failed_at = None,
+            Some(Change::Opened) => {
+                self.meter.opened();
+                seen.failed_at = error.and_then(UpstreamError::elsewhere);
+                if let Some(error) = error {
+                    seen.state.down = Some(Down { since: Timestamp::now(), reason: error.to_string() });
+                }
+                let reason = seen.state.down.as_ref().map(|down| down.reason.as_str());
+                tracing::warn!(upstream = %self.name, reason, "it is down: others are asked first until it is back");
+            }
+        }
+        if !std::mem::replace(&mut seen.is_probed, true) {
+            self.prober.launch();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Seen> {
+        // What is behind it is whole after every statement.
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        if self.lock().state.down.is_some() {
+            self.meter.gone();
+        }
+    }
+}
+
+/// What a failure says about the upstream; `None` for what says nothing about how it is.
+fn weight(kind: &ErrorKind) -> Option<Failure> {
+    match kind {
+        // Closed before the head of an answer: a kept connection's end, or one of many servers behind a name.
+        ErrorKind::Unreachable(Unreachable::Broken(_)) => Some(Failure::Light),
+        ErrorKind::Unreachable(_) | ErrorKind::Timeout(_) => Some(Failure::Grave),
+        ErrorKind::Server(status) if status.is_server_error() || status.as_u16() == 408 => Some(Failure::Light),
+        ErrorKind::Stalled(_) | ErrorKind::Cut { .. } => Some(Failure::Body),
+        _ => None,
+    }
+}
+
+/// Whether the upstream itself spoke.
+const fn says_something(kind: &ErrorKind) -> bool {
+    matches!(kind, ErrorKind::Server(_) | ErrorKind::Protocol(_) | ErrorKind::RateLimited { .. })
 }

@@ -1,15 +1,31 @@
+use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// The tasks of this room: connections, and token requests that outlive who asked first. All end with
+/// The tasks of this room: connections, probes, and token requests that outlive who asked first. All end with
 /// [`Tasks::close`].
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub(super) struct Tasks {
     tracker: TaskTracker,
     stop: CancellationToken,
+    home: Option<Handle>,
 }
 
 impl Tasks {
+    /// The current runtime, if there is one, is home.
+    pub(super) fn new() -> Self {
+        Self { tracker: TaskTracker::new(), stop: CancellationToken::new(), home: Handle::try_current().ok() }
+    }
+
+    /// For what must not wait when the runtime of who starts it does, or end with it.
+    pub(super) fn spawn_at_home(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let task = self.stop.clone().run_until_cancelled_owned(task);
+        match &self.home {
+            Some(home) => drop(self.tracker.spawn_on(task, home)),
+            None => drop(self.tracker.spawn(task)),
+        }
+    }
+
     pub(super) fn spawn<F>(&self, task: F)
     where
         F: Future + Send + 'static,

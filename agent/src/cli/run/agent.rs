@@ -16,7 +16,7 @@ use crate::admin::{Agent, MetricsPort, Socket, view};
 use crate::config::{Config, HostsTarget};
 use crate::containerd::canary::Canary;
 use crate::containerd::client::Client;
-use crate::containerd::hosts::{self, Applied, Entry, HostsDir, HostsError};
+use crate::containerd::hosts::{self, Adopted, Adoption, Applied, Entry, HostsDir, HostsError};
 use crate::keep;
 use crate::mirror::{Identity, Listener, Mirror};
 use crate::pull::Pull;
@@ -25,6 +25,9 @@ use crate::upstream::Upstreams;
 
 /// How long background work may take to end.
 const END: Duration = Duration::from_secs(5);
+
+/// How long the user's own hosts.toml files may take to be read before the mirror opens.
+const LOOK: Duration = Duration::from_secs(5);
 
 /// Runs the agent until a signal ends it.
 pub(super) fn run(config: &Config) -> anyhow::Result<ExitCode> {
@@ -71,6 +74,13 @@ async fn serve(config: &Config) -> anyhow::Result<ExitCode> {
     );
     let requests = Arc::new(AtomicU64::new(0));
     let mirror = Arc::new(Mirror::new(pull.clone(), Arc::clone(&canary), config.mirror.listen, Arc::clone(&requests)));
+    let taken_over = watch::Sender::new(Vec::new());
+    let adoption = config.containerd.adopts().then(|| Arc::new(adoption(config, &upstreams, taken_over.clone())));
+    if let Some(adoption) = adoption.clone() {
+        // Before the first request; but a disk that hangs is no reason not to serve.
+        let look = tokio::task::spawn_blocking(move || adoption.look());
+        let _ = tokio::time::timeout(LOOK, look).await;
+    }
     let identity = Arc::new(Identity::open(&config.cache.dir.join("tls"), config.mirror.listen)?);
     let listener = Listener::bind(config.mirror.listen)?;
     let serving = tokio::spawn(listener.serve(Arc::clone(&mirror), identity.server_config()?, stop.clone()));
@@ -93,7 +103,7 @@ async fn serve(config: &Config) -> anyhow::Result<ExitCode> {
             applied.send_replace(Some(view::hosts(outcome)));
             ready.send_replace(true);
         };
-        tasks.spawn(hosts::watch(folder, entry, told, stop.clone()));
+        tasks.spawn(hosts::watch(folder, entry, adoption, told, stop.clone()));
     }
     {
         let (canary, containerd, stop) = (Arc::clone(&canary), Arc::clone(&containerd), stop.clone());
@@ -118,6 +128,7 @@ async fn serve(config: &Config) -> anyhow::Result<ExitCode> {
         containerd,
         canary: Arc::clone(&canary),
         hosts: applied.subscribe(),
+        adopted: taken_over.subscribe(),
     });
     pull.metrics().register(&mut registry);
     mirror.metrics().register(&mut registry);
@@ -168,6 +179,16 @@ pub(super) fn hosts_dir(config: &Config) -> anyhow::Result<HostsDir> {
         targets.push(HostsTarget::Registry(Canary::REGISTRY.parse()?));
     }
     Ok(HostsDir::new(config.containerd.hosts_dir.clone(), targets, config.containerd.templates.as_deref())?)
+}
+
+/// Makes the user's own mirrors upstreams, whenever their files change.
+fn adoption(config: &Config, upstreams: &Arc<Upstreams>, shown: watch::Sender<Vec<view::Adopted>>) -> Adoption {
+    let (upstreams, known) = (Arc::clone(upstreams), config.clone());
+    let tell = move |adopted: &Adopted| {
+        upstreams.adopt(adopted.upstreams());
+        shown.send_replace(view::adopted(adopted, &known));
+    };
+    Adoption::new(config.containerd.hosts_dir.clone(), config.mirror.listen, tell)
 }
 
 /// What hosts.toml says of us, as it changes with the CA; and the task that follows the CA.

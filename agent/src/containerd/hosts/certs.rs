@@ -6,6 +6,7 @@ use std::path::Path;
 use toml_edit::{Array, Value};
 
 use super::error::HostsError;
+use super::reading::Fields;
 
 /// Names of certificate files, sorted, relative to the `hosts.toml` that is to name them.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -39,6 +40,12 @@ impl Certs {
             }
         }
         Ok(certs)
+    }
+
+    /// The same as the fields of a host.
+    pub(super) fn fields(&self) -> Fields {
+        let clients = self.clients.iter().map(|(certificate, key)| [certificate.clone(), key.clone()]);
+        Fields::with_certificates(self.authorities.clone(), clients.collect())
     }
 
     /// The same as root-level keys: they hold for the upstream. Empty when there are none.

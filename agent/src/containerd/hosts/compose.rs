@@ -72,10 +72,7 @@ pub(super) fn compose(mirror: &Mirror, source: &Source, facts: &Facts) -> Result
 
 /// The user's text, with ordinary tables, without ourselves, and with paths that hold where it goes.
 fn theirs(bytes: &[u8], prefix: &str, mirror: &Mirror, warnings: &mut Vec<Warning>) -> Result<String, String> {
-    let text = str::from_utf8(bytes).map_err(|e| format!("it is no UTF-8: {e}"))?;
-    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    // Our own file, copied from elsewhere.
-    let text = if marker::read(bytes).is_some() { Cow::Owned(marker::strip(text)) } else { Cow::Borrowed(text) };
+    let text = own_text(bytes)?;
     let reading = Reading::of(&text)?;
     let listed: Vec<_> =
         reading.hosts.iter().filter(|h| reading::same_place(&h.url, &mirror.url)).map(|h| h.url.clone()).collect();
@@ -98,6 +95,14 @@ fn theirs(bytes: &[u8], prefix: &str, mirror: &Mirror, warnings: &mut Vec<Warnin
         warnings.push(Warning::Rewritten);
     }
     Ok(document.to_string())
+}
+
+/// The text of a user's file, without what would be ours in it.
+pub(super) fn own_text(bytes: &[u8]) -> Result<Cow<'_, str>, String> {
+    let text = str::from_utf8(bytes).map_err(|e| format!("it is no UTF-8: {e}"))?;
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    // Our own file, copied from elsewhere.
+    Ok(if marker::read(bytes).is_some() { Cow::Owned(marker::strip(text)) } else { Cow::Borrowed(text) })
 }
 
 /// The user's part of a file of ours, from which they may have removed the lines that say which part is ours.

@@ -3,6 +3,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
+use super::adopt::{self, Adopted};
 use super::compose::Mirror;
 use super::error::{HostsError, Warning};
 use super::folder::{self, Folder, Undone};
@@ -191,6 +192,14 @@ impl HostsDir {
     /// When `hosts_dir` can't be read. What can't be read in it is told in its place.
     pub fn show(dir: &Path) -> Result<Vec<Shown>, HostsError> {
         show::show(dir)
+    }
+
+    /// The user's own mirrors, as upstreams; never a host that is the mirror which listens at `listen`. Blocking.
+    ///
+    /// # Errors
+    /// When `hosts_dir` can't be read. What can't be used in it is told in its place.
+    pub fn adopted(dir: &Path, listen: SocketAddr) -> Result<Adopted, HostsError> {
+        adopt::adopted(dir, listen)
     }
 
     fn mirror(&self, entry: &Entry) -> Result<Mirror, HostsError> {

@@ -143,7 +143,55 @@ pub enum Warning {
     OriginalLost,
 }
 
+/// Why a host in the user's file is no upstream of ours.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NotAdopted {
+    /// The file, or something about it, can't be read.
+    #[error("{0}")]
+    Unreadable(String),
+    /// containerd, too, takes no notice of the file.
+    #[error("containerd can't read the file: {0}")]
+    Malformed(String),
+    /// It leads to our own port.
+    #[error("it is larder itself")]
+    Ourselves,
+    /// Nothing may be pulled from it.
+    #[error("its capabilities don't have \"pull\"")]
+    NoPull,
+    /// Its URL has something that we don't do.
+    #[error("{0}")]
+    Url(String),
+    /// A certificate file that it names can't be used. containerd fails pulls for most of these.
+    #[error("{} can't be used: {why}", path.display())]
+    Certificate {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// It is taken over without a header that we don't send; the text never shows a value.
+    #[error("taken over without a header: {0}")]
+    Header(String),
+    /// It is taken over with the first of its client certificates.
+    #[error("taken over with the first of its client certificates alone")]
+    FurtherClients,
+    /// `_default` sets something for every registry at its own address.
+    #[error(
+        "certificates, headers and skip_verify outside of a host are meant for each registry's own address; name the \
+         registries in a [[registry]] of larder's configuration, or in folders of their own"
+    )]
+    EveryOwnAddress,
+}
+
 impl HostsError {
+    /// In one line, with what lies behind it.
+    pub(super) fn with_source(&self) -> String {
+        match std::error::Error::source(self) {
+            Some(source) => format!("{self}: {source}"),
+            None => self.to_string(),
+        }
+    }
+
     pub(super) fn io(doing: &'static str, path: &Path, source: io::Error) -> Self {
         let path = path.to_owned();
         match Errno::from_raw(source.raw_os_error().unwrap_or(0)) {

@@ -109,16 +109,33 @@ impl Folder {
 
     /// What the folder says without us.
     pub(super) fn source(&self, prefix: &'static str) -> Result<Source, HostsError> {
-        let contents = self.contents()?;
-        let text = match original(&contents) {
+        self.source_of(&self.contents()?, prefix)
+    }
+
+    fn source_of(&self, contents: &Contents, prefix: &'static str) -> Result<Source, HostsError> {
+        let text = match (original(contents).0, &contents.file) {
             (Keep::Text(text), _) => Some(text.into_bytes()),
-            (Keep::Link, _) => match contents.file {
-                Current::Theirs(bytes) => bytes,
-                _ => None,
-            },
-            (Keep::Done, _) => contents.kept,
+            (Keep::Link, Current::Theirs(bytes)) => bytes.clone(),
+            (Keep::Link, _) => None,
+            (Keep::Done, _) => contents.kept.clone(),
         };
         Ok(Source { text, certs: Certs::of(&self.path, prefix)?, prefix })
+    }
+
+    /// The same, with the file that says it; `None` where the folder is there for our entry alone, and says what
+    /// `_default` does.
+    pub(super) fn theirs(&self) -> Result<Option<(Source, PathBuf)>, HostsError> {
+        let contents = self.contents()?;
+        let source = self.source_of(&contents, "")?;
+        if is_ours_alone(&contents, &source.certs) {
+            return Ok(None);
+        }
+        let path = match (original(&contents).0, &source.text) {
+            (_, None) => self.path.clone(),
+            (Keep::Done, _) => self.at(KEPT),
+            (Keep::Link | Keep::Text(_), _) => self.at(FILE),
+        };
+        Ok(Some((source, path)))
     }
 
     /// Writes our entry, if it doesn't stand there to the byte. `base` says what `_default` does: a folder that we made
@@ -134,7 +151,7 @@ impl Folder {
         let made = matches!(&contents.file, Current::Ours(written) if written.facts.made);
         let mut source = self.source("")?;
         let kept = contents.has_kept || !matches!(keep, Keep::Done);
-        if made && !kept && source.certs == Certs::default() {
+        if is_ours_alone(&contents, &source.certs) {
             source = base()?;
         }
         let facts = Facts { mirror: mirror.url.clone(), kept, made };
@@ -284,6 +301,14 @@ pub(super) fn check_pem(pem: &str) -> Result<(), HostsError> {
 
 fn is_our_ca(bytes: &[u8]) -> bool {
     bytes.starts_with(CA_HEAD.as_bytes())
+}
+
+/// Whether we made a folder, and nobody else has said anything in it since.
+fn is_ours_alone(contents: &Contents, certs: &Certs) -> bool {
+    matches!(&contents.file, Current::Ours(written) if written.facts.made)
+        && !contents.has_kept
+        && matches!(original(contents).0, Keep::Done)
+        && *certs == Certs::default()
 }
 
 /// Which original a folder has, from what it holds alone.

@@ -8,8 +8,9 @@
 //!
 //! `compose` makes a file's text from the user's (`reading` says how containerd understands it, `marker` which lines
 //! are ours, `template` what our table looks like), `folder` changes one folder, `root` finds and locks them all,
-//! `watch` does it again when somebody else changes something.
+//! `watch` does it again when somebody else changes something. `adopt` reads the user's mirrors for our own use.
 
+mod adopt;
 mod certs;
 mod compose;
 mod dir;
@@ -29,8 +30,9 @@ mod template;
 mod tests;
 mod watch;
 
+pub use adopt::{Adopted, AdoptedFolder, Adoption, LeftOut};
 pub use dir::{Applied, AppliedFolder, Entry, HostsDir, Outcome, Restored, RestoredFolder};
-pub use error::{HostsError, Warning};
+pub use error::{HostsError, NotAdopted, Warning};
 pub use folder::Undone;
 pub use metrics::Metrics;
 pub use show::{Original, Shown, State};

@@ -26,21 +26,21 @@ pub(super) struct Host {
     pub(super) fields: toml::Value,
 }
 
-/// The types of the fields; a value of another type makes containerd drop the file.
-#[derive(Deserialize)]
-struct Fields {
+/// The fields of a host; a value of another type makes containerd drop the file.
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct Fields {
+    /// Empty: all.
     #[serde(default)]
     capabilities: Vec<String>,
-    #[serde(rename = "ca")]
-    _ca: Option<OneOrMany>,
-    #[serde(rename = "client")]
-    _client: Option<Client>,
-    #[serde(rename = "skip_verify")]
-    _skip_verify: Option<bool>,
-    #[serde(rename = "header")]
-    _header: Option<BTreeMap<String, OneOrMany>>,
-    #[serde(rename = "override_path")]
-    _override_path: Option<bool>,
+    ca: Option<OneOrMany>,
+    client: Option<Client>,
+    #[serde(default)]
+    pub(super) skip_verify: bool,
+    #[serde(default)]
+    header: BTreeMap<String, OneOrMany>,
+    #[serde(default)]
+    pub(super) override_path: bool,
+    /// Read for its type alone: how long to wait is our own affair.
     #[serde(rename = "dial_timeout")]
     _dial_timeout: Option<String>,
 }
@@ -52,28 +52,94 @@ struct Root {
     host: BTreeMap<String, Fields>,
 }
 
-#[derive(Deserialize)]
+#[derive(Debug, Deserialize)]
 #[serde(untagged, expecting = "a text or a list of texts")]
-#[allow(dead_code)] // Read for their types alone.
 enum OneOrMany {
     One(String),
     Many(Vec<String>),
 }
 
-#[derive(Deserialize)]
+#[derive(Debug, Deserialize)]
 #[serde(untagged, expecting = "a file name, or a list of file names or of pairs of them")]
-#[allow(dead_code)] // Read for their types alone.
 enum Client {
     One(String),
     Many(Vec<Certificate>),
 }
 
-#[derive(Deserialize)]
+#[derive(Debug, Deserialize)]
 #[serde(untagged)]
-#[allow(dead_code)] // Read for their types alone.
 enum Certificate {
     One(String),
     Pair([String; 2]),
+}
+
+impl Fields {
+    /// Whether the host is asked for this, by containerd's name for it.
+    pub(super) fn can(&self, capability: &str) -> bool {
+        self.capabilities.is_empty() || self.capabilities.iter().any(|one| one.eq_ignore_ascii_case(capability))
+    }
+
+    /// The files of CAs, as they are named.
+    pub(super) fn authorities(&self) -> &[String] {
+        self.ca.as_ref().map_or(&[], OneOrMany::as_slice)
+    }
+
+    /// The files of client certificates, each with its key's, as they are named. One name: both are in that file.
+    pub(super) fn clients(&self) -> Vec<(&str, &str)> {
+        fn pair(certificate: &Certificate) -> (&str, &str) {
+            match certificate {
+                Certificate::One(both) => (both, both),
+                Certificate::Pair([certificate, key]) => (certificate, key),
+            }
+        }
+        match &self.client {
+            None => vec![],
+            Some(Client::One(both)) => vec![(both, both)],
+            Some(Client::Many(all)) => all.iter().map(pair).collect(),
+        }
+    }
+
+    /// Whether the host is asked in any other way than one of which nothing is said.
+    pub(super) fn has_settings(&self) -> bool {
+        let names_files = self.ca.is_some() || self.client.is_some();
+        names_files || self.skip_verify || self.override_path || !self.header.is_empty()
+    }
+
+    /// With these certificate files and nothing else.
+    pub(super) fn with_certificates(authorities: Vec<String>, clients: Vec<[String; 2]>) -> Self {
+        let client = clients.into_iter().map(Certificate::Pair).collect::<Vec<_>>();
+        Self {
+            ca: (!authorities.is_empty()).then_some(OneOrMany::Many(authorities)),
+            client: (!client.is_empty()).then_some(Client::Many(client)),
+            ..Self::default()
+        }
+    }
+
+    /// The headers that go with each request, a name once for each of its values.
+    pub(super) fn headers(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.header
+            .iter()
+            .flat_map(|(name, values)| values.as_slice().iter().map(|value| (name.as_str(), value.as_str())))
+    }
+}
+
+impl OneOrMany {
+    fn as_slice(&self) -> &[String] {
+        match self {
+            Self::One(one) => std::slice::from_ref(one),
+            Self::Many(all) => all,
+        }
+    }
+}
+
+impl Host {
+    /// Its table by its fields.
+    ///
+    /// # Errors
+    /// None for a host of a [`Reading`]: the types were looked at.
+    pub(super) fn fields(&self) -> Result<Fields, String> {
+        Fields::deserialize(self.fields.clone()).map_err(|e| one_line(&e.to_string()))
+    }
 }
 
 impl Reading {
@@ -121,6 +187,14 @@ impl Reading {
         Ok(Self { hosts, root, ordinary })
     }
 
+    /// The fields that hold for the server, and where none is named, for the registry's own address.
+    ///
+    /// # Errors
+    /// As [`Host::fields`].
+    pub(super) fn root_fields(&self) -> Result<Fields, String> {
+        Fields::deserialize(toml::Value::Table(self.root.clone())).map_err(|e| one_line(&e.to_string()))
+    }
+
     /// Whether the file says nothing at all.
     pub(super) fn is_blank(&self) -> bool {
         self.hosts.is_empty() && self.root.is_empty()
@@ -164,7 +238,8 @@ pub(super) fn same_place(a: &str, b: &str) -> bool {
 fn is_url(url: &str) -> bool {
     let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
     let authority = rest.split(['/', '?', '#']).next().unwrap_or(rest);
-    let port = authority.rsplit_once(':').map(|(_, port)| port).filter(|port| !port.contains(']'));
+    let host = authority.rsplit_once('@').map_or(authority, |(_credentials, host)| host);
+    let port = host.rsplit_once(':').map(|(_, port)| port).filter(|port| !port.contains(']'));
     !url.chars().any(char::is_control)
         && !authority.contains([' ', '"', '<', '>', '^', '`', '{', '|', '}', '\\'])
         && port.is_none_or(|port| port.bytes().all(|b| b.is_ascii_digit()))
@@ -241,6 +316,7 @@ mod tests {
         for text in [
             "[host.a]\nclient = [['a','b'],'c']\nca = ['x']\nunknown = 1",
             "[host.'http://[::1]:5']\n[host.'[::1]']\ncapabilities=['Pull']",
+            "[host.'https://user:password@a']",
             "server = ''",
         ] {
             Reading::of(text).unwrap();

@@ -73,7 +73,7 @@ fn one(path: &Path, name: String) -> Shown {
     }
     let contents = match Folder::new(path.to_owned()).contents() {
         Ok(contents) => contents,
-        Err(e) => return unreadable(with_source(&e)),
+        Err(e) => return unreadable(e.with_source()),
     };
     let (state, text) = match &contents.file {
         Current::Ours(written) if written.intact => (State::Ours, Some(written.text.as_bytes())),
@@ -114,12 +114,4 @@ fn missing_ca(path: &Path, reading: &Reading) -> Option<String> {
     let remedy =
         if missing == folder::CA { "run larder hosts apply" } else { "put it back, or take it out of the file" };
     Some(format!("the CA {missing} is missing, and every pull fails for it; {remedy}"))
-}
-
-/// An error in one line, with what lies behind it.
-fn with_source(error: &HostsError) -> String {
-    match std::error::Error::source(error) {
-        Some(source) => format!("{error}: {source}"),
-        None => error.to_string(),
-    }
 }

@@ -40,11 +40,26 @@ fn names(host: &str) -> [String; 2] {
 
 /// Whether containerd could look for a folder of this name.
 fn is_looked_up(name: &str) -> bool {
-    let host = match name.strip_suffix('_').and_then(|rest| rest.rsplit_once('_')) {
-        Some((host, port)) => format!("{host}:{port}"),
-        None => name.to_owned(),
-    };
-    name == DEFAULT || host.parse::<Registry>().is_ok()
+    name == DEFAULT || registry(name).is_some()
+}
+
+/// The registry that a folder's name means.
+fn registry(name: &str) -> Option<Registry> {
+    match name.strip_suffix('_').and_then(|rest| rest.rsplit_once('_')) {
+        Some((host, port)) => format!("{host}:{port}").parse().ok(),
+        None => name.parse().ok(),
+    }
+}
+
+/// What containerd reads a folder for; `None` when it is no registry's, or the registry has one that comes before it.
+pub(super) fn target(name: &str, existing: &BTreeSet<String>) -> Option<HostsTarget> {
+    if name == DEFAULT {
+        return Some(HostsTarget::Default);
+    }
+    let registry = registry(name)?;
+    let [first, second] = names(registry.as_str());
+    let read = if existing.contains(&first) { first } else { second };
+    (name == read).then_some(HostsTarget::Registry(registry))
 }
 
 #[cfg(test)]
@@ -75,5 +90,18 @@ mod tests {
         assert_eq!(planned(&["a", "a:1"], &["a:1"]), ["a:1"]);
         assert_eq!(planned(&["a", "_default"], &["a:1", "docker.io"]), ["a:1", "docker.io"]);
         assert_eq!(planned(&["a"], &[]), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_folder_is_read_for_the_registry_of_its_name() {
+        let existing = ["a:1", "a_1_", "b:1", "_default", "registry-1.docker.io", "UP.er", "a b"];
+        let existing: BTreeSet<String> = existing.into_iter().map(str::to_owned).collect();
+        let registry = |name: &str| Some(HostsTarget::Registry(name.parse().unwrap()));
+        assert_eq!(target("a_1_", &existing), registry("a:1"));
+        assert_eq!(target("b:1", &existing), registry("b:1"));
+        assert_eq!(target("_default", &existing), Some(HostsTarget::Default));
+        for other in ["a:1", "registry-1.docker.io", "UP.er", "a b"] {
+            assert_eq!(target(other, &existing), None, "{other}");
+        }
     }
 }

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::adopt::Adoption;
 use super::dir::{Applied, Entry, HostsDir, Outcome};
 use super::error::HostsError;
 use super::pace::Pace;
@@ -14,12 +15,14 @@ const RESCAN: Duration = Duration::from_secs(10);
 
 /// Keeps the entries as they should be until `stop`: applies them at the start, when `entry` changes, and when somebody
 /// changes, adds or removes a file or a folder. `changed` is called after the first time, after everything that changed
-/// the disk, and when a failure begins or ends; not while all stays as it is.
+/// the disk, and when a failure begins or ends; not while all stays as it is. `adoption` looks each time before anything
+/// is written.
 ///
 /// Where somebody else undoes each change of ours, the waits between them grow up to a minute, and the log says so once.
 pub async fn watch(
     hosts: Arc<HostsDir>,
     mut entry: watch::Receiver<Arc<Entry>>,
+    adoption: Option<Arc<Adoption>>,
     changed: impl Fn(&Result<Applied, HostsError>) + Send,
     stop: CancellationToken,
 ) {
@@ -30,7 +33,7 @@ pub async fn watch(
     let mut ours_to_write = true;
     while !stop.is_cancelled() {
         let wanted = Arc::clone(&entry.borrow_and_update());
-        let Some((result, blind_spot)) = look(&hosts, &sight, wanted).await else { return };
+        let Some((result, blind_spot)) = look(&hosts, &sight, adoption.as_ref(), wanted).await else { return };
         if let Ok(applied) = &result {
             hosts.metrics().applied(applied);
             say(applied);
@@ -74,13 +77,17 @@ pub async fn watch(
 async fn look(
     hosts: &Arc<HostsDir>,
     sight: &Arc<Sight>,
+    adoption: Option<&Arc<Adoption>>,
     entry: Arc<Entry>,
 ) -> Option<(Result<Applied, HostsError>, bool)> {
-    let (hosts, sight) = (Arc::clone(hosts), Arc::clone(sight));
+    let (hosts, sight, adoption) = (Arc::clone(hosts), Arc::clone(sight), adoption.cloned());
     let work = tokio::task::spawn_blocking(move || {
         // What happens from here on is told again.
         sight.follow(hosts.dir());
         sight.drain();
+        if let Some(adoption) = adoption {
+            adoption.look();
+        }
         let applied = hosts.apply(&entry);
         let blind_spot = sight.follow(hosts.dir());
         (applied, blind_spot)
@@ -123,12 +130,8 @@ fn count(hosts: &HostsDir, applied: &Applied, pace: &mut Pace) {
 
 /// The failures as text, to see whether they are the same as before.
 fn failing(result: &Result<Applied, HostsError>) -> Vec<(String, String)> {
-    let text = |error: &HostsError| match std::error::Error::source(error) {
-        Some(source) => format!("{error}: {source}"),
-        None => error.to_string(),
-    };
     match result {
-        Ok(applied) => applied.failures().map(|(folder, error)| (folder.to_owned(), text(error))).collect(),
-        Err(error) => vec![(String::new(), text(error))],
+        Ok(applied) => applied.failures().map(|(folder, error)| (folder.to_owned(), error.with_source())).collect(),
+        Err(error) => vec![(String::new(), error.with_source())],
     }
 }

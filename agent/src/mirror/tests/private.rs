@@ -226,18 +226,20 @@ async fn a_redirect_to_plain_http_stands_for_the_token() {
     let world = World::new(true).await;
     let node = world.node("").await;
     let alice = node.token(TAG, ALICE).await;
-    let redirect = node.get_by_tls(&blob(&world.layer), &alice).await;
+    // Small ones are answered on TLS at once.
+    assert_eq!(node.get_by_tls(&blob(&world.layer), &alice).await.body, b"a layer");
+    let large = vec![7; 2 << 20];
+    let layer = world.registry.now().push_blob("acme/app", &large);
+    let redirect = node.get_by_tls(&blob(&layer), &alice).await;
     assert_eq!(redirect.status, 307);
     let location = redirect.headers["location"].clone();
     let target = location.strip_prefix(&format!("http://{}", node.address)).unwrap();
-    assert_eq!(node.get(target, None).await.body, b"a layer", "cold, with nothing but the signature");
-    assert_eq!(node.get(target, None).await.body, b"a layer");
-    assert_eq!(node.get(&blob(&world.layer), None).await.status, 401);
-    let other = target.replace(&world.layer.to_string(), &world.manifest.to_string());
+    assert!(node.get(target, None).await.body == large, "with nothing but the signature");
+    assert!(node.get(target, None).await.body == large);
+    assert_eq!(node.get(&blob(&layer), None).await.status, 401);
+    let other = target.replace(&layer.to_string(), &world.layer.to_string());
     assert_eq!(node.get(&other, None).await.status, 401);
-    let unsigned = node.get_by_tls(&blob(&world.layer), "1.unknown").await.headers["location"].clone();
-    let target = unsigned.strip_prefix(&format!("http://{}", node.address)).unwrap().to_owned();
-    let challenged = node.get(&target, None).await;
+    let challenged = node.get_by_tls(&blob(&layer), "1.unknown").await;
     let realm = format!(r#"Bearer realm="https://{}/token""#, node.address);
     assert!(challenged.headers["www-authenticate"].starts_with(&realm), "secrets go where the caller came from");
     node.end().await;

@@ -28,11 +28,11 @@ async fn what_is_asked_and_what_is_read() {
     assert_eq!(
         lines,
         [
-            "GET /prefix/v2/acme/app/manifests/v1 HTTP/1.1",
-            "HEAD /prefix/v2/acme/app/manifests/v1 HTTP/1.1",
-            &format!("HEAD /prefix/v2/acme/app/blobs/{} HTTP/1.1", digest()),
-            &format!("GET /prefix/v2/acme/app/blobs/{} HTTP/1.1", digest()),
-            "GET /prefix/v2/acme/app/tags/list?n=5 HTTP/1.1",
+            "GET /prefix/v2/acme/app/manifests/v1?ns=registry.test HTTP/1.1",
+            "HEAD /prefix/v2/acme/app/manifests/v1?ns=registry.test HTTP/1.1",
+            &format!("HEAD /prefix/v2/acme/app/blobs/{}?ns=registry.test HTTP/1.1", digest()),
+            &format!("GET /prefix/v2/acme/app/blobs/{}?ns=registry.test HTTP/1.1", digest()),
+            "GET /prefix/v2/acme/app/tags/list?n=5&ns=registry.test HTTP/1.1",
         ]
     );
     assert_eq!(server.count("accept-encoding: identity\r\n"), 5);

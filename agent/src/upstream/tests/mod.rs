@@ -1,9 +1,13 @@
 //! The room against real sockets: servers on loopback that answer byte for byte what a test says.
 
+mod adopted;
 mod bodies;
+mod chain;
 mod credentials;
 mod failures;
 mod guard;
+mod proxies;
+mod reach;
 mod redirects;
 pub(crate) mod server;
 mod state;
@@ -39,15 +43,15 @@ impl Room {
 
     /// With a guard that lets loopback pass for the world.
     fn of_world(url: &str, ca: Option<&Path>, insecure: bool) -> Self {
-        fn nothing(_: IpAddr) -> Option<&'static str> {
-            None
-        }
         Self::new(nothing, url, ca, insecure)
     }
 
     fn new(refused: fn(IpAddr) -> Option<&'static str>, url: &str, ca: Option<&Path>, insecure: bool) -> Self {
         let ca = ca.map(Path::to_owned).into_iter().collect();
-        let upstream = UpstreamConfig { ca, insecure, ..UpstreamConfig::new(url.parse().unwrap()) };
+        Self::with(refused, UpstreamConfig { ca, insecure, ..at(url) })
+    }
+
+    fn with(refused: fn(IpAddr) -> Option<&'static str>, upstream: UpstreamConfig) -> Self {
         let upstreams = Upstreams::guarded_by(refused, &config(vec![upstream])).unwrap();
         let upstream = Arc::clone(&upstreams.of(&registry())[0]);
         Self { upstreams, upstream }
@@ -68,6 +72,26 @@ impl Room {
     async fn tag(&self) -> Result<Answer, UpstreamError> {
         self.upstream.head_manifest(&Grant::Anonymous, &repository(), &reference()).await
     }
+}
+
+/// A guard that lets loopback pass for the world.
+fn nothing(_: IpAddr) -> Option<&'static str> {
+    None
+}
+
+/// An upstream with nothing else said about it.
+fn at(url: &str) -> UpstreamConfig {
+    UpstreamConfig::new(url.parse().unwrap())
+}
+
+/// Waits until something holds; fails the test if it doesn't for ten seconds.
+async fn until(condition: impl Fn() -> bool) {
+    let waiting = async {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), waiting).await.expect("it never held");
 }
 
 fn config(upstreams: Vec<UpstreamConfig>) -> Config {

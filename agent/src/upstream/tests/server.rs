@@ -8,8 +8,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
-use rustls::ServerConfig;
-use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{RootCertStore, ServerConfig};
 use tempfile::NamedTempFile;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpListener;
@@ -42,6 +44,14 @@ pub(crate) struct Server {
 impl Server {
     pub(crate) async fn plain(script: impl Fn(&str) -> Vec<Act> + Send + Sync + 'static) -> Self {
         Self::start(Arc::new(script), None).await
+    }
+
+    /// TLS as a test sets it up.
+    pub(crate) async fn tls_by(
+        acceptor: TlsAcceptor,
+        script: impl Fn(&str) -> Vec<Act> + Send + Sync + 'static,
+    ) -> Self {
+        Self::start(Arc::new(script), Some(acceptor)).await
     }
 
     pub(crate) async fn tls(ca: &Ca, script: impl Fn(&str) -> Vec<Act> + Send + Sync + 'static) -> Self {
@@ -183,18 +193,36 @@ impl Ca {
         self.pem.path()
     }
 
+    /// A certificate and its key, each in PEM.
+    pub(crate) fn issue(&self, name: &str) -> (String, String) {
+        let key = KeyPair::generate().unwrap();
+        let certificate = CertificateParams::new([name.to_owned()]).unwrap().signed_by(&key, &self.issuer).unwrap();
+        (certificate.pem(), key.serialize_pem())
+    }
+
     pub(crate) fn acceptor(&self, alpn: &[&[u8]]) -> TlsAcceptor {
+        self.acceptor_for(alpn, None)
+    }
+
+    /// One that wants a client certificate of an authority, if one is named.
+    pub(crate) fn acceptor_for(&self, alpn: &[&[u8]], clients: Option<&Self>) -> TlsAcceptor {
         let key = KeyPair::generate().unwrap();
         let names = ["localhost".to_owned(), "127.0.0.1".to_owned()];
         let certificate = CertificateParams::new(names).unwrap().signed_by(&key, &self.issuer).unwrap();
         let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let mut config = ServerConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_no_client_auth()
-            .with_single_cert(vec![certificate.der().clone()], key)
-            .unwrap();
+        let builder = ServerConfig::builder_with_provider(Arc::clone(&provider));
+        let builder = builder.with_safe_default_protocol_versions().unwrap();
+        let builder = match clients {
+            None => builder.with_no_client_auth(),
+            Some(clients) => {
+                let mut roots = RootCertStore::empty();
+                roots.add(CertificateDer::from_pem_file(clients.path()).unwrap()).unwrap();
+                let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+                builder.with_client_cert_verifier(verifier.build().unwrap())
+            }
+        };
+        let mut config = builder.with_single_cert(vec![certificate.der().clone()], key).unwrap();
         config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
         TlsAcceptor::from(Arc::new(config))
     }

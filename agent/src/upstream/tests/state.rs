@@ -65,7 +65,7 @@ async fn chains() {
     assert_eq!(upstreams.all().len(), 256);
 
     let two = ["https://a.test", "https://b.test/hub"];
-    let configured = two.map(|url| UpstreamConfig::new(url.parse().unwrap())).into();
+    let configured = two.map(at).into();
     let upstreams = Upstreams::new(&config(configured)).unwrap();
     let names: Vec<_> = upstreams.of(&registry()).iter().map(|u| u.url().to_string()).collect();
     assert_eq!(names, two);

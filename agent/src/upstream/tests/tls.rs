@@ -15,7 +15,7 @@ use tokio::net::TcpListener;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
-use super::super::{SetupError, Unreachable};
+use super::super::{SetupError, TlsError, Unreachable};
 use super::server::{Ca, Server, answer, ok};
 use super::*;
 
@@ -55,10 +55,13 @@ async fn a_ca_file_that_is_none() {
             .unwrap_err()
     };
     let error = set_up(missing);
-    assert!(matches!(&error, SetupError::CaUnreadable { path, .. } if path == missing), "{error}");
-    assert!(error.to_string().contains("/nonexistent/ca.pem") && error.to_string().contains("registry.test"));
+    assert!(
+        matches!(&error, SetupError::Upstream { source: TlsError::Unreadable { path, .. }, .. } if path == missing)
+    );
+    let text = error.to_string();
+    assert!(text.contains("/nonexistent/ca.pem") && text.contains("registry.test"), "{text}");
     let error = set_up(empty.path());
-    assert!(matches!(error, SetupError::CaInvalid { .. }), "{error}");
+    assert!(matches!(error, SetupError::Upstream { source: TlsError::Invalid { .. }, .. }), "{error}");
 }
 
 /// What the HTTP/2 server's blob is: more than a window.

@@ -1,5 +1,6 @@
 //! The whole room on real folders.
 
+mod adopting;
 mod composing;
 mod crashes;
 mod files;

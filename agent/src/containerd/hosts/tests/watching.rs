@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::super::{Adopted, Adoption};
 use super::*;
 
 /// Long enough for a busy machine, and shorter than the 10 s after which we look without having been told.
@@ -21,6 +22,10 @@ struct Watching {
 impl Watching {
     /// Watches, and waits for the first time that all is applied.
     async fn start(certs: Certs) -> Self {
+        Self::start_with(certs, None).await
+    }
+
+    async fn start_with(certs: Certs, adoption: Option<Arc<Adoption>>) -> Self {
         let hosts = Arc::new(certs.hosts(&["_default"]));
         let (sender, receiver) = watch::channel(Arc::new(entry()));
         let (told, changed) = mpsc::unbounded_channel();
@@ -28,6 +33,7 @@ impl Watching {
         let task = tokio::spawn(super::super::watch(
             Arc::clone(&hosts),
             receiver,
+            adoption,
             move |result| {
                 let folders = result.as_ref().map(|applied| applied.folders.as_slice()).unwrap_or_default();
                 let written = folders.iter().filter(|f| matches!(f.outcome, Ok(Outcome::Written)));
@@ -81,6 +87,26 @@ async fn whatever_others_change_is_mended() {
     watching.written("_default", &[URL]).await;
 
     assert!(watching.hosts.metrics().rewrites.get() >= 5);
+    watching.end().await;
+}
+
+#[tokio::test]
+async fn mirrors_are_told_before_ours_is_written_and_when_they_change() {
+    let certs = Certs::with(&[("docker.io/hosts.toml", "[host.a]\n")]);
+    let file = certs.dir.join("docker.io/hosts.toml");
+    let (told, mut adopted) = mpsc::unbounded_channel();
+    let tell = move |all: &Adopted| {
+        let urls = all.folders.iter().flat_map(|one| &one.upstreams).map(|one| one.url.to_string()).collect::<Vec<_>>();
+        let _ = told.send((urls, fs::read_to_string(&file).unwrap()));
+    };
+    let adoption = Adoption::new(certs.dir.clone(), entry().listen, tell);
+    let watching = Watching::start_with(certs, Some(Arc::new(adoption))).await;
+    let mut next = async || tokio::time::timeout(SOON, adopted.recv()).await.expect("nothing was told").unwrap();
+    assert_eq!(next().await, (vec!["https://a".to_owned()], "[host.a]\n".to_owned()));
+    watching.certs.put("docker.io/hosts.toml", b"[host.b]\n");
+    assert_eq!(next().await.0, ["https://b"]);
+    watching.certs.put("_default/hosts.toml", b"[host.c]\n");
+    assert_eq!(next().await.0, ["https://c", "https://b"]);
     watching.end().await;
 }
 

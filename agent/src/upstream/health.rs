@@ -1,0 +1,55 @@
+use std::path::Path;
+
+use super::breaker::Rank;
+use super::one::Upstream;
+use super::quota::Quota;
+
+/// The most ranges of one blob at once, where no `max_connections` says how many.
+const RANGES_AT_ONCE: usize = 8;
+
+/// What others need to know of an upstream before they ask it.
+impl Upstream {
+    /// Whether it is the registry's own address, not a mirror of it.
+    #[must_use]
+    pub const fn is_origin(&self) -> bool {
+        self.is_origin
+    }
+
+    /// Whether it is asked in its turn: its breaker is closed, and it doesn't rest.
+    #[must_use]
+    pub fn is_available(&self) -> bool {
+        self.rank() == Rank::Well
+    }
+
+    /// Whether work that nobody waits for may ask it: it is available, and has more than a fifth of its quota left.
+    #[must_use]
+    pub fn allows_background(&self) -> bool {
+        self.is_available() && self.state().quota.is_none_or(Quota::is_ample)
+    }
+
+    /// The most connections for parallel ranges of one blob.
+    #[must_use]
+    pub fn ranges_at_once(&self) -> usize {
+        self.exchange.limit.as_ref().map_or(RANGES_AT_ONCE, |limit| limit.most)
+    }
+
+    /// The Docker `config.json` with the agent's own credentials for it, if the configuration names one.
+    #[must_use]
+    pub fn credentials(&self) -> Option<&Path> {
+        self.config.as_ref()?.credentials.as_deref()
+    }
+
+    /// Whether it may be asked what a tag means.
+    pub(super) fn knows_tags(&self) -> bool {
+        self.config.as_ref().is_none_or(|config| config.resolve)
+    }
+
+    /// Whether it is the registry's own address with nothing said about it.
+    pub(super) fn is_bare_origin(&self) -> bool {
+        self.is_origin && self.exchange.named.is_none()
+    }
+
+    pub(super) fn rank(&self) -> Rank {
+        self.exchange.record.rank()
+    }
+}

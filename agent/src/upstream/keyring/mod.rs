@@ -1,0 +1,162 @@
+//! Credentials of the agent's own, for what it asks of registries without a caller: Docker config files, the credential
+//! helpers that these name, and kubelet's credential provider plugins with kubelet's own configuration.
+//!
+//! A [`Keyring`] answers which credentials may open an image. Files are read anew when they change; programs are run
+//! when something is asked that no held answer covers, once for all who ask, and are killed when they take too long or
+//! the agent ends. One source that fails keeps no other from answering: what went wrong is logged and counted, and
+//! never holds a secret.
+
+mod credential;
+mod docker;
+mod error;
+mod helper;
+mod metrics;
+mod pattern;
+mod plugin;
+mod program;
+mod providers;
+mod shared;
+mod watched;
+
+#[cfg(test)]
+mod tests;
+
+use std::cmp::Reverse;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+
+pub use credential::Credential;
+
+use self::docker::DockerConfig;
+use self::helper::Helpers;
+use self::metrics::Metrics;
+use self::pattern::{Image, Rank};
+use self::plugin::Plugins;
+use self::program::Runner;
+use self::watched::Watched;
+use super::tasks::Tasks;
+use crate::config::Credentials;
+use crate::image::{Registry, Repository};
+
+/// The agent's own credentials. A cheap clone.
+#[derive(Debug, Clone)]
+pub struct Keyring(Arc<Sources>);
+
+#[derive(Debug)]
+struct Sources {
+    docker: Vec<Watched<DockerConfig>>,
+    helpers: Helpers,
+    plugins: Option<Plugins>,
+    metrics: Metrics,
+    tasks: Tasks,
+}
+
+/// How often, how long, how many: all that is about time, so that tests needn't wait.
+#[derive(Debug, Clone, Copy)]
+struct Pace {
+    /// Files are looked at again after this time.
+    look: Duration,
+    /// A program that hasn't answered by then is killed; kubelet's own figure.
+    patience: Duration,
+    /// How long a credential helper's answer is used again: helpers don't say how long it holds.
+    helper_hold: Duration,
+    /// A program that failed isn't asked the same again before this time is over.
+    rest: Duration,
+}
+
+impl Pace {
+    const USUAL: Self = Self {
+        look: Duration::from_secs(1),
+        patience: Duration::from_secs(60),
+        helper_hold: Duration::from_secs(30),
+        rest: Duration::from_secs(10),
+    };
+}
+
+/// A credential, and how closely its entry describes the image.
+#[derive(Debug)]
+struct Match {
+    rank: Rank,
+    credential: Credential,
+}
+
+impl Keyring {
+    /// Makes it ready to be asked. Opens no file and starts nothing.
+    #[must_use]
+    pub fn new(config: &Credentials) -> Self {
+        Self::with_pace(config, Pace::USUAL)
+    }
+
+    fn with_pace(config: &Credentials, pace: Pace) -> Self {
+        let (tasks, metrics) = (Tasks::default(), Metrics::default());
+        let runner = Runner::new(pace, tasks.clone(), metrics.clone());
+        let docker =
+            config.docker_config.iter().map(|path| Watched::file(path.clone(), pace.look, DockerConfig::parse));
+        let plugins = config.kubelet_config.as_ref().map(|path| {
+            let beside = || path.parent().unwrap_or(path).to_owned();
+            let programs = config.kubelet_bin_dir.clone().unwrap_or_else(beside);
+            Plugins::new(path.clone(), programs, pace.look, runner.clone())
+        });
+        Self(Arc::new(Sources {
+            docker: docker.collect(),
+            helpers: Helpers::new(config.helpers_dir.clone(), pace.helper_hold, runner),
+            plugins,
+            metrics,
+            tasks,
+        }))
+    }
+
+    /// The credentials that may open `repository` of `registry`, best match first: longer paths before shorter ones,
+    /// names before wildcards, then in the order of the configuration, Docker's files before kubelet's plugins. Empty:
+    /// there are none.
+    ///
+    /// `registry` is whom they are shown to. For a mirror of a registry ask with the mirror's own name: kubelet's and
+    /// Docker's files say of each host which credentials are meant for it.
+    ///
+    /// At once where files and held answers suffice. Where programs must be asked, all are at the same time, and each
+    /// is given at most a minute, besides the wait for a place among the few that may run. Who can't wait may drop the
+    /// future: the programs go on, and the next call finds their answers.
+    pub async fn find(&self, registry: &Registry, repository: &Repository) -> Vec<Credential> {
+        let image = Image::new(registry, repository);
+        let of_docker = self.0.docker.iter().map(|file| async {
+            match file.current().await {
+                Some(config) => config.find(&image, &self.0.helpers).await,
+                None => Vec::new(),
+            }
+        });
+        let of_plugins = async {
+            match &self.0.plugins {
+                Some(plugins) => plugins.find(&image).await,
+                None => Vec::new(),
+            }
+        };
+        let (of_docker, of_plugins) = tokio::join!(join_all(of_docker), of_plugins);
+        let mut matches: Vec<Match> = of_docker.into_iter().flatten().chain(of_plugins).collect();
+        matches.sort_by_key(|found| Reverse(found.rank));
+        let mut found = Vec::with_capacity(matches.len());
+        for Match { credential, .. } in matches {
+            if !found.contains(&credential) {
+                found.push(credential);
+            }
+        }
+        found
+    }
+
+    /// Whether the configuration names no source at all, so that [`find`](Self::find) never finds any.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.docker.is_empty() && self.0.plugins.is_none()
+    }
+
+    /// Enters the metrics, whose names start with `larder_credential`.
+    pub fn register(&self, registry: &mut prometheus_client::registry::Registry) {
+        self.0.metrics.register(registry);
+    }
+
+    /// Kills the programs that still run and waits for that. From here on, only what files hold is found.
+    pub async fn close(&self) {
+        self.0.tasks.close().await;
+    }
+}
