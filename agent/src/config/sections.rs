@@ -52,6 +52,9 @@ pub struct Mirror {
     pub header_timeout: Span,
     /// An upstream that sends no byte for so long is left.
     pub stall_timeout: Span,
+    /// A blob that has begun, and that no upstream goes on with, is tried again for so long after the last byte. `0`:
+    /// each upstream is asked once.
+    pub resume_within: Span,
 }
 
 /// `[cache]`
@@ -190,6 +193,7 @@ impl Default for Mirror {
             connect_timeout: Span::secs(3),
             header_timeout: Span::secs(10),
             stall_timeout: Span::secs(10),
+            resume_within: Span::secs(30),
         }
     }
 }

@@ -53,6 +53,11 @@ impl RangeAsked {
         }
     }
 
+    /// Whether it says itself where it ends, and so doesn't ask for the end of the blob.
+    pub(super) const fn has_end(self) -> bool {
+        matches!(self, Self::FromTo(..))
+    }
+
     /// Of a blob of `size` bytes.
     pub(super) fn of(self, size: u64) -> Part {
         match self {

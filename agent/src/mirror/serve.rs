@@ -222,10 +222,11 @@ impl Mirror {
         let media_type = found.media_type.clone();
         let part = found.size.map_or(Part::Whole, |size| range.of(size));
         match (part, found.size) {
-            (Part::Some(range), Some(size)) => {
-                let length = range.end - range.start;
-                let content_range = format!("bytes {}-{}/{size}", range.start, range.end - 1);
-                let body = reply::streamed(found.read_range(range));
+            (Part::Some(part), Some(size)) => {
+                let length = part.end - part.start;
+                let content_range = format!("bytes {}-{}/{size}", part.start, part.end - 1);
+                let reader = if range.has_end() { found.read_part(part) } else { found.read_from(part.start) };
+                let body = reply::streamed(reader);
                 let mut response =
                     reply::content(StatusCode::PARTIAL_CONTENT, digest, media_type.as_str(), Some(length), body);
                 if let Ok(content_range) = HeaderValue::from_str(&content_range) {

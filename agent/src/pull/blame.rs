@@ -1,8 +1,13 @@
+//! Wrong bytes: who sent them, how far they reached, and what follows from it.
+
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::Inner;
 use crate::image::Digest;
+use crate::upstream::Upstream;
 
 /// How long a source stays suspect.
 const SUSPECT_FOR: Duration = Duration::from_secs(3600);
@@ -19,6 +24,8 @@ pub(super) struct Blame(Mutex<Memory>);
 struct Memory {
     suspects: HashMap<String, Instant>,
     broke: HashMap<(String, Digest), Instant>,
+    /// Broken by several, of whom one is to blame, and nobody knows who.
+    unclear: HashMap<Digest, Instant>,
     poisoned: HashMap<Digest, (u64, Instant)>,
 }
 
@@ -43,20 +50,116 @@ impl Blame {
         memory.broke.get(&(upstream.to_owned(), *digest)).is_some_and(|at| at.elapsed() < SUSPECT_FOR)
     }
 
+    /// What `sources` delivered together broke `digest`.
+    pub(super) fn broken_by(&self, sources: &[Arc<Upstream>], digest: Digest) {
+        match sources {
+            [one] => self.broke(one.name(), digest),
+            _ => self.is_unclear(digest),
+        }
+    }
+
+    /// Several delivered bytes that together broke `digest`. Who of them it was is found out by taking it from one alone.
+    fn is_unclear(&self, digest: Digest) {
+        let mut memory = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        insert(&mut memory.unclear, digest, Instant::now(), |at| *at);
+    }
+
+    fn needs_one_source(&self, digest: &Digest) -> bool {
+        let memory = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        memory.unclear.get(digest).is_some_and(|at| at.elapsed() < SUSPECT_FOR)
+    }
+
     /// A caller has the first `reached` bytes of a blob, and they are wrong.
     pub(super) fn poisoned(&self, digest: Digest, reached: u64) {
         let mut memory = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let reached = memory.poisoned.get(&digest).map_or(reached, |&(before, _)| before.max(reached));
         insert(&mut memory.poisoned, digest, (reached, Instant::now()), |(_, at)| *at);
     }
 
-    /// Whether a range from `start` would continue wrong bytes. Who starts at 0 starts clean, and ends the memory.
+    /// Whether a range from `start` would continue wrong bytes. Who starts at 0 starts clean; the memory stays, for
+    /// others.
     pub(super) fn continues_poison(&self, digest: &Digest, start: u64) -> bool {
-        let mut memory = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if start == 0 {
-            memory.poisoned.remove(digest);
-            return false;
+        let memory = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        start > 0
+            && memory.poisoned.get(digest).is_some_and(|(reached, at)| start <= *reached && at.elapsed() < POISONED_FOR)
+    }
+
+    /// A caller has got all of a blob, proven: no wrong beginning of it is left to be continued.
+    pub(super) fn delivered(&self, digest: &Digest) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).poisoned.remove(digest);
+    }
+}
+
+/// Those whose bytes one arriving blob has.
+pub(super) struct Suspects {
+    pull: Arc<Inner>,
+    digest: Digest,
+    from: Vec<Arc<Upstream>>,
+    /// Whether an earlier transfer's bytes are in it too: anyone's, and they may have reached a caller.
+    has_leftover: bool,
+    must_be_alone: bool,
+}
+
+impl Suspects {
+    pub(super) fn new(pull: Arc<Inner>, digest: Digest) -> Self {
+        let must_be_alone = pull.blame.needs_one_source(&digest);
+        Self { pull, digest, from: Vec::new(), has_leftover: false, must_be_alone }
+    }
+
+    /// Whether all of it has to come from one source, so that it shows whose bytes are wrong.
+    pub(super) const fn must_be_alone(&self) -> bool {
+        self.must_be_alone
+    }
+
+    /// Whether a source's bytes may be added.
+    pub(super) fn admits(&self, source: &Arc<Upstream>) -> bool {
+        !self.must_be_alone || self.from.iter().all(|known| Arc::ptr_eq(known, source))
+    }
+
+    /// A source's bytes are added. Returns whether the whole has to be verified before any of it goes out.
+    pub(super) fn take_from(&mut self, source: &Arc<Upstream>) -> bool {
+        if !self.from.iter().any(|known| Arc::ptr_eq(known, source)) {
+            self.from.push(Arc::clone(source));
         }
-        memory.poisoned.get(digest).is_some_and(|(reached, at)| start <= *reached && at.elapsed() < POISONED_FOR)
+        self.must_be_alone || self.from.iter().any(|source| self.pull.blame.is_suspect(source.name()))
+    }
+
+    /// What an earlier transfer left is taken up.
+    pub(super) const fn take_leftover(&mut self) {
+        self.has_leftover = true;
+    }
+
+    pub(super) const fn has_leftover(&self) -> bool {
+        self.has_leftover
+    }
+
+    /// All of it was thrown away.
+    pub(super) fn forget(&mut self) {
+        self.from.clear();
+        self.has_leftover = false;
+    }
+
+    /// The digest doesn't hold.
+    pub(super) fn have_broken_it(&self) {
+        if self.has_leftover {
+            self.pull.blame.is_unclear(self.digest);
+        } else {
+            self.pull.blame.broken_by(&self.from, self.digest);
+        }
+    }
+}
+
+impl fmt::Display for Suspects {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let earlier = self.has_leftover.then_some("an earlier transfer");
+        let names = self.from.iter().map(|source| source.name()).chain(earlier);
+        for (n, name) in names.enumerate() {
+            if n > 0 {
+                f.write_str(", ")?;
+            }
+            f.write_str(name)?;
+        }
+        Ok(())
     }
 }
 
@@ -73,7 +176,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_poisoned_reply_is_not_continued_until_somebody_starts_clean() {
+    fn a_poisoned_reply_is_not_continued_until_somebody_has_all_of_it() {
         let blame = Blame::default();
         let digest = Digest::of(b"x");
         blame.poisoned(digest, 100);
@@ -81,6 +184,10 @@ mod tests {
         assert!(blame.continues_poison(&digest, 40));
         assert!(!blame.continues_poison(&digest, 101), "bytes that we never sent");
         assert!(!blame.continues_poison(&digest, 0));
+        assert!(blame.continues_poison(&digest, 100), "somebody else began anew");
+        blame.poisoned(digest, 50);
+        assert!(blame.continues_poison(&digest, 100), "the larger holds");
+        blame.delivered(&digest);
         assert!(!blame.continues_poison(&digest, 100));
     }
 

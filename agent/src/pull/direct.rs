@@ -2,15 +2,18 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 
+use super::sources::Sources;
 use super::{Inner, Kind, Wanted};
 use crate::image::{Access, Hasher, MediaType, Reference};
 use crate::store::CHUNK;
 use crate::upstream::{Answer, Body, Part, Upstream, UpstreamError};
 
+/// A source that is silent for so long is left, when another one may do better. Without another, `stall_timeout` holds.
+pub(super) const SILENT: Duration = Duration::from_secs(2);
 /// For what is read whole before anyone gets any of it: a few MiB.
 const READ_AHEAD_DEADLINE: Duration = Duration::from_secs(20);
 
@@ -20,6 +23,8 @@ pub(super) struct Opened {
     pub(super) size: Option<u64>,
     /// Where in the blob the bytes begin: less than what was asked for where the upstream ignored the range.
     pub(super) offset: u64,
+    /// Where the part that was asked for ends; `None` for the end of the blob.
+    pub(super) end: Option<u64>,
     pub(super) media_type: MediaType,
     /// Whether anybody would have got it.
     pub(super) access: Access,
@@ -35,13 +40,22 @@ impl Opened {
             Kind::Manifest => upstream.manifest(grant, &place.repository, &Reference::Digest(*digest)).await?,
             Kind::Blob => upstream.blob(grant, &place.repository, digest, part).await?,
         };
-        Ok(Self::from(upstream, answer))
+        Ok(Self { end: part.to, ..Self::from(upstream, answer) })
     }
 
     pub(super) fn from(upstream: &Arc<Upstream>, answer: Answer) -> Self {
         let Answer { size, offset, media_type, access, body, .. } = answer;
         let media_type = media_type.unwrap_or_else(MediaType::octet_stream);
-        Self { size, offset, media_type, access, upstream: Arc::clone(upstream), ahead: BytesMut::new(), body }
+        Self {
+            size,
+            offset,
+            end: None,
+            media_type,
+            access,
+            upstream: Arc::clone(upstream),
+            ahead: BytesMut::new(),
+            body,
+        }
     }
 
     /// Reads until the body ends, which makes its length known, or until more than `limit` bytes are there.
@@ -128,9 +142,8 @@ pub(super) struct Direct {
     from: Vec<Arc<Upstream>>,
     /// Bytes of the current answer that lie before `at`.
     skip: u64,
-    /// How many upstreams were asked since `at` stood at `tried_at`: each once for every byte that comes.
-    tried: usize,
-    tried_at: u64,
+    sources: Sources,
+    last_gain: Instant,
 }
 
 /// Why a direct reading ended short.
@@ -142,20 +155,23 @@ pub(super) enum DirectEnd {
 }
 
 impl Direct {
-    /// Reads `[start, end)` of a blob. `hasher` has taken all bytes before `start`; it is given only when the reading
-    /// goes to the end of the blob, since only then does its digest prove anything.
+    /// Reads `[start, end)` of a blob. `hashed` is a hash over all bytes before the second, from which on the blob is read
+    /// then, at or before `start`; it is given only when the reading goes to the end of the blob, since only then does its
+    /// digest prove anything.
     pub(super) fn new(
         pull: Arc<Inner>,
         wanted: Wanted,
         (start, end): (u64, Option<u64>),
-        hasher: Option<Hasher>,
+        hashed: Option<(Hasher, u64)>,
     ) -> Self {
+        let (hasher, at) = hashed.map_or((None, start), |(hasher, at)| (Some(hasher), at));
+        let sources = Sources::new(Arc::clone(&pull), wanted.clone());
         let verify_first = pull.options.verify_first;
         let hold = if end.is_some_and(|end| end <= verify_first) { verify_first } else { CHUNK };
         Self {
             pull,
             wanted,
-            at: start,
+            at,
             start,
             end,
             hasher,
@@ -164,9 +180,9 @@ impl Direct {
             hold,
             frames: None,
             skip: 0,
-            tried: 0,
-            tried_at: start,
             from: Vec::new(),
+            sources,
+            last_gain: Instant::now(),
         }
     }
 
@@ -174,7 +190,15 @@ impl Direct {
     pub(super) fn take_over(&mut self, opened: Opened) {
         self.at = opened.offset;
         let upstream = Arc::clone(&opened.upstream);
-        self.from.push(Arc::clone(&upstream));
+        self.sources.settle(&upstream);
+        self.read_from(upstream, opened);
+    }
+
+    fn read_from(&mut self, upstream: Arc<Upstream>, opened: Opened) {
+        self.skip = self.at.saturating_sub(opened.offset);
+        if !self.from.iter().any(|known| Arc::ptr_eq(known, &upstream)) {
+            self.from.push(Arc::clone(&upstream));
+        }
         self.frames = Some((opened.into_frames(), upstream));
     }
 
@@ -196,9 +220,7 @@ impl Direct {
                         && hasher.finish() != self.wanted.digest
                     {
                         self.held.clear();
-                        for upstream in self.from.drain(..) {
-                            self.pull.blame.broke(upstream.name(), self.wanted.digest);
-                        }
+                        self.pull.blame.broken_by(&self.from, self.wanted.digest);
                         return Err(DirectEnd::WrongBytes);
                     }
                     if self.held.is_empty() {
@@ -245,38 +267,64 @@ impl Direct {
         }
     }
 
-    /// The next piece from whichever upstream gives it, each asked once for it. `None` at the end of the blob.
+    /// The next piece from whichever upstream gives it. `None` at the end of the blob.
     async fn frame(&mut self) -> Result<Option<Bytes>, DirectEnd> {
         loop {
             if let Some((frames, upstream)) = &mut self.frames {
-                match frames.frame().await {
-                    Ok(Some(frame)) => return Ok(Some(frame)),
-                    Ok(None) => return Ok(None),
-                    Err(e) => {
-                        tracing::debug!(digest = %self.wanted.digest, upstream = upstream.name(), error = %e, "a source failed");
+                match patient(&mut self.sources, upstream, || frames.frame()).await {
+                    Ok(Some(frame)) => {
+                        self.sources.delivered(upstream, frame.len() as u64);
+                        self.last_gain = Instant::now();
+                        return Ok(Some(frame));
                     }
+                    Ok(None) if self.end.is_none_or(|end| self.at >= end) => return Ok(None),
+                    Ok(None) => self.sources.failed(upstream, frames.cut(self.at)),
+                    Err(e) => self.sources.failed(upstream, e),
                 }
                 self.frames = None;
             }
-            if self.at > self.tried_at {
-                (self.tried, self.tried_at) = (0, self.at);
-            }
-            let chain = self.pull.chain(&self.wanted.place, &self.wanted.digest);
-            let Some(upstream) = chain.get(self.tried).cloned() else { return Err(DirectEnd::Cut) };
-            self.tried += 1;
-            match self.pull.open(&upstream, &self.wanted, Part::from(self.at)).await {
+            let Some(upstream) = self.sources.next() else {
+                let pause = self.sources.pause();
+                if self.last_gain.elapsed() + pause > self.pull.options.resume_within {
+                    return Err(DirectEnd::Cut);
+                }
+                tokio::time::sleep(pause).await;
+                self.sources.begin_round();
+                continue;
+            };
+            match Opened::open(&upstream, &self.wanted, Part::from(self.at)).await {
                 Ok(opened) if self.end.is_some_and(|end| opened.size.is_some_and(|size| size < end)) => {
-                    tracing::debug!(digest = %self.wanted.digest, upstream = upstream.name(), "a source has another length");
+                    self.sources.failed(&upstream, upstream.wrong_answer("says that the blob is shorter"));
                 }
                 Ok(opened) => {
-                    self.skip = self.at.saturating_sub(opened.offset);
-                    self.from.push(Arc::clone(&upstream));
-                    self.frames = Some((opened.into_frames(), upstream));
+                    self.sources.opened(&opened);
+                    self.read_from(upstream, opened);
                 }
-                Err(e) => {
-                    tracing::debug!(digest = %self.wanted.digest, upstream = upstream.name(), error = %e, "a source failed");
-                }
+                Err(e) => self.sources.failed(&upstream, e),
             }
         }
     }
+}
+
+/// A source's next piece; an error as soon as it is silent for long while another is likely to do better.
+async fn patient<F>(
+    sources: &mut Sources,
+    upstream: &Arc<Upstream>,
+    frame: impl FnOnce() -> F,
+) -> Result<Option<Bytes>, UpstreamError>
+where
+    F: Future<Output = Result<Option<Bytes>, UpstreamError>>,
+{
+    let frame = frame();
+    tokio::pin!(frame);
+    match tokio::time::timeout(SILENT, &mut frame).await {
+        Ok(frame) => frame,
+        Err(_) if sources.prefer_faster(upstream, 0) => Err(silent(upstream)),
+        Err(_) => frame.await,
+    }
+}
+
+/// The error of a source that was left because another may do better.
+pub(super) fn silent(upstream: &Upstream) -> UpstreamError {
+    upstream.wrong_answer(format!("silent for {SILENT:?}, where another may do better"))
 }

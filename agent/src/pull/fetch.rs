@@ -6,16 +6,16 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 use tokio::time::{Instant, timeout_at};
 
+use super::ask::first_to_answer;
 use super::drive::drive;
 use super::reader::Source;
+use super::sources::Sources;
 use super::transfer::{Failure, Following, State, Transfer, Unstored};
 use super::{Inner, Kind, Place, Pull, PullError, Reader, Wanted};
-use crate::image::{Access, Digest, MediaType};
+use crate::image::{Access, MediaType};
 use crate::store::Blob;
-use crate::upstream::{Part, Upstream};
+use crate::upstream::Part;
 
-/// How often a blob is fetched anew within one reply when its bytes turn out wrong before any has gone out.
-pub(super) const ATTEMPTS: usize = 2;
 /// The most that is read of a stored manifest to tell its type, in bytes. containerd takes no longer one.
 const MAX_MANIFEST: u64 = 4 << 20;
 
@@ -54,14 +54,14 @@ impl Pull {
         let late = |_| PullError::Late(super::error::Said::default());
         let found =
             |size, media_type, at| Found { size, media_type, pull: Arc::clone(pull), wanted: wanted.clone(), at };
-        // Each upstream may break the digest once; and the transfer that was joined may be another registry's.
-        for _ in 0..pull.upstreams.of(&place.registry).len() + ATTEMPTS {
+        // The transfer that was joined may be another registry's.
+        for _ in 0..=pull.attempts(place) {
             if let Some(blob) = timeout_at(deadline, pull.held(wanted)).await.map_err(late)?? {
                 let media_type = media_type_of(&blob, kind).await;
                 return Ok(found(Some(blob.size()), media_type, At::Store(blob)));
             }
             timeout_at(deadline, pull.may_ask(place, &wanted.grant)).await.map_err(late)??;
-            let following = match pull.follow(wanted) {
+            let following = match pull.follow(wanted, start) {
                 Ok(following) => following,
                 Err(theirs) if theirs.wanted.place.registry == place.registry => {
                     // Of the same registry: it says in a moment whether it is this caller's too.
@@ -104,21 +104,20 @@ impl Pull {
 }
 
 impl Inner {
-    /// The upstreams in their order; those that broke this blob before come last.
-    pub(super) fn chain(&self, place: &Place, digest: &Digest) -> Vec<Arc<Upstream>> {
-        let mut chain = self.upstreams.of(&place.registry).in_order();
-        chain.sort_by_key(|upstream| self.blame.has_broken(upstream.name(), digest));
-        chain
+    /// How often a blob is fetched anew within one reply when its bytes turn out wrong before any has gone out: once
+    /// after they came from several, and then each of them may break the digest once.
+    pub(super) fn attempts(&self, place: &Place) -> usize {
+        self.upstreams.of(&place.registry).in_order().len() + 1
     }
 
-    /// Follows the transfer of a blob, begun now if there is none.
+    /// Follows the transfer of a blob, begun now, where this reader begins, if there is none.
     ///
     /// # Errors
     /// Somebody else's, whose bytes come to credentials: it is not this caller's to read, as long as the registry
     /// hasn't said so.
-    pub(super) fn follow(self: &Arc<Self>, wanted: &Wanted) -> Result<Following, Following> {
+    pub(super) fn follow(self: &Arc<Self>, wanted: &Wanted, start: u64) -> Result<Following, Following> {
         let following = self.transfers.follow(wanted.digest, || {
-            let transfer = Arc::new(Transfer::new(wanted.clone()));
+            let transfer = Arc::new(Transfer::new(wanted.clone(), start));
             self.lanes.spawn(&self.tasks, drive(Arc::clone(self), Arc::clone(&transfer)));
             transfer
         });
@@ -129,19 +128,15 @@ impl Inner {
     }
 
     /// A source of this caller's own.
-    async fn past_the_disk(&self, wanted: &Wanted) -> Result<Unstored, PullError> {
-        let mut said = Vec::new();
-        for upstream in self.chain(&wanted.place, &wanted.digest) {
-            match self.open(&upstream, wanted, Part::WHOLE).await {
-                Ok(opened) => {
-                    let (size, media_type) = (opened.size, opened.media_type.clone());
-                    return Ok(Unstored { size, media_type, opened: Arc::new(Mutex::new(Some(opened))) });
-                }
-                Err(e) => said.push(Arc::new(e)),
-            }
-        }
-        self.refused(&wanted.place, &wanted.grant, &said);
-        Err(PullError::from_all(said).for_grant(&wanted.grant))
+    async fn past_the_disk(self: &Arc<Self>, wanted: &Wanted) -> Result<Unstored, PullError> {
+        let mut sources = Sources::new(Arc::clone(self), wanted.clone());
+        let Some((_, opened)) = first_to_answer(&mut sources, wanted, Part::WHOLE).await else {
+            let error = sources.verdict();
+            self.refused(&wanted.place, &wanted.grant, error.said());
+            return Err(error.for_grant(&wanted.grant));
+        };
+        let (size, media_type) = (opened.size, opened.media_type.clone());
+        Ok(Unstored { size, media_type, opened: Arc::new(Mutex::new(Some(opened))) })
     }
 }
 
@@ -172,16 +167,25 @@ impl Found {
     #[must_use]
     pub fn read(self) -> Reader {
         let end = self.size;
-        self.reader(0, end)
+        self.reader(0, end, false)
     }
 
-    /// Reads a part of it, which lies within the blob.
+    /// Reads from `start` on to the end, for one who has what comes before. `start` lies within the blob.
     #[must_use]
-    pub fn read_range(self, range: Range<u64>) -> Reader {
-        self.reader(range.start, Some(range.end))
+    pub fn read_from(self, start: u64) -> Reader {
+        let end = self.size;
+        self.reader(start, end, false)
     }
 
-    fn reader(self, start: u64, end: Option<u64>) -> Reader {
+    /// Reads a part for its own sake, by one who can tell by other means whether it is right: unlike those of a reader to
+    /// the end, its bytes don't wait until the whole blob is proven. The range lies within the blob.
+    #[must_use]
+    pub fn read_part(self, range: Range<u64>) -> Reader {
+        let is_whole = range.start == 0 && Some(range.end) == self.size;
+        self.reader(range.start, Some(range.end), !is_whole)
+    }
+
+    fn reader(self, start: u64, end: Option<u64>, is_part: bool) -> Reader {
         let source = match self.at {
             At::Store(blob) => {
                 self.pull.store.used(&self.wanted.digest);
@@ -194,11 +198,11 @@ impl Found {
             }
             At::Upstream(unstored) => {
                 let whole = start == 0 && end == unstored.size;
-                let hasher = whole.then(|| self.wanted.digest.hasher());
-                Source::upstream(&self.pull, &self.wanted, (start, end), hasher, Some(&unstored))
+                let hashed = whole.then(|| (self.wanted.digest.hasher(), 0));
+                Source::upstream(&self.pull, &self.wanted, (start, end), hashed, Some(&unstored))
             }
         };
-        Reader::new(self.pull, self.wanted, (start, end), source)
+        Reader::new(self.pull, self.wanted, (start, end), is_part, source)
     }
 }
 

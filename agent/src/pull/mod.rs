@@ -7,12 +7,16 @@
 //!
 //! Nothing here knows HTTP's server side: the doors turn replies and errors into what their callers understand.
 
+mod arrival;
+mod ask;
 mod blame;
+mod claims;
 mod direct;
 mod drive;
 mod error;
 mod fetch;
 mod flight;
+mod gauge;
 mod journal;
 mod lanes;
 mod metrics;
@@ -22,7 +26,13 @@ mod place;
 mod reader;
 mod resolve;
 mod rights;
+mod sources;
 mod transfer;
+mod wants;
+mod worker;
+
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -55,6 +65,18 @@ struct Options {
     on_deleted: OnDeleted,
     /// How long it is remembered who could pull what; zero: not at all.
     remember: Duration,
+    header_timeout: Duration,
+    stall_timeout: Duration,
+    /// After the last byte of a blob that has begun.
+    resume_within: Duration,
+}
+
+impl Options {
+    /// The longest that a transfer goes without a byte before it ends: the last source that is asked within
+    /// `resume_within` has its own time to answer.
+    fn patience(&self) -> Duration {
+        self.resume_within + self.header_timeout + self.stall_timeout
+    }
 }
 
 /// Answers what containerd asks for. A cheap clone.
@@ -97,6 +119,9 @@ impl Pull {
             tag_max_age: config.tags.max_age.0,
             on_deleted: config.tags.on_deleted,
             remember: config.private.remember.0,
+            header_timeout: config.mirror.header_timeout.0,
+            stall_timeout: config.mirror.stall_timeout.0,
+            resume_within: config.mirror.resume_within.0,
         };
         if let Some(before) = permit::now().checked_sub(options.remember.as_secs()) {
             let store = store.clone();

@@ -11,13 +11,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use http::StatusCode;
 
-use super::direct::Opened;
 use super::error::Said;
 use super::{Inner, Kind, Place, PullError, Wanted};
 use crate::config::OnDeleted;
 use crate::image::{Access, Reference};
 use crate::store::Blob;
-use crate::upstream::{Chain, Credentials, ErrorKind, Grant, Part, Upstream, UpstreamError};
+use crate::upstream::{Chain, Credentials, ErrorKind, Grant, Upstream, UpstreamError};
 
 /// Looks at whether repositories still open to anybody, under way at a time.
 const LOOKS_AT_ONCE: usize = 16;
@@ -156,20 +155,8 @@ impl Inner {
         }
     }
 
-    /// Opens a blob at an upstream, and learns from the answer.
-    pub(super) async fn open(
-        &self,
-        upstream: &Arc<Upstream>,
-        wanted: &Wanted,
-        part: Part,
-    ) -> Result<Opened, UpstreamError> {
-        let opened = Opened::open(upstream, wanted, part).await?;
-        self.given(&wanted.place, &wanted.grant, opened.access);
-        Ok(opened)
-    }
-
     /// An upstream gave something of a repository.
-    fn given(&self, place: &Place, grant: &Grant, access: Access) {
+    pub(super) fn given(&self, place: &Place, grant: &Grant, access: Access) {
         match access {
             Access::Anonymous => {
                 if *grant == Grant::None {

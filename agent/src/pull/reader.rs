@@ -9,15 +9,16 @@ use tokio::time::timeout;
 
 use super::direct::{Direct, DirectEnd};
 use super::drive::blocking;
-use super::fetch::ATTEMPTS;
 use super::journal::SOURCES;
 use super::transfer::{Arriving, Failure, Following, State, Unstored};
 use super::{Inner, Wanted};
 use crate::image::{Digest, Hasher};
 use crate::store::{Blob, BlobReader, CHUNK};
 
-/// A transfer moves, or ends, within its own deadlines; this one is there so that no reader waits on a fault of ours.
-const PATIENCE: Duration = Duration::from_secs(120);
+/// A transfer moves, or ends, within its own deadlines; so long beyond them, its reader takes it for dead.
+const GRACE: Duration = Duration::from_secs(10);
+/// The most that is read again, in bytes, to prove the end of a blob whose beginning can't be read back any more.
+const READ_AGAIN: u64 = 64 << 20;
 /// How long containerd may take to give up what it took in of a wrong blob.
 const ABORT_DEADLINE: Duration = Duration::from_secs(2);
 /// What is read of a growing file at a time, in bytes.
@@ -25,14 +26,18 @@ const PIECE: u64 = 256 << 10;
 
 /// Reads a range of a blob. While it does, the bytes may change their source: the store, a transfer, an upstream.
 ///
-/// The last [`CHUNK`] of a blob goes out only when its digest holds, and the whole of it when its source is suspect.
+/// The last [`CHUNK`] of a blob goes out only when its digest holds, and the whole of it when its source is suspect or it
+/// is small. A part for its own sake waits for neither its end nor the frontier.
 pub struct Reader {
     pull: Arc<Inner>,
     wanted: Wanted,
+    start: u64,
     /// The next byte to go out.
     at: u64,
     /// `None`: to the end of a blob whose length nobody said.
     end: Option<u64>,
+    /// Whether it is a part for its own sake, whose reader can tell by other means whether it is right.
+    is_part: bool,
     source: Source,
     attempts: usize,
     bytes: [u64; SOURCES.len()],
@@ -74,10 +79,10 @@ impl Source {
         pull: &Arc<Inner>,
         wanted: &Wanted,
         range: (u64, Option<u64>),
-        hasher: Option<Hasher>,
+        hashed: Option<(Hasher, u64)>,
         unstored: Option<&Unstored>,
     ) -> Self {
-        let mut direct = Direct::new(Arc::clone(pull), wanted.clone(), range, hasher);
+        let mut direct = Direct::new(Arc::clone(pull), wanted.clone(), range, hashed);
         let opened = unstored.and_then(|u| u.opened.lock().unwrap_or_else(PoisonError::into_inner).take());
         if let Some(opened) = opened {
             direct.take_over(opened);
@@ -95,9 +100,15 @@ impl Source {
 }
 
 impl Reader {
-    pub(super) fn new(pull: Arc<Inner>, wanted: Wanted, (start, end): (u64, Option<u64>), source: Source) -> Self {
+    pub(super) fn new(
+        pull: Arc<Inner>,
+        wanted: Wanted,
+        (start, end): (u64, Option<u64>),
+        is_part: bool,
+        source: Source,
+    ) -> Self {
         let bytes = Default::default();
-        Self { pull, wanted, at: start, end, source, attempts: 1, bytes, cut_short: false }
+        Self { pull, wanted, start, at: start, end, is_part, source, attempts: 1, bytes, cut_short: false }
     }
 
     /// The next bytes; `None` when all that was asked for has been given.
@@ -110,6 +121,9 @@ impl Reader {
                 return Err(EndedShort);
             }
             if self.end.is_some_and(|end| self.at >= end) {
+                if self.start == 0 && !self.is_part {
+                    self.pull.blame.delivered(&self.wanted.digest);
+                }
                 return Ok(None);
             }
             let label = self.source.label();
@@ -134,11 +148,14 @@ impl Reader {
                 Ok(None) => Ok(Step::End),
                 Err(e) => {
                     tracing::warn!(digest = %self.wanted.digest, error = %e, "a stored blob can't be read; the rest comes from upstream");
-                    if e.is_damage() && self.attempts < ATTEMPTS {
+                    if e.is_damage() && self.may_try_again() {
                         self.pull.store.set_aside(&self.wanted.digest).await;
                         self.follow_anew();
                     } else {
-                        self.read_upstream(None, None);
+                        // What has gone out can't be hashed any more where it lies. Where it isn't much, it is read again.
+                        let again = !self.is_part && self.at <= READ_AGAIN;
+                        let hashed = again.then(|| (self.wanted.digest.hasher(), 0));
+                        self.read_upstream(hashed, None);
                     }
                     Ok(Step::Again)
                 }
@@ -156,31 +173,31 @@ impl Reader {
                 match following.state() {
                     State::Asking => {}
                     State::Arriving(arriving) => {
-                        let to = arriving.ingest.available(self.at).min(Self::permitted_to(
-                            &arriving,
-                            verify_first,
-                            self.end,
-                        ));
+                        let available = arriving.ingest.available(self.at);
+                        let to = available.min(permitted_to(&arriving, verify_first, self.end, self.is_part));
                         if to > self.at {
                             following.read_to(self.at);
                             return self.read(&arriving, to).await;
                         }
+                        if available > self.at {
+                            following.wait_for_proof();
+                        } else {
+                            following.wait_for(self.at, self.end.unwrap_or(arriving.ingest.size()));
+                        }
                     }
                     State::Detached(arriving) => {
-                        let to = arriving.ingest.available(self.at).min(Self::permitted_to(
-                            &arriving,
-                            verify_first,
-                            self.end,
-                        ));
+                        let available = arriving.ingest.available(self.at);
+                        let to = available.min(permitted_to(&arriving, verify_first, self.end, self.is_part));
                         if to > self.at {
                             return self.read(&arriving, to).await;
                         }
                         let hasher = self.hash_so_far(&arriving).await;
-                        if hasher.is_none() && self.end == Some(arriving.ingest.size()) {
+                        if hasher.is_none() && self.end == Some(arriving.ingest.size()) && !self.is_part {
                             // The end of a blob goes out proven, or not at all.
                             return Err(EndedShort);
                         }
-                        self.read_upstream(hasher, None);
+                        let at = self.at;
+                        self.read_upstream(hasher.map(|hasher| (hasher, at)), None);
                         return Ok(Step::Again);
                     }
                     State::Whole(blob) => {
@@ -198,7 +215,7 @@ impl Reader {
                         return Ok(Step::Again);
                     }
                     // Who continues an earlier reply has its wrong beginning: the right end would be no help.
-                    State::Failed(Failure::WrongBytes) if self.at == 0 && self.attempts < ATTEMPTS => {
+                    State::Failed(Failure::WrongBytes) if self.may_begin_anew() && self.may_try_again() => {
                         self.follow_anew();
                         return Ok(Step::Again);
                     }
@@ -209,7 +226,7 @@ impl Reader {
                     }
                 }
                 // An error would mean that the transfer is gone, which `following` rules out.
-                match timeout(PATIENCE, changes.changed()).await {
+                match timeout(self.pull.options.patience() + GRACE, changes.changed()).await {
                     Ok(_) => Ok(Step::Again),
                     Err(_) => Err(EndedShort),
                 }
@@ -217,17 +234,13 @@ impl Reader {
         }
     }
 
-    /// How far an unverified blob may go out.
-    fn permitted_to(arriving: &Arriving, verify_first: u64, end: Option<u64>) -> u64 {
-        let size = arriving.ingest.size();
-        let permitted = if arriving.verified {
-            size
-        } else if arriving.verify_whole || size <= verify_first {
-            0
-        } else {
-            (size - 1) / CHUNK * CHUNK
-        };
-        permitted.min(end.unwrap_or(size))
+    /// Whether nothing that may be wrong has gone out to this caller, now or before.
+    const fn may_begin_anew(&self) -> bool {
+        self.at == 0 || (self.is_part && self.at == self.start)
+    }
+
+    fn may_try_again(&self) -> bool {
+        self.attempts <= self.pull.attempts(&self.wanted.place)
     }
 
     async fn read(&self, arriving: &Arriving, to: u64) -> Result<Step, EndedShort> {
@@ -244,7 +257,7 @@ impl Reader {
     /// Goes on by a new transfer: what was stored, or what came, was no good.
     fn follow_anew(&mut self) {
         self.attempts += 1;
-        match self.pull.follow(&self.wanted) {
+        match self.pull.follow(&self.wanted, self.at) {
             Ok(following) => self.source = Source::transfer(following),
             // What arrives now is not for this caller, or not yet known to be.
             Err(_) => self.read_upstream(None, None),
@@ -253,7 +266,7 @@ impl Reader {
 
     /// The hash of all bytes before `at`, with which a reader that leaves a failing disk can still prove the whole.
     async fn hash_so_far(&self, arriving: &Arriving) -> Option<Hasher> {
-        if self.end != Some(arriving.ingest.size()) {
+        if self.end != Some(arriving.ingest.size()) || self.is_part {
             return None;
         }
         if self.at == 0 {
@@ -263,22 +276,37 @@ impl Reader {
         blocking(move || ingest.hash_to(at)).await.ok()
     }
 
-    /// Goes on past the disk.
-    fn read_upstream(&mut self, hasher: Option<Hasher>, unstored: Option<&Unstored>) {
+    /// Goes on past the disk. `hashed` is a hash over all bytes before the second.
+    fn read_upstream(&mut self, hashed: Option<(Hasher, u64)>, unstored: Option<&Unstored>) {
         let whole = self.at == 0 && unstored.is_some_and(|u| u.size == self.end);
-        let hasher = hasher.or_else(|| whole.then(|| self.wanted.digest.hasher()));
+        let hashed = hashed.or_else(|| whole.then(|| (self.wanted.digest.hasher(), 0)));
         let range = (self.at, self.end);
-        self.source = Source::upstream(&self.pull, &self.wanted, range, hasher, unstored);
+        self.source = Source::upstream(&self.pull, &self.wanted, range, hashed, unstored);
     }
 
     /// The digest doesn't hold. What went out is remembered, so that nobody continues it, and containerd, which would
     /// keep it and fail again without asking, is told to forget it.
     async fn take_back(&self) -> EndedShort {
-        if self.at > 0 {
+        if self.at > 0 && !self.is_part {
             self.pull.take_back(&self.wanted.digest, self.at).await;
         }
         EndedShort
     }
+}
+
+/// How far a blob that isn't proven yet may go out.
+fn permitted_to(arriving: &Arriving, verify_first: u64, end: Option<u64>, is_part: bool) -> u64 {
+    let size = arriving.ingest.size();
+    let permitted = if arriving.verified {
+        size
+    } else if arriving.verify_whole || size <= verify_first {
+        0
+    } else if is_part {
+        size
+    } else {
+        (size - 1) / CHUNK * CHUNK
+    };
+    permitted.min(end.unwrap_or(size))
 }
 
 impl Inner {

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use tokio::sync::{Notify, watch};
 
 use super::direct::Opened;
+use super::wants::{ReaderId, Wants};
 use super::{PullError, Wanted};
 use crate::image::{Digest, MediaType};
 use crate::store::{Blob, Ingest};
@@ -17,9 +18,15 @@ use crate::store::{Blob, Ingest};
 pub(super) struct Transfer {
     /// As who asked first wants it: as whom its sources are asked.
     pub(super) wanted: Wanted,
+    /// Where whoever asked first begins to read; `u64::MAX` for somewhere at the end.
+    pub(super) begun_at: u64,
+    /// What readers far ahead wait for.
+    pub(super) wants: Wants,
     state: Mutex<State>,
     changed: watch::Sender<()>,
     readers: AtomicUsize,
+    /// Names the next reader.
+    next_reader: AtomicU64,
     /// How far the nearest reader has come.
     furthest: AtomicU64,
     /// Told when the last reader leaves.
@@ -94,12 +101,15 @@ pub struct UnderWay {
 }
 
 impl Transfer {
-    pub(super) fn new(wanted: Wanted) -> Self {
+    pub(super) fn new(wanted: Wanted, begun_at: u64) -> Self {
         Self {
             wanted,
+            begun_at,
+            wants: Wants::default(),
             state: Mutex::new(State::Asking),
             changed: watch::Sender::new(()),
             readers: AtomicUsize::new(0),
+            next_reader: AtomicU64::new(0),
             furthest: AtomicU64::new(0),
             left: Notify::new(),
         }
@@ -125,7 +135,7 @@ impl Transfer {
     }
 
     /// A reader has come to `at`.
-    pub(super) fn read_to(&self, at: u64) {
+    fn read_to(&self, at: u64) {
         self.furthest.fetch_max(at, Ordering::Relaxed);
     }
 
@@ -144,12 +154,32 @@ impl Transfer {
 }
 
 /// A reader's hold on a transfer. As long as one exists, the driver doesn't give up for want of readers.
-pub(super) struct Following(Arc<Transfer>);
+pub(super) struct Following {
+    transfer: Arc<Transfer>,
+    reader: ReaderId,
+}
 
 impl Following {
     fn new(transfer: Arc<Transfer>) -> Self {
         transfer.readers.fetch_add(1, Ordering::AcqRel);
-        Self(transfer)
+        let reader = transfer.next_reader.fetch_add(1, Ordering::Relaxed);
+        Self { transfer, reader }
+    }
+
+    /// It has come to `at`.
+    pub(super) fn read_to(&self, at: u64) {
+        self.transfer.read_to(at);
+        self.wants.read_to(self.reader, at);
+    }
+
+    /// It waits for the byte at `at`, which isn't there, and will read to `end`.
+    pub(super) fn wait_for(&self, at: u64, end: u64) {
+        self.wants.wait(self.reader, at, end);
+    }
+
+    /// It waits for something else than bytes.
+    pub(super) fn wait_for_proof(&self) {
+        self.wants.withdraw(self.reader);
     }
 }
 
@@ -157,14 +187,15 @@ impl std::ops::Deref for Following {
     type Target = Transfer;
 
     fn deref(&self) -> &Transfer {
-        &self.0
+        &self.transfer
     }
 }
 
 impl Drop for Following {
     fn drop(&mut self) {
-        if self.0.readers.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.0.left.notify_one();
+        self.wants.withdraw(self.reader);
+        if self.readers.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.left.notify_one();
         }
     }
 }

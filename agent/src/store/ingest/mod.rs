@@ -11,6 +11,7 @@ mod map;
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice, Write};
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -169,6 +170,19 @@ impl Ingest {
         (end < self.size).then_some(end)
     }
 
+    /// The first run of bytes that are missing, at or after the beginning of the chunk in which `offset` lies. It begins
+    /// where its first chunk stands, and ends where a chunk begins of which something is there, or with the blob: whoever
+    /// fetches it may write it from its beginning on. `None` when nothing is missing there.
+    #[must_use]
+    pub fn gap(&self, offset: u64) -> Option<Range<u64>> {
+        let state = self.state();
+        let stands = |index: u64| state.stands(index, self.chunk_len(index));
+        let mut indices = offset / CHUNK..state.chunks.len() as u64;
+        let first = indices.find(|&index| stands(index) < index * CHUNK + self.chunk_len(index))?;
+        let end = indices.find(|&index| stands(index) > index * CHUNK).map_or(self.size, |index| index * CHUNK);
+        Some(stands(first)..end)
+    }
+
     /// Bytes that are there, in whole chunks or parts of them.
     #[must_use]
     pub fn present(&self) -> u64 {
@@ -273,22 +287,26 @@ impl Ingest {
     }
 
     /// Carries the running hash on: over `parts`, which have just been written, if it stands at `offset`; and over
-    /// whatever follows that is already on disk. Returns at once when another thread is hashing; that one goes on over what was written here.
+    /// up to one [`CHUNK`] of what follows that is already on disk, so that no call takes long. Returns whether there is
+    /// more to hash. Returns at once when another thread is hashing; that one goes on over what was written here.
     ///
     /// # Errors
     /// What the disk says when bytes have to be read again.
-    pub fn hash(&self, offset: u64, parts: &[Bytes]) -> io::Result<()> {
-        let mut buffer = Vec::new();
+    pub fn hash(&self, offset: u64, parts: &[Bytes]) -> io::Result<bool> {
         let mut parts = Some(parts);
+        let mut has_read = false;
         loop {
             let (mut hasher, from, to) = {
                 let mut state = self.state();
                 let from = state.hashed_to;
                 let to = state.available(from, self.size.min(from + CHUNK), self.size);
                 if to == from {
-                    return Ok(());
+                    return Ok(false);
                 }
-                let Some(hasher) = state.hasher.take() else { return Ok(()) };
+                if has_read {
+                    return Ok(true);
+                }
+                let Some(hasher) = state.hasher.take() else { return Ok(false) };
                 (hasher, from, to)
             };
             let mut read = Ok(());
@@ -301,7 +319,8 @@ impl Ingest {
                     }
                 }
                 _ => {
-                    buffer.resize((to.min(from + CHUNK) - from) as usize, 0);
+                    let mut buffer = vec![0; (to - from) as usize];
+                    has_read = true;
                     read = self.file.read_exact_at(&mut buffer, from);
                     if read.is_ok() {
                         hasher.update(&buffer);

@@ -18,7 +18,10 @@ fn open(dir: &Path, content: &Bytes) -> Arc<Ingest> {
 fn put(ingest: &Ingest, content: &Bytes, from: u64, to: u64) {
     let part = [content.slice(from as usize..to as usize)];
     let skipped = ingest.write(from, &part).unwrap();
-    ingest.hash(from, if skipped == 0 { &part } else { &[] }).unwrap();
+    let mut more = ingest.hash(from, if skipped == 0 { &part } else { &[] }).unwrap();
+    while more {
+        more = ingest.hash(u64::MAX, &[]).unwrap();
+    }
 }
 
 #[test]
@@ -31,6 +34,24 @@ fn in_order() {
     put(&ingest, &content, 100, content.len() as u64);
     assert_eq!(ingest.first_gap(0), None);
     assert_eq!(ingest.verify().unwrap().checksums.len(), 3);
+}
+
+#[test]
+fn gaps() {
+    let dir = tempfile::tempdir().unwrap();
+    let content = content(5 * CHUNK as usize + 17);
+    let size = content.len() as u64;
+    let ingest = open(dir.path(), &content);
+    assert_eq!(ingest.gap(0), Some(0..size));
+    assert_eq!(ingest.gap(CHUNK + 5), Some(CHUNK..size), "from the beginning of the chunk");
+    put(&ingest, &content, 0, 100);
+    put(&ingest, &content, 2 * CHUNK, 3 * CHUNK + 7);
+    assert_eq!(ingest.gap(0), Some(100..2 * CHUNK));
+    assert_eq!(ingest.gap(2 * CHUNK), Some(3 * CHUNK + 7..size));
+    put(&ingest, &content, 3 * CHUNK + 7, size);
+    assert_eq!(ingest.gap(CHUNK), Some(CHUNK..2 * CHUNK));
+    assert_eq!(ingest.gap(2 * CHUNK), None);
+    assert_eq!(ingest.gap(size), None);
 }
 
 #[test]
@@ -89,7 +110,7 @@ fn what_is_there_stays_and_is_what_is_hashed() {
     let lie = Bytes::from(lie);
     let pieces = [lie.slice(..100), lie.slice(100..2_000_000), lie.slice(2_000_000..)];
     assert_eq!(ingest.write(0, &pieces).unwrap(), CHUNK + 7);
-    ingest.hash(0, &[]).unwrap();
+    while ingest.hash(0, &[]).unwrap() {}
     assert_eq!(ingest.verify().unwrap().checksums.len(), 4);
 }
 

@@ -64,7 +64,8 @@ pub(super) async fn try_arrive(store: &Store, bytes: &[u8]) -> Result<Blob, Refu
     // A chunk is written by one at a time: a transfer's driver, of which there is one for a digest.
     let _driver = DRIVER.lock().await;
     ingest.recheck().map_err(Refused::Write)?;
-    ingest.write(0, &parts).and_then(|_| ingest.hash(0, &[])).map_err(Refused::Write)?;
+    ingest.write(0, &parts).map_err(Refused::Write)?;
+    while ingest.hash(0, &[]).map_err(Refused::Write)? {}
     let verified = Arc::clone(&ingest).verify().unwrap();
     let media_type = MediaType::new("application/vnd.oci.image.layer.v1.tar+gzip");
     let committed = store.commit(verified, media_type, &registry(), &repository(), Access::Anonymous).await;

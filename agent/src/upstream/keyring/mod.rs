@@ -90,7 +90,7 @@ impl Keyring {
     }
 
     fn with_pace(config: &Credentials, pace: Pace) -> Self {
-        let (tasks, metrics) = (Tasks::default(), Metrics::default());
+        let (tasks, metrics) = (Tasks::new(), Metrics::default());
         let runner = Runner::new(pace, tasks.clone(), metrics.clone());
         let docker =
             config.docker_config.iter().map(|path| Watched::file(path.clone(), pace.look, DockerConfig::parse));

@@ -54,7 +54,9 @@ async fn files_are_read_anew() {
     assert_eq!(found(&keyring, "reg.corp/a").await, ["old:pw"]);
 
     // Written over, to the same length, within the same tick of the clock.
+    let tick = fs::metadata(node.path("config.json")).unwrap().modified().unwrap();
     node.write("config.json", &auths(&[("reg.corp", "new")]));
+    fs::File::options().write(true).open(node.path("config.json")).unwrap().set_modified(tick).unwrap();
     assert_eq!(found(&keyring, "reg.corp/a").await, ["new:pw"]);
 
     // Replaced by a rename, with an old time of change, as a Secret's volume does.

@@ -8,7 +8,7 @@ use super::super::shared::Shared;
 use super::*;
 
 fn runner(node: &Node) -> Runner {
-    Runner::new(node.pace, Tasks::default(), Metrics::default())
+    Runner::new(node.pace, Tasks::new(), Metrics::default())
 }
 
 fn program(node: &Node, name: &str) -> Program {

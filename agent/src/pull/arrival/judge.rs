@@ -1,0 +1,57 @@
+//! Whether those at work do well, and how many they should be.
+
+use std::time::{Duration, Instant};
+
+use super::Arrival;
+use crate::pull::direct::{SILENT, silent};
+use crate::pull::gauge::Reading;
+
+/// After a gap between two ticks longer than this, it was we who didn't read.
+const STUCK: Duration = Duration::from_secs(1);
+/// A source that sends less than this, in bytes a second, is left, when another one may do better: a layer of 100 MiB
+/// would take half an hour.
+const CRAWL: u64 = 64 << 10;
+
+impl Arrival<'_> {
+    /// Looks after the workers. `true` when there may be something else to do.
+    pub(super) fn judge(&mut self, now: Instant) -> bool {
+        let blocked = now.saturating_duration_since(self.last_tick) > STUCK;
+        self.last_tick = now;
+        if blocked {
+            self.last_gain = now;
+            self.workers.iter_mut().for_each(|worker| worker.watch_anew(now));
+            return true;
+        }
+        let workers = self.workers.len();
+        if !self.suspects.must_be_alone() {
+            self.leave_the_slow(now);
+        }
+        let left = self.arriving.ingest.size().saturating_sub(self.frontier);
+        let limit = self.sources.next().map_or(1, |source| self.limit(&source));
+        let in_demand = !std::mem::take(&mut self.was_ahead);
+        let reading = Reading { now, bytes: self.gained, left, in_demand, limit };
+        let resized = self.gauge.measure(reading);
+        // What somebody waits for may have seemed to come soon, and doesn't.
+        resized || self.workers.len() < workers || self.workers.is_empty() || !self.transfer.wants.is_empty()
+    }
+
+    /// Dismisses workers whose source is silent or crawls, where another source is likely to do better.
+    fn leave_the_slow(&mut self, now: Instant) {
+        let mut index = 0;
+        while index < self.workers.len() {
+            let worker = &mut self.workers[index];
+            let rate = worker.rate(now);
+            if worker.silent_for(now) >= SILENT && self.sources.prefer_faster(&worker.source, 0) {
+                let worker = self.dismiss(index);
+                self.sources.failed(&worker.source, silent(&worker.source));
+            } else if let Some(rate) = rate.filter(|&rate| rate < CRAWL)
+                && self.sources.prefer_faster(&worker.source, rate)
+            {
+                let worker = self.dismiss(index);
+                self.sources.crawls(&worker.source, rate);
+            } else {
+                index += 1;
+            }
+        }
+    }
+}

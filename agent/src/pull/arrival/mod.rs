@@ -1,0 +1,223 @@
+//! A blob on its way into its file: workers that each read a claim from a source, and the loop that serves them.
+//!
+//! The loop is one future on one thread: what a worker receives is written and hashed right where it came, and nothing
+//! is shared but with readers. It ends when everything is there, or nobody has the rest.
+
+mod assign;
+mod judge;
+mod piece;
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::time::MissedTickBehavior;
+
+use super::Inner;
+use super::blame::Suspects;
+use super::claims::Claims;
+use super::direct::Opened;
+use super::gauge::Gauge;
+use super::sources::Sources;
+use super::transfer::{Arriving, Transfer};
+use super::worker::{self, Worker};
+use crate::store::Ingest;
+use crate::upstream::Upstream;
+
+/// A transfer that nobody reads any more is given up after this time, unless it is far along.
+const UNREAD_FOR: Duration = Duration::from_secs(10);
+/// Bytes left to fetch with which a transfer counts as far along, however long the blob is.
+const NEARLY_THERE: u64 = 32 << 20;
+/// How far a transfer runs ahead of its nearest reader at full speed, in bytes.
+const FAR_AHEAD: u64 = 2 << 20;
+/// What is fetched at a time for a reader far ahead, in bytes.
+pub(in crate::pull) const WANTED: u64 = 4 << 20;
+/// How often workers are judged, and their number.
+const TICK: Duration = Duration::from_millis(100);
+
+/// How it ended.
+pub(in crate::pull) enum Arrived {
+    /// Everything is there, and hashed.
+    Whole,
+    /// No source is left that goes on.
+    Cut,
+    /// The source gave up, and no other may add to its bytes.
+    NotFromOne,
+    /// The disk failed.
+    Disk(io::Error),
+    /// Nobody reads, and it is off the map.
+    Unread,
+}
+
+pub(in crate::pull) struct Arrival<'a> {
+    pull: &'a Arc<Inner>,
+    transfer: &'a Transfer,
+    arriving: Arriving,
+    sources: &'a mut Sources,
+    suspects: &'a mut Suspects,
+    claims: Claims,
+    workers: Vec<Worker>,
+    /// Whose turn among them it is.
+    turn: usize,
+    gauge: Gauge,
+    /// The first byte that isn't there.
+    frontier: u64,
+    /// Bytes that have come.
+    gained: u64,
+    began: Instant,
+    last_gain: Instant,
+    /// Whether a worker has had to wait for readers since the gauge was last told.
+    was_ahead: bool,
+    last_tick: Instant,
+    /// When another round may begin, after one that was in vain.
+    retry_at: Option<Instant>,
+    /// An upstream that delivers wants no more connections until then.
+    crowded_until: Option<Instant>,
+}
+
+impl<'a> Arrival<'a> {
+    /// An arrival into `arriving`, whose readers know of it.
+    pub(in crate::pull) fn new(
+        pull: &'a Arc<Inner>,
+        transfer: &'a Transfer,
+        arriving: Arriving,
+        sources: &'a mut Sources,
+        suspects: &'a mut Suspects,
+    ) -> Self {
+        let now = Instant::now();
+        let mut arrival = Self {
+            pull,
+            transfer,
+            arriving,
+            sources,
+            suspects,
+            claims: Claims::default(),
+            workers: Vec::new(),
+            turn: 0,
+            gauge: Gauge::new(now),
+            frontier: 0,
+            gained: 0,
+            began: now,
+            last_gain: now,
+            was_ahead: false,
+            last_tick: now,
+            retry_at: None,
+            crowded_until: None,
+        };
+        arrival.follow_frontier();
+        arrival
+    }
+
+    /// What arrives, for its end.
+    pub(in crate::pull) fn into_arriving(self) -> Arriving {
+        self.arriving
+    }
+
+    /// Takes over the answer with which it began: to the request for bytes from `from` on.
+    pub(in crate::pull) fn employ(&mut self, source: Arc<Upstream>, opened: Opened, from: u64) {
+        let claim = if opened.offset < from {
+            self.sources.ignores_ranges(&source);
+            self.claims.take(|at| self.arriving.ingest.gap(at), 0, u64::MAX)
+        } else {
+            let most = opened.end.map_or(u64::MAX, |end| end.saturating_sub(from));
+            self.claims.take(|at| self.arriving.ingest.gap(at), from, most)
+        };
+        if let Some(claim) = claim {
+            self.workers.push(Worker::with(source, opened, claim));
+        }
+    }
+
+    /// Runs until it has ended.
+    pub(in crate::pull) async fn run(&mut self) -> Arrived {
+        let unread = unread(self.transfer, Arc::clone(&self.arriving.ingest));
+        tokio::pin!(unread);
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            if let Err(ended) = self.put_to_work() {
+                return ended;
+            }
+            if self.workers.is_empty() && self.retry_at.is_none() {
+                return finish_hashing(&self.arriving.ingest).await;
+            }
+            // Until the number of workers, or what they should do, may have changed.
+            loop {
+                tokio::select! {
+                    biased;
+                    (index, step) = worker::next(&mut self.workers, &mut self.turn) => {
+                        let now = Instant::now();
+                        match self.step(now, index, step) {
+                            Ok(true) => {}
+                            Ok(false) => break,
+                            Err(ended) => return ended,
+                        }
+                        // A source that always has something ready leaves no other branch its turn.
+                        if now.saturating_duration_since(self.last_tick) >= TICK && self.judge(now) {
+                            break;
+                        }
+                    }
+                    () = self.transfer.wants.changed() => break,
+                    _ = tick.tick() => {
+                        let now = Instant::now();
+                        if now > self.last_gain + self.pull.options.patience() {
+                            return Arrived::Cut;
+                        }
+                        if self.judge(now) {
+                            break;
+                        }
+                    }
+                    () = &mut unread => {
+                        if self.pull.transfers.remove_unread(&self.transfer.wanted.digest) {
+                            tracing::debug!(digest = %self.transfer.wanted.digest, "nobody reads it any more; left where it stands");
+                            return Arrived::Unread;
+                        }
+                        unread.set(self::unread(self.transfer, Arc::clone(&self.arriving.ingest)));
+                    }
+                }
+            }
+        }
+    }
+
+    fn follow_frontier(&mut self) {
+        self.frontier = self.arriving.ingest.first_gap(self.frontier).unwrap_or(self.arriving.ingest.size());
+        self.transfer.wants.reached(self.frontier);
+    }
+
+    /// Whether even the nearest reader is far behind. On few cores a transfer that races ahead takes the CPU from the
+    /// reader that it serves, and ends while that one still has most of its way to go.
+    fn is_ahead(&self) -> bool {
+        self.transfer.is_followed() && self.frontier.saturating_sub(self.transfer.furthest()) > FAR_AHEAD
+    }
+
+    fn dismiss(&mut self, index: usize) -> Worker {
+        let worker = self.workers.swap_remove(index);
+        self.claims.release(worker.claim);
+        worker
+    }
+}
+
+/// Hashes what came ahead of the frontier, some at a time: others share this thread.
+async fn finish_hashing(ingest: &Ingest) -> Arrived {
+    loop {
+        match ingest.hash(u64::MAX, &[]) {
+            Ok(true) => tokio::task::yield_now().await,
+            Ok(false) => return Arrived::Whole,
+            Err(e) => return Arrived::Disk(e),
+        }
+    }
+}
+
+/// Ends when nobody has read for a while, unless the transfer is far along.
+async fn unread(transfer: &Transfer, ingest: Arc<Ingest>) {
+    loop {
+        while transfer.readers() > 0 {
+            transfer.left.notified().await;
+        }
+        tokio::time::sleep(UNREAD_FOR).await;
+        let present = ingest.present();
+        let far_along = present >= ingest.size() / 2 || ingest.size() - present <= NEARLY_THERE;
+        if transfer.readers() == 0 && !far_along {
+            return;
+        }
+    }
+}

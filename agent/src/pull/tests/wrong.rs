@@ -1,0 +1,59 @@
+//! Wrong bytes: who got them fails once, and it is found out who sent them.
+
+use super::*;
+
+#[tokio::test]
+async fn who_broke_a_digest_is_not_asked_for_it_again() {
+    let blob = blob(8);
+    let (first, second) = (Registry::start(&blob).await, Registry::start(&blob).await);
+    first.always(Manner { wrong_byte: Some(7 * MIB + 5), ..Manner::default() });
+    let node = Node::new(&blob, &[&first, &second]);
+    assert_eq!(node.whole().await, Err(EndedShort), "its last chunk is wrong, and isn't given");
+    node.whole().await.unwrap();
+    assert_eq!(first.asked().len(), 1);
+    assert!(node.is_stored().await);
+}
+
+#[tokio::test]
+async fn with_bytes_of_several_it_is_found_out_who_sent_the_wrong_ones() {
+    let blob = blob(8);
+    let (first, second) = (Registry::start(&blob).await, Registry::start(&blob).await);
+    first.always(Manner { wrong_byte: Some(7 * MIB + 3), ..Manner::default() });
+    second.then(Manner { cut_at: Some(2 * MIB), ..Manner::default() });
+    let node = Node::new(&blob, &[&second, &first]);
+    assert_eq!(node.whole().await, Err(EndedShort));
+    node.whole().await.unwrap();
+    assert_eq!(second.asked().last(), Some(&(0..8 * MIB)), "one alone gave all of it");
+}
+
+#[tokio::test]
+async fn one_that_breaks_a_digest_and_is_alone_is_verified_first() {
+    let blob = blob(8);
+    let only = Registry::start(&blob).await;
+    only.then(Manner { wrong_byte: Some(7 * MIB + 3), ..Manner::default() });
+    let node = Node::new(&blob, &[&only]);
+    assert_eq!(node.whole().await, Err(EndedShort));
+    only.then(Manner { wrong_byte: Some(3), ..Manner::default() });
+    node.whole().await.expect("nothing wrong went out, so it was fetched once more");
+}
+
+#[tokio::test]
+async fn a_reader_that_got_nothing_yet_doesn_t_notice() {
+    let blob = blob(3);
+    let (first, second) = (Registry::start(&blob).await, Registry::start(&blob).await);
+    first.always(Manner { wrong_byte: Some(5), ..Manner::default() });
+    let node = Node::new(&blob, &[&first, &second]);
+    node.whole().await.unwrap();
+}
+
+#[tokio::test]
+async fn nobody_continues_what_was_wrong() {
+    let blob = blob(8);
+    let only = Registry::start(&blob).await;
+    only.then(Manner { wrong_byte: Some(7 * MIB + 3), ..Manner::default() });
+    let node = Node::new(&blob, &[&only]);
+    assert_eq!(node.whole().await, Err(EndedShort));
+    assert!(matches!(node.fetch(5 * MIB).await, Err(PullError::Poisoned)));
+    node.whole().await.unwrap();
+    assert!(node.fetch(5 * MIB).await.is_ok(), "all of it was given, so nobody has a wrong beginning");
+}
