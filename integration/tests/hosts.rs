@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use larder_integration::{FaultRegistry, Image, Request, until};
+use larder_integration::{FaultRegistry, Image, Request, Transport, until};
 
 use crate::support::{Case, asked_by_agent, ensure_only_the_agent_asked, on_every_containerd};
 
@@ -108,7 +108,7 @@ async fn the_users_own_mirrors_stay_in_use(case: Case) -> Result<()> {
 
 /// What worked before the agent works through it: a mirror with a path, a CA and a header, of a registry that is down.
 async fn the_users_own_mirror_is_asked_by_the_agent(case: Case) -> Result<()> {
-    let (first, second) = (FaultRegistry::start_tls().await?, FaultRegistry::start().await?);
+    let (first, second) = (FaultRegistry::start_over(Transport::Tls).await?, FaultRegistry::start().await?);
     first.add(&Image::one_layer(4, 3), "proxy/acme/app", "v1");
     second.add(&Image::tiny(5), "acme/app", "v2");
     second.add(&Image::tiny(6), "acme/app", "v3");

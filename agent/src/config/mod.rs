@@ -11,6 +11,9 @@ mod upstream;
 
 pub use load::{ConfigError, DEFAULT_FILE, commented_default};
 pub use proxy::ProxyUrl;
-pub use sections::{Admin, Cache, Config, Containerd, Credentials, HostsTarget, Log, LogFormat, Metrics, Mirror, Tags};
+pub use sections::{
+    Admin, Cache, Config, Containerd, Credentials, HostsTarget, Log, LogFormat, Metrics, Mirror, OnDeleted, Private,
+    Tags,
+};
 pub use units::{Bytes, Percent, Span, UpstreamUrl};
 pub use upstream::{Mirrors, ProxyChoice, RegistryConfig, UpstreamConfig};

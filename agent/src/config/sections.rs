@@ -19,6 +19,8 @@ pub struct Config {
     pub containerd: Containerd,
     /// `[tags]`: how long an answer about a tag holds.
     pub tags: Tags,
+    /// `[private]`: what is remembered of who may pull what.
+    pub private: Private,
     /// `[[registry]]`: upstreams in the place of, or before, a registry's own address.
     #[serde(rename = "registry")]
     pub registries: Vec<RegistryConfig>,
@@ -105,6 +107,27 @@ pub enum HostsTarget {
 pub struct Tags {
     /// An answer about a tag younger than this is given again without asking upstream. `0`: always ask.
     pub max_age: Span,
+    /// What becomes of a tag that was known, and that its registry doesn't have any more.
+    pub on_deleted: OnDeleted,
+}
+
+/// `tags.on_deleted`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnDeleted {
+    /// It is given as it last was, to whoever could pull it before.
+    #[default]
+    Serve,
+    /// It is gone.
+    Deny,
+}
+
+/// `[private]`
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Private {
+    /// For so long who could pull an image can pull it from here while its registry can't be asked. `0`: not at all.
+    pub remember: Span,
 }
 
 /// `[credentials]`
@@ -203,7 +226,13 @@ impl Default for Containerd {
 
 impl Default for Tags {
     fn default() -> Self {
-        Self { max_age: Span::secs(0) }
+        Self { max_age: Span::secs(0), on_deleted: OnDeleted::default() }
+    }
+}
+
+impl Default for Private {
+    fn default() -> Self {
+        Self { remember: Span::secs(30 * 24 * 3600) }
     }
 }
 

@@ -70,6 +70,11 @@ impl Listener {
         Ok(Self { listener, address })
     }
 
+    #[cfg(test)]
+    pub(super) fn bound(&self) -> SocketAddr {
+        self.listener.local_addr().unwrap()
+    }
+
     /// Serves until `stop`, then lets replies under way end.
     pub async fn serve(self, mirror: Arc<Mirror>, tls: Arc<ServerConfig>, stop: CancellationToken) {
         let acceptor = TlsAcceptor::from(tls);
@@ -156,7 +161,7 @@ async fn answer(
     scheme: Scheme,
     local: SocketAddr,
 ) -> Result<Response<Body>, Infallible> {
-    Ok(mirror.answer(&request, scheme, local).await)
+    Ok(mirror.answer(request, scheme, local).await)
 }
 
 /// One open connection, in the gauge.

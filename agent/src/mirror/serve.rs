@@ -1,24 +1,34 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use http::header::{
-    AGE, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderValue, IF_RANGE, LINK, LOCATION, RANGE, USER_AGENT, WARNING,
+    AGE, AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderValue, IF_RANGE, LINK, LOCATION, RANGE,
+    USER_AGENT, WARNING, WWW_AUTHENTICATE,
 };
-use http::{Method, Request as HttpRequest, Response, StatusCode, Uri};
+use http::{HeaderMap, Method, Request as HttpRequest, Response, StatusCode, Uri};
+use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
+use oci_spec::distribution::ErrorCode;
 
 use super::MirrorMetrics;
 use super::caller::Caller;
 use super::listen::Scheme;
+use super::passes::{Pass, Passes};
 use super::range::{Part, RangeAsked};
 use super::reply::{self, Body};
 use super::request::Request;
+use super::token;
 use crate::containerd::canary::Canary;
 use crate::image::{Digest, MediaType, Reference, Tag};
-use crate::pull::{Kind, Passed, Place, Pull, Resolved, Wanted};
-use crate::upstream::Grant;
+use crate::pull::{Kind, Passed, Place, Pull, PullError, Resolved, Wanted};
+use crate::upstream::{Credentials, Grant};
+
+/// To send the form that asks for a token.
+const FORM_TIMEOUT: Duration = Duration::from_secs(5);
+/// The query parameter with the signature of a redirect.
+const SIGNATURE: &str = "larder-signature";
 
 /// Blobs up to this size are answered on TLS at once, in bytes: to encrypt them costs less than to redirect.
 const SMALL: u64 = 1 << 20;
@@ -27,6 +37,7 @@ const SMALL: u64 = 1 << 20;
 pub struct Mirror {
     pull: Pull,
     canary: Arc<Canary>,
+    passes: Passes,
     metrics: MirrorMetrics,
     requests: Arc<AtomicU64>,
     /// As configured: a registry that is named so is ourselves.
@@ -40,9 +51,20 @@ struct Asked<'a> {
     local: SocketAddr,
     uri: &'a Uri,
     caller: Caller,
-    grant: Grant,
+    shown: Shown,
     range: RangeAsked,
     if_range: Option<&'a str>,
+}
+
+/// What a caller has shown of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Shown {
+    Nothing,
+    /// A token that isn't ours, or holds no longer.
+    Unknown,
+    Pass(Pass),
+    /// It follows our redirect from TLS to plain HTTP, and had shown this before.
+    Followed(Option<Pass>),
 }
 
 impl Mirror {
@@ -50,7 +72,7 @@ impl Mirror {
     /// `requests`.
     #[must_use]
     pub fn new(pull: Pull, canary: Arc<Canary>, own: SocketAddr, requests: Arc<AtomicU64>) -> Self {
-        Self { pull, canary, metrics: MirrorMetrics::default(), requests, own }
+        Self { pull, canary, passes: Passes::default(), metrics: MirrorMetrics::default(), requests, own }
     }
 
     /// What is counted here.
@@ -61,38 +83,83 @@ impl Mirror {
 
     pub(super) async fn answer(
         &self,
-        request: &HttpRequest<Incoming>,
+        request: HttpRequest<Incoming>,
         scheme: Scheme,
         local: SocketAddr,
     ) -> Response<Body> {
         let began = Instant::now();
-        let header = |name| request.headers().get(name).and_then(|value: &HeaderValue| value.to_str().ok());
-        let asked = Asked {
-            head: request.method() == Method::HEAD,
-            scheme,
-            local,
-            uri: request.uri(),
-            caller: Caller::from_user_agent(header(USER_AGENT).unwrap_or_default()),
-            grant: Grant::Anonymous,
-            range: RangeAsked::parse(header(RANGE)),
-            if_range: header(IF_RANGE),
-        };
-        let (kind, mut response) = match Request::parse(request.method(), request.uri(), self.own) {
-            Ok(request) => {
-                if request.place().is_some_and(|place| !is_canary(place)) {
-                    self.requests.fetch_add(1, Ordering::Relaxed);
+        let (head, body) = request.into_parts();
+        let header = |name| text(&head.headers, name);
+        let is_head = head.method == Method::HEAD;
+        let (kind, mut response) = if head.uri.path() == token::PATH {
+            ("token", self.token(&head, body).await)
+        } else {
+            match Request::parse(&head.method, &head.uri, self.own) {
+                Ok(request) => {
+                    if request.place().is_some_and(|place| !is_canary(place)) {
+                        self.requests.fetch_add(1, Ordering::Relaxed);
+                    }
+                    let asked = Asked {
+                        head: is_head,
+                        scheme,
+                        local,
+                        uri: &head.uri,
+                        caller: Caller::from_user_agent(header(USER_AGENT).unwrap_or_default()),
+                        shown: self.shown(&request, &head.uri, header(AUTHORIZATION)),
+                        range: RangeAsked::parse(header(RANGE)),
+                        if_range: header(IF_RANGE),
+                    };
+                    (request.label(), self.reply(&request, &asked).await)
                 }
-                (request.label(), self.reply(&request, &asked).await)
+                Err(refused) => ("refused", reply::refused(&refused)),
             }
-            Err(refused) => ("refused", reply::refused(&refused)),
         };
-        if asked.head {
+        if is_head {
             *response.body_mut() = reply::whole("");
         }
         let status = response.status();
         self.metrics.answered(kind, status.as_u16(), began.elapsed());
-        tracing::debug!(method = %request.method(), uri = %request.uri(), status = status.as_u16(), ?scheme, "answered");
+        // Without its query, which may have a signature in it.
+        tracing::debug!(method = %head.method, path = head.uri.path(), status = status.as_u16(), ?scheme, "answered");
         response
+    }
+
+    /// Answers at the token endpoint.
+    async fn token(&self, head: &http::request::Parts, body: Incoming) -> Response<Body> {
+        let form = match head.method {
+            Method::POST => {
+                let collected = Limited::new(body, token::MAX_FORM).collect();
+                match tokio::time::timeout(FORM_TIMEOUT, collected).await {
+                    Ok(Ok(form)) => form.to_bytes(),
+                    _ => return token::refused(&token::Refused::Grant),
+                }
+            }
+            _ => bytes::Bytes::new(),
+        };
+        let query = head.uri.query().unwrap_or_default();
+        match token::Asked::parse(&head.method, query, text(&head.headers, AUTHORIZATION), &form) {
+            Ok(token::Asked { place, grant }) => token::reply(&self.passes, &self.passes.issue(&place, grant)),
+            Err(refused) => token::refused(&refused),
+        }
+    }
+
+    fn shown(&self, request: &Request, uri: &Uri, authorization: Option<&str>) -> Shown {
+        let Some(place) = request.place() else { return Shown::Nothing };
+        let query = uri.query().unwrap_or_default();
+        if let Request::Blob(_, digest) = request
+            && let Some((_, signature)) = form_urlencoded::parse(query.as_bytes()).find(|(name, _)| name == SIGNATURE)
+            && let Some(pass) = self.passes.follow(&signature, place, digest)
+        {
+            return Shown::Followed(pass);
+        }
+        let Some(authorization) = authorization else { return Shown::Nothing };
+        let pass = if let Some(token) = token::after_scheme(authorization, "bearer") {
+            self.passes.admit(token, place)
+        } else {
+            let credentials = token::after_scheme(authorization, "basic").and_then(Credentials::basic);
+            credentials.map(|credentials| self.passes.issue(place, Grant::Credentials(Arc::new(credentials))))
+        };
+        pass.map_or(Shown::Unknown, Shown::Pass)
     }
 
     async fn reply(&self, request: &Request, asked: &Asked<'_>) -> Response<Body> {
@@ -115,9 +182,9 @@ impl Mirror {
     }
 
     async fn tag(&self, place: &Place, tag: &Tag, asked: &Asked<'_>) -> Response<Body> {
-        let resolved = match self.pull.resolve(place, &asked.grant, tag).await {
+        let resolved = match self.pull.resolve(place, asked.grant(), tag).await {
             Ok(resolved) => resolved,
-            Err(e) => return reply::failed(&e, Kind::Manifest, asked.caller),
+            Err(e) => return asked.failed(&e, place, Kind::Manifest),
         };
         let mut response = if asked.head {
             let Resolved { digest, media_type, size, .. } = &resolved;
@@ -126,8 +193,12 @@ impl Mirror {
             self.blob(place, &resolved.digest, Kind::Manifest, asked).await
         };
         if let Some(age) = resolved.stale_for {
+            let warning = match resolved.deleted {
+                true => "299 larder \"Deleted at the origin\"",
+                false => "110 larder \"Response is Stale\"",
+            };
             let headers = response.headers_mut();
-            headers.insert(WARNING, HeaderValue::from_static("110 larder \"Response is Stale\""));
+            headers.insert(WARNING, HeaderValue::from_static(warning));
             headers.insert(AGE, age.as_secs().into());
         }
         response
@@ -137,14 +208,14 @@ impl Mirror {
         let whole =
             kind == Kind::Manifest || asked.head || asked.if_range.is_some_and(|tag| tag != format!("\"{digest}\""));
         let range = if whole { RangeAsked::Whole } else { asked.range };
-        let wanted = Wanted { place: place.clone(), grant: asked.grant.clone(), digest: *digest, kind };
+        let wanted = Wanted { place: place.clone(), grant: asked.grant().clone(), digest: *digest, kind };
         let found = match self.pull.fetch(&wanted, range.start()).await {
             Ok(found) => found,
-            Err(e) => return reply::failed(&e, kind, asked.caller),
+            Err(e) => return asked.failed(&e, place, kind),
         };
         if kind == Kind::Blob
             && found.can_be_asked_for_again(SMALL)
-            && let Some(redirect) = asked.to_plain()
+            && let Some(redirect) = asked.to_plain(&self.passes, place, digest)
         {
             return redirect;
         }
@@ -173,14 +244,14 @@ impl Mirror {
 
     /// Asks nobody to deliver the blob: whether it could be had is answered by what is here, or by upstream's HEAD.
     async fn head_blob(&self, place: &Place, digest: &Digest, asked: &Asked<'_>) -> Response<Body> {
-        match self.pull.stat(place, &asked.grant, digest).await {
+        match self.pull.stat(place, asked.grant(), digest).await {
             Ok(size) => reply::content(StatusCode::OK, digest, MediaType::OCTET_STREAM, Some(size), reply::whole("")),
-            Err(e) => reply::failed(&e, Kind::Blob, asked.caller),
+            Err(e) => asked.failed(&e, place, Kind::Blob),
         }
     }
 
     async fn pass(&self, place: &Place, suffix: &str, asked: &Asked<'_>) -> Response<Body> {
-        match self.pull.pass(place, &asked.grant, suffix).await {
+        match self.pull.pass(place, asked.grant(), suffix).await {
             Ok(Passed { media_type, link, body }) => {
                 let mut response = Response::new(reply::whole(body.clone()));
                 let headers = response.headers_mut();
@@ -193,7 +264,7 @@ impl Mirror {
                 }
                 response
             }
-            Err(e) => reply::failed(&e, Kind::Manifest, asked.caller),
+            Err(e) => asked.failed(&e, place, Kind::Manifest),
         }
     }
 
@@ -210,28 +281,67 @@ impl Mirror {
                 let length = Some(content.len() as u64);
                 reply::content(StatusCode::OK, &digest, media_type.as_str(), length, reply::whole(content))
             }
-            None => {
-                let code = oci_spec::distribution::ErrorCode::ManifestUnknown;
-                reply::error(StatusCode::NOT_FOUND, code, "the canary has one image and nothing else")
-            }
+            None => reply::error(
+                StatusCode::NOT_FOUND,
+                ErrorCode::ManifestUnknown,
+                "the canary has one image and nothing else",
+            ),
         }
     }
 }
 
 impl Asked<'_> {
+    /// As whom upstreams are asked for it.
+    fn grant(&self) -> &Grant {
+        match &self.shown {
+            Shown::Pass(pass) | Shown::Followed(Some(pass)) => &pass.grant,
+            Shown::Nothing | Shown::Unknown | Shown::Followed(None) => &Grant::None,
+        }
+    }
+
+    /// What went wrong, or what is still to be shown.
+    fn failed(&self, error: &PullError, place: &Place, kind: Kind) -> Response<Body> {
+        if !matches!(error, PullError::Unauthenticated(_)) {
+            return reply::failed(error, kind, self.caller);
+        }
+        // Who came by TLS brings its secrets there.
+        let scheme = match (self.scheme, &self.shown) {
+            (Scheme::Tls, _) | (_, Shown::Followed(_)) => "https",
+            (Scheme::Plain, _) => "http",
+        };
+        let base = format!("{scheme}://{}", self.local);
+        let mut response = reply::error(StatusCode::UNAUTHORIZED, ErrorCode::Unauthorized, &error.to_string());
+        if let Some(challenge) = token::challenge(&base, place, self.shown == Shown::Unknown) {
+            response.headers_mut().insert(WWW_AUTHENTICATE, challenge);
+        }
+        response
+    }
+
     /// Bulk goes over plain HTTP: TLS costs, and to its own node a digest needs no secrecy. containerd follows, and takes
-    /// up a body that was cut through the first URL again. By then its transfer is under way.
-    fn to_plain(&self) -> Option<Response<Body>> {
+    /// up a body that was cut through the first URL again. By then its transfer is under way. What was shown here holds
+    /// there by a signature: 1.6 sends no token along.
+    fn to_plain(&self, passes: &Passes, place: &Place, digest: &Digest) -> Option<Response<Body>> {
         if self.scheme == Scheme::Plain {
             return None;
         }
-        let target = self.uri.path_and_query()?;
-        let location = HeaderValue::from_str(&format!("http://{}{target}", self.local)).ok()?;
+        let pass = match &self.shown {
+            Shown::Pass(pass) => Some(pass),
+            _ => None,
+        };
+        let signature = passes.sign(pass, place, digest);
+        let (path, query) = (self.uri.path(), self.uri.query());
+        let query = query.map_or_else(String::new, |query| format!("{query}&"));
+        let location = format!("http://{}{path}?{query}{SIGNATURE}={signature}", self.local);
+        let location = HeaderValue::from_str(&location).ok()?;
         let mut response = Response::new(reply::whole(""));
         *response.status_mut() = StatusCode::TEMPORARY_REDIRECT;
         response.headers_mut().insert(LOCATION, location);
         Some(response)
     }
+}
+
+fn text(headers: &HeaderMap, name: http::HeaderName) -> Option<&str> {
+    headers.get(name).and_then(|value| value.to_str().ok())
 }
 
 fn is_canary(place: &Place) -> bool {

@@ -35,6 +35,7 @@ pub(super) async fn first_to_answer(
             answered = asked.next() => match answered? {
                 (source, Ok(opened)) => {
                     sources.settle(&source);
+                    sources.opened(&opened);
                     return Some((source, opened));
                 }
                 (source, Err(e)) => sources.failed(&source, e),

@@ -8,7 +8,7 @@ use bytes::{Bytes, BytesMut};
 
 use super::sources::Sources;
 use super::{Inner, Kind, Wanted};
-use crate::image::{Hasher, MediaType, Reference};
+use crate::image::{Access, Hasher, MediaType, Reference};
 use crate::store::CHUNK;
 use crate::upstream::{Answer, Body, Part, Upstream, UpstreamError};
 
@@ -26,6 +26,8 @@ pub(super) struct Opened {
     /// Where the part that was asked for ends; `None` for the end of the blob.
     pub(super) end: Option<u64>,
     pub(super) media_type: MediaType,
+    /// Whether anybody would have got it.
+    pub(super) access: Access,
     upstream: Arc<Upstream>,
     ahead: BytesMut,
     body: Body,
@@ -42,9 +44,18 @@ impl Opened {
     }
 
     pub(super) fn from(upstream: &Arc<Upstream>, answer: Answer) -> Self {
-        let Answer { size, offset, media_type, body, .. } = answer;
+        let Answer { size, offset, media_type, access, body, .. } = answer;
         let media_type = media_type.unwrap_or_else(MediaType::octet_stream);
-        Self { size, offset, end: None, media_type, upstream: Arc::clone(upstream), ahead: BytesMut::new(), body }
+        Self {
+            size,
+            offset,
+            end: None,
+            media_type,
+            access,
+            upstream: Arc::clone(upstream),
+            ahead: BytesMut::new(),
+            body,
+        }
     }
 
     /// Reads until the body ends, which makes its length known, or until more than `limit` bytes are there.
@@ -285,7 +296,10 @@ impl Direct {
                 Ok(opened) if self.end.is_some_and(|end| opened.size.is_some_and(|size| size < end)) => {
                     self.sources.failed(&upstream, upstream.wrong_answer("says that the blob is shorter"));
                 }
-                Ok(opened) => self.read_from(upstream, opened),
+                Ok(opened) => {
+                    self.sources.opened(&opened);
+                    self.read_from(upstream, opened);
+                }
                 Err(e) => self.sources.failed(&upstream, e),
             }
         }

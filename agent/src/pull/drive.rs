@@ -106,7 +106,7 @@ struct Answered {
 impl Driver {
     async fn run(&mut self) -> End {
         let digest = self.transfer.wanted.digest;
-        if let Some(blob) = self.pull.held(&self.transfer.wanted.place, &digest).await {
+        if let Ok(Some(blob)) = self.pull.held(&self.transfer.wanted).await {
             return End::State("held", State::Whole(blob));
         }
         let mut leftover = self.resume().await;
@@ -146,7 +146,7 @@ impl Driver {
 
     /// As what the sources' bytes are recorded.
     fn access(&self) -> Access {
-        Access::Anonymous
+        self.transfer.wanted.grant.access()
     }
 
     fn origin(&self) -> Origin {
@@ -155,8 +155,9 @@ impl Driver {
 
     /// Takes up what an earlier transfer left.
     async fn resume(&mut self) -> Option<Arc<Ingest>> {
-        if self.transfer.wanted.kind == Kind::Manifest {
-            // Fetched again at once; its media type, which only its registry tells, comes with it.
+        if self.transfer.wanted.kind == Kind::Manifest || self.access() == Access::Authorized {
+            // A manifest is fetched again at once; its media type, which only its registry tells, comes with it. And
+            // for credentials, what lies there came to anybody, or to somebody else.
             return None;
         }
         let digest = self.transfer.wanted.digest;

@@ -1,7 +1,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::upstream::{ErrorKind, UpstreamError};
+use crate::upstream::{ErrorKind, Grant, UpstreamError};
 
 /// Why there is nothing to give. Each carries what every source said, for the log and for the caller.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -12,6 +12,9 @@ pub enum PullError {
     /// An upstream answered, and doesn't give it to us.
     #[error("not permitted: {0}")]
     Denied(Said),
+    /// The registry wants to know who asks, and the caller has shown nothing yet.
+    #[error("authentication required: {0}")]
+    Unauthenticated(Said),
     /// No upstream gave an answer.
     #[error("no upstream answered: {0}")]
     NoAnswer(Said),
@@ -48,12 +51,35 @@ impl PullError {
             Self::NoAnswer(said)
         }
     }
+
+    /// The same, for who has shown that much: a challenge is for whoever can still answer it.
+    pub(super) fn for_grant(self, grant: &Grant) -> Self {
+        let is_challenge = |said: &Said| said.0.iter().any(|e| *e.kind() == ErrorKind::Unauthorized);
+        match self {
+            Self::NotFound(said) | Self::Denied(said) if *grant == Grant::None && is_challenge(&said) => {
+                Self::Unauthenticated(said)
+            }
+            other => other,
+        }
+    }
+
+    /// What sources said, where that is what it is about.
+    pub(super) fn said(&self) -> &[Arc<UpstreamError>] {
+        match self {
+            Self::NotFound(said)
+            | Self::Denied(said)
+            | Self::Unauthenticated(said)
+            | Self::NoAnswer(said)
+            | Self::Late(said) => &said.0,
+            Self::Poisoned | Self::WrongBytes | Self::Stopping => &[],
+        }
+    }
 }
 
 impl fmt::Display for Said {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.0.is_empty() {
-            return f.write_str("no upstream is configured, or all are still being asked");
+            return f.write_str("no upstream was asked, or all are still being asked");
         }
         for (i, error) in self.0.iter().enumerate() {
             if i > 0 {

@@ -1,17 +1,20 @@
 //! Finding a blob: the store, a transfer under way, a new transfer.
 
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use tokio::time::{Instant, timeout_at};
 
+use super::ask::first_to_answer;
 use super::drive::drive;
 use super::reader::Source;
+use super::sources::Sources;
 use super::transfer::{Failure, Following, State, Transfer, Unstored};
 use super::{Inner, Kind, Place, Pull, PullError, Reader, Wanted};
-use crate::image::{Digest, MediaType};
+use crate::image::{Access, MediaType};
 use crate::store::Blob;
+use crate::upstream::Part;
 
 /// The most that is read of a stored manifest to tell its type, in bytes. containerd takes no longer one.
 const MAX_MANIFEST: u64 = 4 << 20;
@@ -53,11 +56,24 @@ impl Pull {
             |size, media_type, at| Found { size, media_type, pull: Arc::clone(pull), wanted: wanted.clone(), at };
         // The transfer that was joined may be another registry's.
         for _ in 0..=pull.attempts(place) {
-            if let Some(blob) = timeout_at(deadline, pull.held(place, digest)).await.map_err(late)? {
+            if let Some(blob) = timeout_at(deadline, pull.held(wanted)).await.map_err(late)?? {
                 let media_type = media_type_of(&blob, kind).await;
                 return Ok(found(Some(blob.size()), media_type, At::Store(blob)));
             }
-            let following = pull.follow(wanted, start);
+            timeout_at(deadline, pull.may_ask(place, &wanted.grant)).await.map_err(late)??;
+            let following = match pull.follow(wanted, start) {
+                Ok(following) => following,
+                Err(theirs) if theirs.wanted.place.registry == place.registry => {
+                    // Of the same registry: it says in a moment whether it is this caller's too.
+                    timeout_at(deadline, pull.confirm(wanted, false)).await.map_err(late)??;
+                    theirs
+                }
+                Err(_) => {
+                    let unstored = timeout_at(deadline, pull.past_the_disk(wanted)).await.map_err(late)??;
+                    return Ok(found(unstored.size, unstored.media_type.clone(), At::Upstream(unstored)));
+                }
+            };
+            let is_mine = following.wanted.place == *place && following.wanted.grant == wanted.grant;
             match timeout_at(deadline, ready(&following, pull.options.verify_first)).await.map_err(late)? {
                 State::Whole(blob) => {
                     let media_type = media_type_of(&blob, kind).await;
@@ -72,9 +88,12 @@ impl Pull {
                 State::Unstored(unstored) => {
                     return Ok(found(unstored.size, unstored.media_type.clone(), At::Upstream(unstored)));
                 }
-                State::Failed(Failure::Nothing(_) | Failure::Cut(_))
-                    if following.wanted.place.registry != place.registry => {}
-                State::Failed(Failure::Nothing(error) | Failure::Cut(error)) => return Err(error),
+                // What was said to somebody else, or elsewhere.
+                State::Failed(Failure::Nothing(_) | Failure::Cut(_)) if !is_mine => {}
+                State::Failed(Failure::Nothing(error) | Failure::Cut(error)) => {
+                    pull.refused(place, &wanted.grant, error.said());
+                    return Err(error.for_grant(&wanted.grant));
+                }
                 // The right end would be no help to who has a wrong beginning.
                 State::Failed(Failure::WrongBytes) if start > 0 => return Err(PullError::Poisoned),
                 State::Failed(Failure::WrongBytes) | State::Asking => {}
@@ -85,13 +104,6 @@ impl Pull {
 }
 
 impl Inner {
-    /// What the store holds, if it may be given for this place.
-    pub(super) async fn held(&self, place: &Place, digest: &Digest) -> Option<Blob> {
-        let blob = self.store.blob(digest).await?;
-        // What only ever arrived under authorization is a miss here: another registry's own answer decides.
-        blob.provenance().may_be_given_for(&place.registry).then_some(blob)
-    }
-
     /// How often a blob is fetched anew within one reply when its bytes turn out wrong before any has gone out: once
     /// after they came from several, and then each of them may break the digest once.
     pub(super) fn attempts(&self, place: &Place) -> usize {
@@ -99,12 +111,32 @@ impl Inner {
     }
 
     /// Follows the transfer of a blob, begun now, where this reader begins, if there is none.
-    pub(super) fn follow(self: &Arc<Self>, wanted: &Wanted, start: u64) -> Following {
-        self.transfers.follow(wanted.digest, || {
+    ///
+    /// # Errors
+    /// Somebody else's, whose bytes come to credentials: it is not this caller's to read, as long as the registry
+    /// hasn't said so.
+    pub(super) fn follow(self: &Arc<Self>, wanted: &Wanted, start: u64) -> Result<Following, Following> {
+        let following = self.transfers.follow(wanted.digest, || {
             let transfer = Arc::new(Transfer::new(wanted.clone(), start));
             self.lanes.spawn(&self.tasks, drive(Arc::clone(self), Arc::clone(&transfer)));
             transfer
-        })
+        });
+        let theirs = &following.wanted;
+        let is_mine = theirs.place == wanted.place && theirs.grant == wanted.grant;
+        let is_public = theirs.grant.access() == Access::Anonymous;
+        if is_mine || is_public { Ok(following) } else { Err(following) }
+    }
+
+    /// A source of this caller's own.
+    async fn past_the_disk(self: &Arc<Self>, wanted: &Wanted) -> Result<Unstored, PullError> {
+        let mut sources = Sources::new(Arc::clone(self), wanted.clone());
+        let Some((_, opened)) = first_to_answer(&mut sources, wanted, Part::WHOLE).await else {
+            let error = sources.verdict();
+            self.refused(&wanted.place, &wanted.grant, error.said());
+            return Err(error.for_grant(&wanted.grant));
+        };
+        let (size, media_type) = (opened.size, opened.media_type.clone());
+        Ok(Unstored { size, media_type, opened: Arc::new(Mutex::new(Some(opened))) })
     }
 }
 

@@ -13,6 +13,8 @@ pub struct PullMetrics {
     tags: Family<ResultLabel, Counter>,
     stale_age: Gauge,
     pub(super) poisoned: Counter,
+    pub(super) disagreements: Counter,
+    pub(super) outage_permits: Counter,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -47,6 +49,16 @@ impl PullMetrics {
             "larder_wrong_blobs_aborted",
             "Blobs that turned out wrong after their first bytes had gone out, taken back from containerd",
             self.poisoned.clone(),
+        );
+        registry.register(
+            "larder_tag_disagreements",
+            "Tags of which a mirror said something else than the registry itself",
+            self.disagreements.clone(),
+        );
+        registry.register(
+            "larder_private_outage_permits",
+            "Private content given because its credentials had opened it before, while the registry could not be asked",
+            self.outage_permits.clone(),
         );
     }
 

@@ -21,9 +21,11 @@ mod journal;
 mod lanes;
 mod metrics;
 mod pass;
+mod permit;
 mod place;
 mod reader;
 mod resolve;
+mod rights;
 mod sources;
 mod transfer;
 mod wants;
@@ -35,6 +37,7 @@ mod tests;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -47,18 +50,21 @@ pub use reader::{EndedShort, Reader};
 pub use resolve::Resolved;
 pub use transfer::UnderWay;
 
-use crate::config::Config;
+use crate::config::{Config, OnDeleted};
 use crate::containerd::client::Client;
 use crate::store::Store;
 use crate::upstream::Upstreams;
 
-/// The deadlines and bounds of pulls, out of `[mirror]` and `[tags]`.
+/// The deadlines, bounds and policies of pulls, out of `[mirror]`, `[tags]` and `[private]`.
 #[derive(Debug, Clone, Copy)]
 struct Options {
     reply_deadline: Duration,
     /// Bytes.
     verify_first: u64,
     tag_max_age: Duration,
+    on_deleted: OnDeleted,
+    /// How long it is remembered who could pull what; zero: not at all.
+    remember: Duration,
     header_timeout: Duration,
     stall_timeout: Duration,
     /// After the last byte of a blob that has begun.
@@ -85,6 +91,9 @@ struct Inner {
     containerd: Option<Arc<Client>>,
     transfers: transfer::Transfers,
     tags: flight::Flights<resolve::TagKey, Result<Resolved, PullError>>,
+    rights: rights::Rights,
+    looks: Arc<Semaphore>,
+    comparing: resolve::Comparing,
     blame: blame::Blame,
     journal: journal::Journal,
     metrics: PullMetrics,
@@ -108,10 +117,16 @@ impl Pull {
             reply_deadline: config.mirror.reply_deadline.0,
             verify_first: config.mirror.verify_first.0,
             tag_max_age: config.tags.max_age.0,
+            on_deleted: config.tags.on_deleted,
+            remember: config.private.remember.0,
             header_timeout: config.mirror.header_timeout.0,
             stall_timeout: config.mirror.stall_timeout.0,
             resume_within: config.mirror.resume_within.0,
         };
+        if let Some(before) = permit::now().checked_sub(options.remember.as_secs()) {
+            let store = store.clone();
+            tasks.spawn(async move { store.forget_before(before).await });
+        }
         let journal = journal::Journal::default();
         tasks.spawn(journal.clone().write_lines(stop.clone()));
         Self(Arc::new(Inner {
@@ -121,6 +136,9 @@ impl Pull {
             containerd,
             transfers: transfer::Transfers::default(),
             tags: flight::Flights::default(),
+            rights: rights::Rights::default(),
+            looks: permit::looks(),
+            comparing: resolve::Comparing::default(),
             blame: blame::Blame::default(),
             journal,
             metrics: PullMetrics::default(),

@@ -9,8 +9,8 @@ use tokio::time::timeout;
 
 use super::direct::Opened;
 use super::error::Said;
-use super::{Place, Pull, PullError};
-use crate::image::{Digest, MediaType};
+use super::{Kind, Place, Pull, PullError, Wanted};
+use crate::image::{Access, Digest, MediaType};
 use crate::upstream::{Grant, Upstream, UpstreamError};
 
 /// The longest answer that is passed on, in bytes.
@@ -34,14 +34,11 @@ impl Pull {
     /// When no upstream gives one within the reply deadline.
     pub async fn pass(&self, place: &Place, grant: &Grant, suffix: &str) -> Result<Passed, PullError> {
         let ask = async {
-            let mut said = Vec::new();
-            for upstream in self.0.upstreams.of(&place.registry).in_order() {
-                match pass_one(&upstream, place, grant, suffix).await {
-                    Ok(answer) => return Ok(answer),
-                    Err(e) => said.push(Arc::new(e)),
-                }
-            }
-            Err(PullError::from_all(said))
+            self.0.may_ask(place, grant).await?;
+            let chain = self.0.upstreams.of(&place.registry);
+            let asked = self.0.across(&chain, place, grant, |upstream| pass_one(upstream, place, grant, suffix));
+            let (_, passed) = asked.await.map_err(|said| PullError::from_all(said).for_grant(grant))?;
+            Ok(passed)
         };
         timeout(self.0.options.reply_deadline, ask).await.unwrap_or_else(|_| Err(PullError::Late(Said::default())))
     }
@@ -51,38 +48,38 @@ impl Pull {
     /// # Errors
     /// When nothing has it, or nothing answers within the reply deadline.
     pub async fn stat(&self, place: &Place, grant: &Grant, digest: &Digest) -> Result<u64, PullError> {
+        let wanted = Wanted { place: place.clone(), grant: grant.clone(), digest: *digest, kind: Kind::Blob };
         let ask = async {
-            if let Some(blob) = self.0.held(place, digest).await {
+            if let Some(blob) = self.0.held(&wanted).await? {
                 return Ok(blob.size());
             }
-            let mut said = Vec::new();
-            for upstream in self.0.upstreams.of(&place.registry).in_order() {
-                match upstream.head_blob(grant, &place.repository, digest).await {
-                    Ok(answer) => match answer.size {
-                        Some(size) => return Ok(size),
-                        None => said.push(Arc::new(upstream.wrong_answer("gives no length"))),
-                    },
-                    Err(e) => said.push(Arc::new(e)),
-                }
-            }
-            Err(PullError::from_all(said))
+            self.0.may_ask(place, grant).await?;
+            let chain = self.0.upstreams.of(&place.registry);
+            let asked = self.0.across(&chain, place, grant, |upstream| async move {
+                let answer = upstream.head_blob(grant, &place.repository, digest).await?;
+                let size = answer.size.ok_or_else(|| upstream.wrong_answer("gives no length"))?;
+                Ok((size, answer.access))
+            });
+            let (_, size) = asked.await.map_err(|said| PullError::from_all(said).for_grant(grant))?;
+            Ok(size)
         };
         timeout(self.0.options.reply_deadline, ask).await.unwrap_or_else(|_| Err(PullError::Late(Said::default())))
     }
 }
 
 async fn pass_one(
-    upstream: &Arc<Upstream>,
+    upstream: Arc<Upstream>,
     place: &Place,
     grant: &Grant,
     suffix: &str,
-) -> Result<Passed, UpstreamError> {
+) -> Result<(Passed, Access), UpstreamError> {
     let answer = upstream.pass(grant, &place.repository, suffix).await?;
+    let access = answer.access;
     let link = answer.headers.get(LINK).cloned();
-    let mut opened = Opened::from(upstream, answer);
+    let mut opened = Opened::from(&upstream, answer);
     opened.read_ahead(MAX_ANSWER).await?;
     if opened.read().len() as u64 > MAX_ANSWER {
         return Err(upstream.wrong_answer("sends an answer of more than 8 MiB"));
     }
-    Ok(Passed { media_type: opened.media_type.clone(), link, body: opened.into_read() })
+    Ok((Passed { media_type: opened.media_type.clone(), link, body: opened.into_read() }, access))
 }

@@ -257,7 +257,11 @@ impl Reader {
     /// Goes on by a new transfer: what was stored, or what came, was no good.
     fn follow_anew(&mut self) {
         self.attempts += 1;
-        self.source = Source::transfer(self.pull.follow(&self.wanted, self.at));
+        match self.pull.follow(&self.wanted, self.at) {
+            Ok(following) => self.source = Source::transfer(following),
+            // What arrives now is not for this caller, or not yet known to be.
+            Err(_) => self.read_upstream(None, None),
+        }
     }
 
     /// The hash of all bytes before `at`, with which a reader that leaves a failing disk can still prove the whole.

@@ -1,20 +1,29 @@
 //! What a tag means now.
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use http::StatusCode;
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use super::direct::Opened;
 use super::error::Said;
-use super::{Inner, Place, Pull, PullError};
+use super::permit::now;
+use super::rights::insert;
+use super::{Inner, Kind, Place, Pull, PullError, Wanted};
+use crate::config::OnDeleted;
 use crate::image::{Access, Digest, MediaType, Reference, Tag};
 use crate::store::TagRecord;
 use crate::upstream::{ErrorKind, Grant, Upstream, UpstreamError};
 
 /// The longest manifest that is read to learn its digest, in bytes: containerd takes no longer one.
 const MAX_MANIFEST: u64 = 4 << 20;
+/// A tag of which a mirror has answered is compared with its registry no more often than this.
+const COMPARE_EVERY: Duration = Duration::from_secs(60);
+/// Comparisons under way at a time.
+const COMPARISONS_AT_ONCE: usize = 8;
 
 /// One tag of one repository, and as whom it is asked for.
 pub(super) type TagKey = (Place, Tag, Grant);
@@ -28,8 +37,31 @@ pub struct Resolved {
     pub media_type: MediaType,
     /// Its length in bytes.
     pub size: u64,
-    /// How old the answer is, when no upstream answered and an older one is given.
+    /// How old the answer is, when an older one is given: no upstream answered, or the tag is gone.
     pub stale_for: Option<Duration>,
+    /// The registry has no such tag any more.
+    pub deleted: bool,
+}
+
+/// When which tag was last compared, and how many are being.
+pub(super) struct Comparing {
+    last: Mutex<HashMap<(Place, Tag), Instant>>,
+    places: Arc<Semaphore>,
+}
+
+impl Default for Comparing {
+    fn default() -> Self {
+        Self { last: Mutex::default(), places: Arc::new(Semaphore::new(COMPARISONS_AT_ONCE)) }
+    }
+}
+
+/// What is known of a tag without asking upstream.
+enum Known {
+    /// To be given to this caller.
+    This(TagRecord, Duration),
+    /// Not to this caller, as far as it has shown who it is.
+    Withheld,
+    Nothing,
 }
 
 impl Pull {
@@ -41,12 +73,13 @@ impl Pull {
         let pull = &self.0;
         pull.journal.resolved(place, tag.as_str());
         if !pull.options.tag_max_age.is_zero()
-            && let Some((record, age)) = pull.known(place, tag).await
+            && let Known::This(record, age) = pull.known(place, grant, tag).await
             && age < pull.options.tag_max_age
         {
             pull.metrics.tag_answered("fresh");
             return Ok(resolved(record, None));
         }
+        pull.may_ask(place, grant).await?;
         let ask = || {
             let (pull, place, grant, tag) = (Arc::clone(pull), place.clone(), grant.clone(), tag.clone());
             async move { pull.ask(&place, &grant, &tag).await }
@@ -56,45 +89,80 @@ impl Pull {
             Ok(Some(answer)) => answer,
             Ok(None) => Err(PullError::Stopping),
             // Upstreams that are slow, one after the other, amount to no answer.
-            Err(_) => pull.last_known(place, tag).await.ok_or_else(|| PullError::Late(Said::default())),
+            Err(_) => match pull.last_known(place, grant, tag, false).await? {
+                Some(stale) => Ok(stale),
+                None => Err(PullError::Late(Said::default())),
+            },
         }
     }
 }
 
 impl Inner {
-    async fn ask(&self, place: &Place, grant: &Grant, tag: &Tag) -> Result<Resolved, PullError> {
-        let mut said = Vec::new();
-        let mut silent = false;
-        for upstream in self.upstreams.of(&place.registry).for_tags().in_order() {
-            match self.ask_one(&upstream, place, grant, tag).await {
-                Ok(answer) => {
-                    self.metrics.tag_answered("upstream");
-                    let record = TagRecord {
-                        digest: answer.digest,
-                        media_type: answer.media_type.clone(),
-                        size: answer.size,
-                        confirmed_at: now(),
-                    };
-                    let (store, place, tag) = (self.store.clone(), place.clone(), tag.clone());
-                    // Behind the answer: a disk that hangs must not delay it.
-                    self.tasks.spawn(async move {
-                        store.record_tag(&place.registry, &place.repository, &tag, record).await;
-                    });
-                    return Ok(answer);
-                }
-                Err(e) => {
-                    tracing::debug!(image = %place, %tag, upstream = upstream.name(), error = %e, "no answer about a tag");
-                    silent |= !e.is_answer();
-                    said.push(Arc::new(e));
-                }
+    async fn ask(self: &Arc<Self>, place: &Place, grant: &Grant, tag: &Tag) -> Result<Resolved, PullError> {
+        let chain = self.upstreams.of(&place.registry).for_tags();
+        let asked = self
+            .across(&chain, place, grant, |upstream| async move { self.ask_one(&upstream, place, grant, tag).await });
+        let said = match asked.await {
+            Ok((upstream, answer)) => {
+                self.metrics.tag_answered("upstream");
+                let record = TagRecord {
+                    digest: answer.digest,
+                    media_type: answer.media_type.clone(),
+                    size: answer.size,
+                    confirmed_at: now(),
+                };
+                let (store, place_of, tag_of) = (self.store.clone(), place.clone(), tag.clone());
+                // Behind the answer: a disk that hangs must not delay it.
+                self.tasks.spawn(async move {
+                    store.record_tag(&place_of.registry, &place_of.repository, &tag_of, record).await;
+                });
+                self.compare(&upstream, place, grant, tag, answer.digest);
+                return Ok(answer);
             }
-        }
-        // "Not there" from one upstream is no word on what another, which is silent, has.
-        if silent && let Some(stale) = self.last_known(place, tag).await {
+            Err(said) => said,
+        };
+        let is_deleted = self.origin_said(place, &said).is_some_and(|e| *e.kind() == ErrorKind::NotFound);
+        // "Not there" from a mirror is no word on what the registry, which is silent, has.
+        let is_open = match is_deleted {
+            true => self.options.on_deleted == OnDeleted::Serve,
+            false => said.iter().any(|e| !e.is_answer()),
+        };
+        if is_open && let Some(stale) = self.last_known(place, grant, tag, is_deleted).await? {
             return Ok(stale);
         }
         self.metrics.tag_answered("none");
-        Err(PullError::from_all(said))
+        Err(PullError::from_all(said).for_grant(grant))
+    }
+
+    /// Finds out, behind the reply, whether the registry itself says the same as a mirror of it.
+    fn compare(self: &Arc<Self>, answered: &Arc<Upstream>, place: &Place, grant: &Grant, tag: &Tag, digest: Digest) {
+        let Some(origin) =
+            self.origin(place).filter(|origin| !Arc::ptr_eq(origin, answered) && origin.allows_background())
+        else {
+            return;
+        };
+        let Ok(turn) = Arc::clone(&self.comparing.places).try_acquire_owned() else { return };
+        {
+            let mut last = self.comparing.last.lock().unwrap_or_else(PoisonError::into_inner);
+            let key = (place.clone(), tag.clone());
+            if last.get(&key).is_some_and(|at| at.elapsed() < COMPARE_EVERY) {
+                return;
+            }
+            insert(&mut last, key, Instant::now(), |at| *at);
+        }
+        let (pull, mirror, place) = (Arc::clone(self), Arc::clone(answered), place.clone());
+        let (grant, tag, stop) = (grant.clone(), tag.clone(), self.stop.clone());
+        self.tasks.spawn(stop.run_until_cancelled_owned(async move {
+            let said = origin.head_manifest(&grant, &place.repository, &Reference::Tag(tag.clone())).await;
+            if let Some(other) = said.ok().and_then(|answer| answer.digest).filter(|other| *other != digest) {
+                pull.metrics.disagreements.inc();
+                tracing::warn!(
+                    image = %place, %tag, mirror = mirror.name(), %digest, registry = origin.name(), registry_digest = %other,
+                    "a mirror and its registry disagree about a tag"
+                );
+            }
+            drop(turn);
+        }));
     }
 
     async fn ask_one(
@@ -103,12 +171,12 @@ impl Inner {
         place: &Place,
         grant: &Grant,
         tag: &Tag,
-    ) -> Result<Resolved, UpstreamError> {
+    ) -> Result<(Resolved, Access), UpstreamError> {
         let reference = Reference::Tag(tag.clone());
         match upstream.head_manifest(grant, &place.repository, &reference).await {
             Ok(head) => {
                 if let (Some(digest), Some(size), Some(media_type)) = (head.digest, head.size, head.media_type) {
-                    return Ok(Resolved { digest, media_type, size, stale_for: None });
+                    return Ok((Resolved { digest, media_type, size, stale_for: None, deleted: false }, head.access));
                 }
             }
             Err(e) if *e.kind() == ErrorKind::Server(StatusCode::METHOD_NOT_ALLOWED) => {}
@@ -116,7 +184,7 @@ impl Inner {
         }
         // A registry that knows no HEAD, or whose HEAD doesn't say it all: the manifest itself does.
         let mut opened = Opened::from(upstream, upstream.manifest(grant, &place.repository, &reference).await?);
-        let media_type = opened.media_type.clone();
+        let (media_type, access) = (opened.media_type.clone(), opened.access);
         opened.read_ahead(MAX_MANIFEST).await?;
         if opened.size.is_none() || opened.read().len() as u64 > MAX_MANIFEST {
             return Err(upstream.wrong_answer("sends a manifest of more than 4 MiB"));
@@ -125,38 +193,54 @@ impl Inner {
         let (digest, size) = (Digest::of(&content), content.len() as u64);
         let kept = self
             .store
-            .put(&digest, content, Some(media_type.clone()), &place.registry, &place.repository, Access::Anonymous)
+            .put(&digest, content, Some(media_type.clone()), &place.registry, &place.repository, access)
             .await;
         if let Err(e) = kept {
             tracing::debug!(%digest, reason = %e, "not stored");
         }
-        Ok(Resolved { digest, media_type, size, stale_for: None })
+        Ok((Resolved { digest, media_type, size, stale_for: None, deleted: false }, access))
     }
 
-    /// What upstream last said, where the manifest that it named can be had without upstream.
-    async fn last_known(&self, place: &Place, tag: &Tag) -> Option<Resolved> {
-        let (record, age) = self.known(place, tag).await?;
-        self.held(place, &record.digest).await?;
+    /// What upstream last said, where the manifest that it named can be had without upstream, by this caller.
+    async fn last_known(
+        self: &Arc<Self>,
+        place: &Place,
+        grant: &Grant,
+        tag: &Tag,
+        deleted: bool,
+    ) -> Result<Option<Resolved>, PullError> {
+        let (record, age) = match self.known(place, grant, tag).await {
+            Known::This(record, age) => (record, age),
+            // It may still show who it is.
+            Known::Withheld if *grant == Grant::None => return Err(PullError::Unauthenticated(Said::default())),
+            Known::Withheld | Known::Nothing => return Ok(None),
+        };
+        let why = if deleted { "the registry has it no more" } else { "no upstream answers" };
         tracing::warn!(
-            image = %place, %tag, digest = %record.digest, age_seconds = age.as_secs(),
-            "no upstream answers: the tag is given as it last was"
+            image = %place, %tag, digest = %record.digest, age_seconds = age.as_secs(), why,
+            "a tag is given as it last was"
         );
-        self.metrics.tag_stale(age);
-        Some(resolved(record, Some(age)))
+        if deleted {
+            self.metrics.tag_answered("deleted");
+        } else {
+            self.metrics.tag_stale(age);
+        }
+        Ok(Some(Resolved { deleted, ..resolved(record, Some(age)) }))
     }
 
-    async fn known(&self, place: &Place, tag: &Tag) -> Option<(TagRecord, Duration)> {
-        let record = self.store.tag(&place.registry, &place.repository, tag).await?;
+    async fn known(&self, place: &Place, grant: &Grant, tag: &Tag) -> Known {
+        let Some(record) = self.store.tag(&place.registry, &place.repository, tag).await else { return Known::Nothing };
         let age = Duration::from_secs(now().saturating_sub(record.confirmed_at));
-        Some((record, age))
+        let blob = self.store.blob(&record.digest).await.map(|blob| blob.provenance());
+        let Some(provenance) = blob.filter(|provenance| provenance.may_be_given_for(&place.registry)) else {
+            return Known::Nothing;
+        };
+        let wanted = Wanted { place: place.clone(), grant: grant.clone(), digest: record.digest, kind: Kind::Manifest };
+        if self.could_have(&wanted, provenance.is_public()).await { Known::This(record, age) } else { Known::Withheld }
     }
 }
 
 fn resolved(record: TagRecord, stale_for: Option<Duration>) -> Resolved {
-    Resolved { digest: record.digest, media_type: record.media_type, size: record.size, stale_for }
-}
-
-/// Seconds since 1970.
-fn now() -> u64 {
-    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs())
+    let TagRecord { digest, media_type, size, .. } = record;
+    Resolved { digest, media_type, size, stale_for, deleted: false }
 }

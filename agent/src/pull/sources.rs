@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::direct::Opened;
 use super::{Inner, PullError, Wanted};
 use crate::upstream::{ErrorKind, Upstream, UpstreamError};
 
@@ -98,6 +99,11 @@ impl Sources {
         order.sort_by_cached_key(|upstream| (!sound(upstream), self.find(upstream).map(Known::rank)));
         self.round = order.into();
         self.current = None;
+    }
+
+    /// One of them began to answer: what that says of who may read the repository is learnt.
+    pub(super) fn opened(&self, opened: &Opened) {
+        self.pull.given(&self.wanted.place, &self.wanted.grant, opened.access);
     }
 
     /// Bytes came from it.

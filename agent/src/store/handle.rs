@@ -113,7 +113,7 @@ impl Store {
     }
 
     /// Runs what may block. `None` when the disk is stuck.
-    async fn run<T: Send + 'static>(&self, work: impl FnOnce(&Shelves) -> T + Send + 'static) -> Option<T> {
+    pub(super) async fn run<T: Send + 'static>(&self, work: impl FnOnce(&Shelves) -> T + Send + 'static) -> Option<T> {
         let shelves = Arc::clone(self.shelves());
         let done = self.shelves().reading.hands.run(move || work(&shelves)).await;
         done.inspect_err(|_| tracing::warn!("the store's disk does not answer in time")).ok()

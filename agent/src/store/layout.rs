@@ -62,6 +62,10 @@ impl Layout {
         self.root.join("index.redb")
     }
 
+    pub(super) fn secret(&self) -> PathBuf {
+        self.root.join("private.key")
+    }
+
     pub(super) fn lock(&self) -> PathBuf {
         self.root.join("lock")
     }

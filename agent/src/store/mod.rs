@@ -5,6 +5,7 @@
 //! <dir>/ingest/                   arriving, one pair of files a blob
 //! <dir>/trash/                    out of service, about to be unlinked
 //! <dir>/index.redb                what is known of each blob, and tags: a cache of the truth, rebuilt when lost
+//! <dir>/private.key               the key of the hashes by which it is remembered who could pull what
 //! <dir>/lock                      one process at a time
 //! ```
 //!
@@ -41,6 +42,8 @@ mod provenance;
 mod reader;
 mod record;
 mod remove;
+mod rights;
+mod secret;
 mod shelves;
 mod space;
 mod syncer;

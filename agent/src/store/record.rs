@@ -3,7 +3,7 @@ use serde::{Deserialize, Serialize};
 
 use super::boot::Boot;
 use super::provenance::Provenance;
-use crate::image::{Digest, MediaType};
+use crate::image::{Access, Digest, MediaType};
 
 /// What is known of a blob, its checksums aside.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,6 +50,15 @@ pub struct TagRecord {
     pub confirmed_at: u64,
 }
 
+/// Whether a repository opens to anybody.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Openness {
+    /// [`Access::Anonymous`] where an anonymous caller got something of it; [`Access::Authorized`] where none did.
+    pub(super) access: Access,
+    /// Seconds since 1970.
+    pub(super) found_at: u64,
+}
+
 /// Compact bytes with a checksum behind them, so that a flipped bit is a missing record and not a wrong one.
 pub(super) fn seal<T: Serialize>(value: &T) -> Option<Vec<u8>> {
     let mut bytes = postcard::to_stdvec(value).ok()?;
@@ -92,7 +101,7 @@ mod tests {
 
     fn record() -> BlobRecord {
         let mut provenance = Provenance::default();
-        provenance.add(&"ghcr.io".parse().unwrap(), crate::image::Access::Authorized);
+        provenance.add(&"ghcr.io".parse().unwrap(), Access::Authorized);
         BlobRecord { size: 7, state: State::Unsynced(Boot::numbered(3)), media_type: MediaType::new("a/b"), provenance }
     }
 

@@ -22,6 +22,7 @@ use super::layout::Layout;
 use super::lock::{Lock, Locking};
 use super::locks::{Stop, held};
 use super::metrics::Metrics;
+use super::secret::Secret;
 use super::space::{Space, Standing};
 use super::syncer::ToSync;
 use crate::image::Digest;
@@ -37,6 +38,7 @@ pub(super) struct Shelves {
     pub(super) boot: Boot,
     pub(super) bounds: Bounds,
     pub(super) index: Index,
+    pub(super) secret: Secret,
     pub(super) space: Arc<Space>,
     pub(super) open: OpenBlobs,
     pub(super) reading: Reading,
@@ -91,6 +93,7 @@ impl Shelves {
             }
         };
         let space = Arc::new(Space::new(layout.root().to_owned(), standing, metrics.clone()));
+        let secret = Secret::open(&layout.secret(), standing == Standing::Writable);
         let home = (standing == Standing::Writable).then(|| layout.index());
         let index = Index::open(Arc::clone(&disk), home, Arc::clone(&space), metrics.clone());
         if standing == Standing::ReadOnly {
@@ -102,6 +105,7 @@ impl Shelves {
             boot,
             bounds,
             index,
+            secret,
             space,
             open: OpenBlobs::default(),
             reading: Reading { buffers: Arc::new(Buffers::default()), hands: Hands::new() },

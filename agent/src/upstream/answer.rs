@@ -9,7 +9,7 @@ use jiff::fmt::rfc2822::DateTimeParser;
 use super::body::{Body, Extent};
 use super::error::{ErrorKind, UpstreamError};
 use super::exchange::{Exchange, Part, Reply};
-use crate::image::{Digest, MediaType};
+use crate::image::{Access, Digest, MediaType};
 
 const DOCKER_CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 /// Headers that mean something to who lists tags and referrers.
@@ -30,6 +30,8 @@ pub struct Answer {
     pub digest: Option<Digest>,
     /// Headers to pass on with a list of tags or referrers: Content-Type, Link, OCI-Filters-Applied.
     pub headers: HeaderMap,
+    /// Whether anybody would have got it: [`Access::Authorized`] where credentials, or a token for them, were sent.
+    pub access: Access,
     /// The bytes; none for HEAD.
     pub body: Body,
 }
@@ -68,6 +70,7 @@ impl Answer {
             media_type: head.headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok()).and_then(MediaType::new),
             digest,
             headers: passed_on(&head.headers),
+            access: Access::Anonymous,
             body: Body::new(incoming, Arc::clone(exchange), reply.uri, offset, promised),
         })
     }

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use http::header::PROXY_AUTHORIZATION;
 use http::uri::Scheme;
 use http::{Request, Response, StatusCode, Uri};
-use http_body_util::Empty;
+use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper_rustls::{HttpsConnector, MaybeHttpsStream};
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -46,7 +46,7 @@ const TCP_KEEPALIVE: Duration = Duration::from_secs(30);
 /// Sends requests, over kept connections where there are any. A cheap clone.
 #[derive(Debug, Clone)]
 pub(super) struct HttpClient {
-    pool: Client<Connector, Empty<Bytes>>,
+    pool: Client<Connector, Full<Bytes>>,
     proxies: Proxies,
 }
 
@@ -117,7 +117,7 @@ impl Clients {
         Dial { tcp, reach }
     }
 
-    fn pool(&self, connector: Connector) -> Client<Connector, Empty<Bytes>> {
+    fn pool(&self, connector: Connector) -> Client<Connector, Full<Bytes>> {
         Client::builder(self.tasks.clone())
             .timer(TokioTimer::new())
             .pool_timer(TokioTimer::new())
@@ -136,7 +136,7 @@ impl Clients {
 impl HttpClient {
     pub(super) fn request(
         &self,
-        mut request: Request<Empty<Bytes>>,
+        mut request: Request<Full<Bytes>>,
     ) -> impl Future<Output = Result<Response<Incoming>, legacy::Error>> + Send + use<> {
         // Of HTTPS a proxy reads nothing: it is told while the connection is made.
         if request.uri().scheme() == Some(&Scheme::HTTP)

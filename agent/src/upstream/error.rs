@@ -11,6 +11,7 @@ pub struct UpstreamError {
     upstream: Arc<str>,
     at: Option<Arc<str>>,
     kind: ErrorKind,
+    is_by_origin: bool,
 }
 
 /// How a request to an upstream failed.
@@ -19,7 +20,7 @@ pub enum ErrorKind {
     /// The registry says that there is no such thing (404, 410).
     #[error("not found")]
     NotFound,
-    /// The registry wants credentials, and an anonymous token did not do (401).
+    /// The registry wants to know who asks, or won't have who asked (401).
     #[error("unauthorized")]
     Unauthorized,
     /// The registry refuses (403, 451).
@@ -93,7 +94,7 @@ pub enum Unreachable {
 
 impl UpstreamError {
     pub(super) const fn new(upstream: Arc<str>, kind: ErrorKind) -> Self {
-        Self { upstream, at: None, kind }
+        Self { upstream, at: None, kind, is_by_origin: false }
     }
 
     /// The same, with the host where it happened, if that is not the upstream itself.
@@ -102,10 +103,26 @@ impl UpstreamError {
         self
     }
 
+    /// The same, meaning something else.
+    pub(super) fn become_(self, kind: ErrorKind) -> Self {
+        Self { kind, ..self }
+    }
+
     /// Host and port of the upstream.
     #[must_use]
     pub fn upstream(&self) -> &str {
         &self.upstream
+    }
+
+    /// The same, said by the registry itself or by a mirror of it.
+    pub(super) fn said_by_origin(self, is_by_origin: bool) -> Self {
+        Self { is_by_origin, ..self }
+    }
+
+    /// Whether the registry itself said it, not a mirror of it.
+    #[must_use]
+    pub const fn is_by_origin(&self) -> bool {
+        self.is_by_origin
     }
 
     /// How it failed.

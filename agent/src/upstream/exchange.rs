@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, RANGE, USER_AGENT};
+use http::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, RANGE, USER_AGENT};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri};
-use http_body_util::Empty;
+use http_body_util::Full;
 use hyper::body::Incoming;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout, timeout_at};
@@ -74,6 +74,8 @@ pub(super) struct Call {
     pub(super) part: Part,
     /// Goes to the upstream itself only, never along with a redirect elsewhere.
     pub(super) authorization: Option<HeaderValue>,
+    /// A form that is posted; only ever with [`Exchange::ask`].
+    pub(super) form: Option<Bytes>,
     pub(super) deadline: Instant,
 }
 
@@ -112,6 +114,18 @@ impl Exchange {
         Err(self.error(&uri, ErrorKind::Protocol(format!("more than {MAX_REDIRECTS} redirects"))))
     }
 
+    /// Asks one URL. Nothing is sent along to where a redirect leads: there is none for what carries a secret.
+    pub(super) async fn ask(&self, call: &Call) -> Result<Reply, UpstreamError> {
+        let uri = call.uri.clone();
+        let is_home = self.home.is_trusted_at(&uri);
+        let response = self.send(call, &uri, call.authorization.as_ref(), is_home).await?;
+        if response.status().is_redirection() {
+            return Err(self.error(&uri, ErrorKind::Protocol("a redirect of credentials".to_owned())));
+        }
+        let response = response.map(|incoming| Received::new(incoming, None));
+        Ok(Reply { response, is_home: self.home.is_at(&uri), uri })
+    }
+
     /// Asks for nothing in particular, to see whether anybody answers, and with which status.
     pub(super) async fn knock(&self, uri: &Uri) -> Result<StatusCode, UpstreamError> {
         const ANYTHING: HeaderValue = HeaderValue::from_static("*/*");
@@ -121,6 +135,7 @@ impl Exchange {
             accept: ANYTHING,
             part: Part::WHOLE,
             authorization: None,
+            form: None,
             deadline: Instant::now() + SILENCE,
         };
         let response = self.send(&call, uri, None, self.home.is_trusted_at(uri)).await?;
@@ -223,9 +238,10 @@ impl Call {
         uri: &Uri,
         configured: Option<&HeaderMap>,
         authorization: Option<&HeaderValue>,
-    ) -> Request<Empty<Bytes>> {
+    ) -> Request<Full<Bytes>> {
         const AGENT: HeaderValue = HeaderValue::from_static(concat!("larder/", env!("CARGO_PKG_VERSION")));
         const IDENTITY: HeaderValue = HeaderValue::from_static("identity");
+        const FORM: HeaderValue = HeaderValue::from_static("application/x-www-form-urlencoded");
         let mut headers = configured.cloned().unwrap_or_default();
         headers.entry(USER_AGENT).or_insert(AGENT);
         headers.insert(ACCEPT, self.accept.clone());
@@ -236,7 +252,10 @@ impl Call {
         if let Some(range) = self.part.header() {
             headers.insert(RANGE, range);
         }
-        let mut request = Request::new(Empty::new());
+        if self.form.is_some() {
+            headers.insert(CONTENT_TYPE, FORM);
+        }
+        let mut request = Request::new(Full::new(self.form.clone().unwrap_or_default()));
         *request.method_mut() = self.method.clone();
         *request.uri_mut() = uri.clone();
         *request.headers_mut() = headers;

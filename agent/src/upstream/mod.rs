@@ -2,8 +2,9 @@
 //!
 //! A registry has a chain of upstreams ([`Upstreams::of`]): those that the configuration lists, or its own address. An
 //! [`Upstream`] answers with an [`Answer`], whose [`Body`] never ends short without saying so, or with an
-//! [`UpstreamError`], which says who failed, how, and whether asking another upstream makes sense. Anonymous tokens,
-//! redirects, deadlines and the guard (what may be contacted at all) are dealt with in here: callers see answers.
+//! [`UpstreamError`], which says who failed, how, and whether asking another upstream makes sense. Tokens, redirects,
+//! deadlines and the guard (what may be contacted at all) are dealt with in here: callers see answers. As whom it asks,
+//! each request says by its [`Grant`].
 //!
 //! Each upstream has a breaker, which failures open and answers and probes close. It keeps nobody from asking: it is
 //! what [`Chain::in_order`] and [`Chain::first`] go by, so that one that is down costs a pull once, and one that is slow
@@ -41,14 +42,14 @@ mod token;
 mod tunnel;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use answer::Answer;
 pub use body::Body;
 pub use chains::{Chain, Upstreams};
 pub use error::{ErrorKind, Unreachable, UpstreamError};
 pub use exchange::Part;
-pub use grant::Grant;
+pub use grant::{Credentials, Grant, MAX_SECRET};
 pub use keyring::{Credential, Keyring};
 pub use maker::SetupError;
 pub use metrics::Metrics;

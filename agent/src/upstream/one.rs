@@ -8,9 +8,9 @@ use super::error::{ErrorKind, UpstreamError};
 use super::exchange::{Call, Exchange, Part, Reply, drain};
 use super::grant::Grant;
 use super::record::State;
-use super::token::{Ask, Tokens};
+use super::token::{Tokens, Way};
 use crate::config::{UpstreamConfig, UpstreamUrl};
-use crate::image::{Digest, MediaType, Reference, Repository};
+use crate::image::{Access, Digest, MediaType, Reference, Repository};
 
 /// One URL that serves a registry's content.
 ///
@@ -136,14 +136,17 @@ impl Upstream {
     ) -> Result<Answer, UpstreamError> {
         let began = Instant::now();
         let answer = match self.reply(grant, &method, repository, path, asked.part, began).await {
-            Ok(reply) => Answer::read(asked, &method, reply, &self.exchange),
+            Ok((reply, access)) => {
+                Answer::read(asked, &method, reply, &self.exchange).map(|answer| Answer { access, ..answer })
+            }
             Err(error) => Err(error),
         };
         self.exchange.record.request(began.elapsed(), answer.as_ref().err());
-        answer
+        answer.map_err(|error| error.said_by_origin(self.is_origin))
     }
 
     /// Asks, with a token if one was needed before; and once more with a new one when that is what the answer wants.
+    /// Says too whether credentials helped.
     async fn reply(
         &self,
         grant: &Grant,
@@ -152,29 +155,37 @@ impl Upstream {
         path: &str,
         part: Part,
         began: Instant,
-    ) -> Result<Reply, UpstreamError> {
+    ) -> Result<(Reply, Access), UpstreamError> {
         let deadline = began + self.exchange.header_timeout;
         let uri = self.exchange.home.v2(&format!("{repository}/{path}"));
         let uri = uri.map_err(|e| self.error(ErrorKind::Protocol(format!("no URL can be made of {path:?}: {e}"))))?;
-        let Grant::Anonymous = grant;
-        let known = self.tokens.known(self.number, &self.exchange, repository, deadline).await;
+        let known = match grant {
+            Grant::None => None,
+            _ => self.tokens.known(self.number, &self.exchange, repository, grant, deadline).await,
+        };
         let mut call = Call {
             method: method.clone(),
             uri,
             accept: if path.starts_with("manifests/") { self.manifest_types.clone() } else { ANYTHING },
             part,
             authorization: known.as_ref().map(|token| token.header.clone()),
+            form: None,
             deadline,
         };
+        let access = |call: &Call| if call.authorization.is_some() { grant.access() } else { Access::Anonymous };
         let reply = self.exchange.follow(&call).await?;
-        if reply.response.status() != StatusCode::UNAUTHORIZED || !reply.is_home {
-            return Ok(reply);
+        if reply.response.status() != StatusCode::UNAUTHORIZED || !reply.is_home || *grant == Grant::None {
+            return Ok((reply, access(&call)));
         }
-        let Some(ask) = Ask::read(reply.response.headers(), repository) else { return Ok(reply) };
+        let Some(way) = Way::read(reply.response.headers(), repository, grant) else {
+            return Ok((reply, access(&call)));
+        };
         drain(reply.response.into_body()).await;
-        let token = self.tokens.fetch(self.number, &self.exchange, repository, ask, known.as_ref(), deadline).await?;
+        let asked = (repository, grant);
+        let token = self.tokens.fetch(self.number, &self.exchange, asked, way, known.as_ref(), deadline).await?;
         call.authorization = Some(token.header);
-        self.exchange.follow(&call).await
+        let reply = self.exchange.follow(&call).await?;
+        Ok((reply, access(&call)))
     }
 
     fn error(&self, kind: ErrorKind) -> UpstreamError {

@@ -2,7 +2,8 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderValue, Method, Uri};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
@@ -11,6 +12,7 @@ use super::body::{Body, Extent};
 use super::challenge::Challenge;
 use super::error::{ErrorKind, UpstreamError};
 use super::exchange::{Call, Exchange, Part};
+use super::grant::{Credentials, Grant, Secret};
 use super::redirect;
 use super::tasks::Tasks;
 use crate::image::Repository;
@@ -25,8 +27,12 @@ const DEFAULT_LIFE: f64 = 60.0;
 const MAX_LIFE: f64 = 3600.0;
 /// A token is given up this long before its end, or after three quarters of its life if that is shorter.
 const MARGIN: Duration = Duration::from_secs(10);
+/// Credentials that were not used for so long are not kept in memory.
+const CREDENTIALS_FOR: Duration = Duration::from_secs(3600);
+/// As token servers know us.
+const CLIENT_ID: &str = "larder";
 
-/// Anonymous tokens, each fetched once for all who wait, and the way to the next one for each repository.
+/// Tokens, each fetched once for all who wait, and the way to the next one for each repository and grant.
 #[derive(Debug)]
 pub(super) struct Tokens {
     held: Mutex<Shelf>,
@@ -39,14 +45,15 @@ struct Shelf {
     clock: u64,
 }
 
-/// An upstream by its number, and a repository there.
-type Key = (u64, Repository);
+/// An upstream by its number, a repository there, and as whom. What came with credentials is nobody else's.
+type Key = (u64, Repository, Grant);
 
 #[derive(Debug)]
 struct Entry {
-    ask: Arc<Ask>,
+    way: Arc<Way>,
     flight: Flight,
     used: u64,
+    used_at: Instant,
 }
 
 /// A token request under way, or its outcome.
@@ -58,6 +65,15 @@ pub(super) struct Token {
     /// The value of an Authorization header.
     pub(super) header: HeaderValue,
     until: Instant,
+}
+
+/// How a challenge is answered.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Way {
+    /// With a token of the server that it names.
+    Bearer(Ask),
+    /// With the credentials themselves.
+    Basic,
 }
 
 /// What a Bearer challenge says to ask, and whom.
@@ -87,17 +103,18 @@ impl Tokens {
         upstream: u64,
         exchange: &Arc<Exchange>,
         repository: &Repository,
+        grant: &Grant,
         deadline: Instant,
     ) -> Option<Token> {
         let flight = {
             let mut shelf = self.lock();
-            let entry = shelf.touch(&(upstream, repository.clone()))?;
+            let entry = shelf.touch(&(upstream, repository.clone(), grant.clone()))?;
             match standing(&entry.flight) {
                 Standing::Good(token) => return Some(token),
                 // The challenge of a request without a token leads on from here, perhaps to another server.
                 Standing::Failed => return None,
                 Standing::OnItsWay => {}
-                Standing::Ended => entry.flight = self.launch(exchange, &entry.ask),
+                Standing::Ended => entry.flight = self.launch(exchange, &entry.way, grant),
             }
             entry.flight.clone()
         };
@@ -109,37 +126,48 @@ impl Tokens {
         &self,
         upstream: u64,
         exchange: &Arc<Exchange>,
-        repository: &Repository,
-        ask: Ask,
+        (repository, grant): (&Repository, &Grant),
+        way: Way,
         rejected: Option<&Token>,
         deadline: Instant,
     ) -> Result<Token, UpstreamError> {
-        let realm = ask.realm.clone();
+        if way == Way::Basic && rejected.is_some() {
+            // They would be the same again; and accounts are locked for wrong passwords.
+            return Err(UpstreamError::new(Arc::clone(&exchange.name), ErrorKind::Unauthorized));
+        }
         let flight = {
-            let key = (upstream, repository.clone());
+            let key = (upstream, repository.clone(), grant.clone());
             let mut shelf = self.lock();
-            let known = shelf.touch(&key).filter(|entry| *entry.ask == ask);
+            let known = shelf.touch(&key).filter(|entry| *entry.way == way);
             match known.map(|entry| (standing(&entry.flight), entry.flight.clone())) {
                 Some((Standing::Good(token), _)) if Some(&token) != rejected => return Ok(token),
                 Some((Standing::OnItsWay, flight)) => flight,
                 _ => {
-                    let ask = Arc::new(ask);
-                    let flight = self.launch(exchange, &ask);
-                    shelf.put(key, Entry { ask, flight: flight.clone(), used: 0 });
+                    let way = Arc::new(way);
+                    let flight = self.launch(exchange, &way, grant);
+                    shelf.put(key, Entry { way, flight: flight.clone(), used: 0, used_at: Instant::now() });
                     flight
                 }
             }
         };
-        let late = || Err(exchange.error(&realm, ErrorKind::Timeout(exchange.header_timeout)));
+        let late = || {
+            let kind = ErrorKind::Timeout(exchange.header_timeout);
+            Err(UpstreamError::new(Arc::clone(&exchange.name), kind))
+        };
         landed(flight, deadline).await.unwrap_or_else(late)
     }
 
     /// Asks for a token in a task of its own: who asked first may leave, and the others still get it.
-    fn launch(&self, exchange: &Arc<Exchange>, ask: &Arc<Ask>) -> Flight {
+    fn launch(&self, exchange: &Arc<Exchange>, way: &Arc<Way>, grant: &Grant) -> Flight {
         let (sender, flight) = watch::channel(None);
-        let (exchange, ask) = (Arc::clone(exchange), Arc::clone(ask));
+        let (exchange, way, grant) = (Arc::clone(exchange), Arc::clone(way), grant.clone());
+        if let Way::Basic = *way {
+            sender.send_replace(Some(basic(&exchange, &grant)));
+            return flight;
+        }
         self.tasks.spawn(async move {
-            let outcome = ask.request(&exchange).await;
+            let Way::Bearer(ask) = &*way else { return };
+            let outcome = ask.request(&exchange, grant.credentials().map(Arc::as_ref)).await;
             exchange.record.token(outcome.as_ref().err());
             // Nobody may wait any more.
             let _ = sender.send(Some(outcome));
@@ -158,10 +186,12 @@ impl Shelf {
         self.clock += 1;
         let entry = self.entries.get_mut(key)?;
         entry.used = self.clock;
+        entry.used_at = Instant::now();
         Some(entry)
     }
 
     fn put(&mut self, key: Key, entry: Entry) {
+        self.entries.retain(|(_, _, grant), e| grant.credentials().is_none() || e.used_at.elapsed() < CREDENTIALS_FOR);
         if self.entries.len() >= MAX_HELD
             && !self.entries.contains_key(&key)
             && let Some(oldest) = self.entries.iter().min_by_key(|(_, e)| e.used).map(|(key, _)| key.clone())
@@ -189,6 +219,25 @@ async fn landed(mut flight: Flight, deadline: Instant) -> Option<Result<Token, U
     outcome.clone()
 }
 
+/// The credentials themselves, as good as a token.
+fn basic(exchange: &Exchange, grant: &Grant) -> Result<Token, UpstreamError> {
+    let header = grant.credentials().and_then(|credentials| credentials.header());
+    let none = || UpstreamError::new(Arc::clone(&exchange.name), ErrorKind::Unauthorized);
+    Ok(Token { header: header.ok_or_else(none)?, until: Instant::now() + CREDENTIALS_FOR })
+}
+
+impl Way {
+    /// How the challenges of an answer can be met. `None` where nothing at hand will help.
+    pub(super) fn read(headers: &HeaderMap, repository: &Repository, grant: &Grant) -> Option<Self> {
+        if let Some(ask) = Ask::read(headers, repository) {
+            return Some(Self::Bearer(ask));
+        }
+        let is_basic = Challenge::read(headers).iter().any(|challenge| challenge.scheme == "basic");
+        let has_password = matches!(grant.credentials().map(|c| c.secret()), Some(Secret::Password { .. }));
+        (is_basic && has_password).then_some(Self::Basic)
+    }
+}
+
 impl Ask {
     /// What the first usable Bearer challenge of an answer says. `None` where there is none: a token won't help.
     pub(super) fn read(headers: &HeaderMap, repository: &Repository) -> Option<Self> {
@@ -207,37 +256,95 @@ impl Ask {
         })
     }
 
-    async fn request(&self, exchange: &Arc<Exchange>) -> Result<Token, UpstreamError> {
-        let wrong = |what: &str| exchange.error(&self.realm, ErrorKind::Protocol(what.to_owned()));
-        let uri = self.uri().ok_or_else(|| wrong("a challenge whose realm is no URL"))?;
-        let asked_at = Instant::now();
-        let call = Call {
-            method: Method::GET,
+    /// Asks the token server: with credentials by POST as OAuth2 has it, or by GET where the server knows no POST.
+    async fn request(
+        &self,
+        exchange: &Arc<Exchange>,
+        credentials: Option<&Credentials>,
+    ) -> Result<Token, UpstreamError> {
+        let Some(credentials) = credentials else { return self.by_get(exchange, None).await };
+        let posted = self.by_post(exchange, credentials).await;
+        // 405 by the letter; the others is what registries that know no POST have been seen to say.
+        let knows_no_post = |e: &UpstreamError| match e.kind() {
+            ErrorKind::Unauthorized | ErrorKind::NotFound => true,
+            ErrorKind::Server(status) => {
+                matches!(*status, StatusCode::BAD_REQUEST | StatusCode::METHOD_NOT_ALLOWED)
+            }
+            _ => false,
+        };
+        match (posted, credentials.header()) {
+            (Err(e), Some(header)) if knows_no_post(&e) => self.by_get(exchange, Some(header)).await,
+            (outcome, _) => outcome,
+        }
+        .map_err(refused)
+    }
+
+    async fn by_post(&self, exchange: &Arc<Exchange>, credentials: &Credentials) -> Result<Token, UpstreamError> {
+        let call = self.call(exchange, Method::POST, self.realm.clone(), None, Some(self.form(credentials)));
+        self.token(exchange, &call, true).await
+    }
+
+    fn form(&self, credentials: &Credentials) -> Bytes {
+        let mut form = form_urlencoded::Serializer::new(String::new());
+        form.extend_pairs(self.service.iter().map(|service| ("service", service)));
+        form.append_pair("client_id", CLIENT_ID).append_pair("scope", &self.scopes.join(" "));
+        match credentials.secret() {
+            Secret::Password { username, password } => {
+                form.append_pair("grant_type", "password").append_pair("username", username);
+                form.append_pair("password", password);
+            }
+            Secret::Identity(token) => {
+                form.append_pair("grant_type", "refresh_token").append_pair("refresh_token", token);
+            }
+        }
+        form.finish().into()
+    }
+
+    async fn by_get(
+        &self,
+        exchange: &Arc<Exchange>,
+        authorization: Option<HeaderValue>,
+    ) -> Result<Token, UpstreamError> {
+        let no_url =
+            || exchange.error(&self.realm, ErrorKind::Protocol("a challenge whose realm is no URL".to_owned()));
+        let uri = self.uri().ok_or_else(no_url)?;
+        let is_secret = authorization.is_some();
+        let call = self.call(exchange, Method::GET, uri, authorization, None);
+        let token = self.token(exchange, &call, is_secret).await;
+        if is_secret { token } else { token.map_err(refused) }
+    }
+
+    fn call(
+        &self,
+        exchange: &Exchange,
+        method: Method,
+        uri: Uri,
+        authorization: Option<HeaderValue>,
+        form: Option<Bytes>,
+    ) -> Call {
+        Call {
+            method,
             uri,
             accept: HeaderValue::from_static("application/json"),
             part: Part::WHOLE,
-            authorization: None,
-            deadline: asked_at + exchange.header_timeout,
-        };
-        let reply = exchange.follow(&call).await?;
+            authorization,
+            form,
+            deadline: Instant::now() + exchange.header_timeout,
+        }
+    }
+
+    async fn token(&self, exchange: &Arc<Exchange>, call: &Call, is_secret: bool) -> Result<Token, UpstreamError> {
+        let wrong = |what: &str| exchange.error(&self.realm, ErrorKind::Protocol(what.to_owned()));
+        let asked_at = Instant::now();
+        let reply = if is_secret { exchange.ask(call).await? } else { exchange.follow(call).await? };
         let (head, incoming) = reply.response.into_parts();
-        judge(head.status, &head.headers, true).map_err(|kind| {
-            let kind = match kind {
-                // A token server that says no, in whatever way, means that there is no token for the likes of us.
-                ErrorKind::Server(status) if status.is_client_error() && status.as_u16() != 408 => {
-                    ErrorKind::Unauthorized
-                }
-                ErrorKind::NotFound | ErrorKind::Denied => ErrorKind::Unauthorized,
-                other => other,
-            };
-            exchange.error(&reply.uri, kind)
-        })?;
+        judge(head.status, &head.headers, true).map_err(|kind| exchange.error(&reply.uri, kind))?;
         let body = Body::new(incoming, Arc::clone(exchange), reply.uri, 0, Extent::default());
         let body = timeout_at(call.deadline, body.whole(MAX_REPLY));
         let body =
             body.await.map_err(|_| exchange.error(&self.realm, ErrorKind::Timeout(exchange.header_timeout)))??;
         let token = TokenReply::read(&body).ok_or_else(|| wrong("a reply without a usable token"))?;
-        tracing::debug!(upstream = %exchange.name, scopes = ?self.scopes, "token fetched");
+        tracing::debug!(upstream = %exchange.name, scopes = ?self.scopes, with_credentials = is_secret, "token fetched");
         Ok(Token { header: token.0, until: asked_at + token.1 })
     }
 
@@ -257,6 +364,16 @@ impl Ask {
         parts.path_and_query = Some(format!("{}?{query}", self.realm.path()).parse().ok()?);
         Uri::from_parts(parts).ok()
     }
+}
+
+/// A token server that says no, in whatever way, means that there is no token for the likes of us.
+fn refused(error: UpstreamError) -> UpstreamError {
+    let is_no = match error.kind() {
+        ErrorKind::NotFound | ErrorKind::Denied => true,
+        ErrorKind::Server(status) => status.is_client_error() && *status != StatusCode::REQUEST_TIMEOUT,
+        _ => false,
+    };
+    if is_no { error.become_(ErrorKind::Unauthorized) } else { error }
 }
 
 /// Percent-encodes for a query.

@@ -2,7 +2,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use crate::image::{Digest, Registry, Repository};
-use crate::store::record::{BlobRecord, TagRecord};
+use crate::store::record::{BlobRecord, Openness, TagRecord};
 
 /// Changes that go to the disk together; the last change of a thing is the one that counts.
 #[derive(Debug, Default)]
@@ -11,6 +11,11 @@ pub(super) struct Batch {
     pub(super) used: HashMap<Digest, u64>,
     pub(super) repositories: HashSet<(Digest, Registry, Repository)>,
     pub(super) tags: HashMap<Vec<u8>, TagRecord>,
+    pub(super) openness: HashMap<Vec<u8>, Openness>,
+    /// `None` forgets.
+    pub(super) remembered: HashMap<[u8; 32], Option<u64>>,
+    /// Everything older is forgotten.
+    pub(super) forget_before: u64,
 }
 
 #[derive(Debug, Clone)]
@@ -27,7 +32,12 @@ impl Batch {
 
     /// Whether there is nothing in it that can't wait a little.
     pub(super) fn has_only_uses(&self) -> bool {
-        self.blobs.is_empty() && self.repositories.is_empty() && self.tags.is_empty()
+        self.blobs.is_empty()
+            && self.repositories.is_empty()
+            && self.tags.is_empty()
+            && self.openness.is_empty()
+            && self.remembered.is_empty()
+            && self.forget_before == 0
     }
 
     pub(super) fn put(&mut self, digest: &Digest, record: BlobRecord, checksums: Option<Arc<[u32]>>) {
@@ -64,5 +74,12 @@ impl Batch {
         for (key, tag) in &older.tags {
             self.tags.entry(key.clone()).or_insert_with(|| tag.clone());
         }
+        for (key, openness) in &older.openness {
+            self.openness.entry(key.clone()).or_insert(*openness);
+        }
+        for (hash, at) in &older.remembered {
+            self.remembered.entry(*hash).or_insert(*at);
+        }
+        self.forget_before = self.forget_before.max(older.forget_before);
     }
 }

@@ -23,7 +23,7 @@ use super::boot::unix_now;
 use super::disk::Disk;
 use super::locks::held;
 use super::metrics::Metrics;
-use super::record::{BlobRecord, TagRecord};
+use super::record::{BlobRecord, Openness, TagRecord};
 use super::space::Space;
 use crate::image::{Digest, Registry, Repository, Tag};
 
@@ -239,13 +239,68 @@ impl Index {
         pending.or_else(|| self.shared.home.read(|database| tables::tag(database, &key)).flatten())
     }
 
-    /// Notes an answer about a tag.
+    /// Notes an answer about a tag. One that is new is written at once: after a crash, nobody is to be given an older
+    /// one.
     pub(super) fn record_tag(&self, registry: &Registry, repository: &Repository, tag: &Tag, record: TagRecord) {
+        let is_new = self.tag(registry, repository, tag).is_none_or(|known| known.digest != record.digest);
         let mut queue = held(&self.shared.queue);
         if queue.pending.tags.len() >= MOST_PENDING {
             return;
         }
         queue.pending.tags.insert(tables::tag_key(registry, repository, tag), record);
+        queue.taken_in += 1;
+        queue.urgent |= is_new;
+        drop(queue);
+        self.shared.changed.notify_all();
+    }
+
+    /// Whether a repository opens to anybody, as far as is known.
+    pub(super) fn openness(&self, registry: &Registry, repository: &Repository) -> Option<Openness> {
+        let key = tables::place_key(registry, repository);
+        let queue = held(&self.shared.queue);
+        let pending = queue.layers().find_map(|batch| batch.openness.get(&key).copied());
+        pending.or_else(|| self.shared.home.read(|database| tables::openness(database, &key)).flatten())
+    }
+
+    /// Notes whether a repository opens to anybody.
+    pub(super) fn note_openness(&self, registry: &Registry, repository: &Repository, openness: Openness) {
+        self.take_in(|pending| {
+            if pending.openness.len() < MOST_PENDING {
+                pending.openness.insert(tables::place_key(registry, repository), openness);
+            }
+        });
+    }
+
+    /// When what has this hash last held, in seconds since 1970.
+    pub(super) fn remembered(&self, hash: &[u8; 32]) -> Option<u64> {
+        let queue = held(&self.shared.queue);
+        for batch in queue.layers() {
+            if let Some(at) = batch.remembered.get(hash) {
+                return *at;
+            }
+        }
+        let known = self.shared.home.read(|database| tables::remembered(database, hash)).flatten()?;
+        queue.layers().all(|batch| batch.forget_before <= known).then_some(known)
+    }
+
+    /// Remembers when what has this hash last held, or, for `None`, forgets it.
+    pub(super) fn remember(&self, hash: [u8; 32], at: Option<u64>) {
+        self.take_in(|pending| {
+            // To forget is never put off.
+            if at.is_none() || pending.remembered.len() < MOST_PENDING {
+                pending.remembered.insert(hash, at);
+            }
+        });
+    }
+
+    /// Forgets what last held before that.
+    pub(super) fn forget_before(&self, before: u64) {
+        self.take_in(|pending| pending.forget_before = pending.forget_before.max(before));
+    }
+
+    fn take_in(&self, change: impl FnOnce(&mut Batch)) {
+        let mut queue = held(&self.shared.queue);
+        change(&mut queue.pending);
         queue.taken_in += 1;
         drop(queue);
         self.shared.changed.notify_all();

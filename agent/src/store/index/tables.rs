@@ -5,7 +5,7 @@ use redb::{Database, ReadableDatabase, ReadableTable, ReadableTableMetadata, Tab
 use super::Totals;
 use super::batch::{Batch, RowChange};
 use crate::image::{Digest, Registry, Repository, Tag};
-use crate::store::record::{BlobRecord, TagRecord, digest_of, key, seal, unseal};
+use crate::store::record::{BlobRecord, Openness, TagRecord, digest_of, key, seal, unseal};
 
 type Definition = TableDefinition<'static, &'static [u8], &'static [u8]>;
 
@@ -23,12 +23,20 @@ const REPOSITORIES: Definition = Definition::new("repositories");
 /// Registry, repository and tag → [`TagRecord`].
 const TAGS: Definition = Definition::new("tags");
 
-const ALL: [Definition; 6] = [META, BLOBS, CHECKSUMS, USED, REPOSITORIES, TAGS];
+/// Registry and repository → [`Openness`].
+const OPENNESS: Definition = Definition::new("openness");
+/// Keyed hash → when it last held, in seconds since 1970.
+const REMEMBERED: Definition = Definition::new("remembered");
+
+/// The last two are younger than the schema: an index that was begun without them has them from its first write on.
+const ALL: [Definition; 8] = [META, BLOBS, CHECKSUMS, USED, REPOSITORIES, TAGS, OPENNESS, REMEMBERED];
 
 /// Raised whenever the meaning of a table changes; an index of another version is rebuilt.
 const SCHEMA: u32 = 1;
 /// How many tags are remembered; the longest unconfirmed go first.
 const MOST_TAGS: u64 = 65_536;
+/// How many repositories' openness is remembered, and how many keyed hashes.
+const MOST_RIGHTS: u64 = 65_536;
 /// How many repositories are remembered for one blob.
 const MOST_REPOSITORIES: usize = 256;
 
@@ -107,7 +115,28 @@ pub(super) fn apply(database: &Database, batch: &Batch, totals: Totals) -> Resul
             }
         }
         if tags.len()? > MOST_TAGS {
-            forget_oldest_tags(&mut tags)?;
+            forget_oldest(&mut tags, |sealed| unseal::<TagRecord>(sealed).map_or(0, |tag| tag.confirmed_at))?;
+        }
+        let (mut openness, mut remembered) = (write.open_table(OPENNESS)?, write.open_table(REMEMBERED)?);
+        for (key, found) in &batch.openness {
+            if let Some(sealed) = seal(found) {
+                openness.insert(key.as_slice(), sealed.as_slice())?;
+            }
+        }
+        if openness.len()? > MOST_RIGHTS {
+            forget_oldest(&mut openness, |sealed| unseal::<Openness>(sealed).map_or(0, |found| found.found_at))?;
+        }
+        if batch.forget_before > 0 {
+            remembered.retain(|_, at| seconds(at) >= batch.forget_before)?;
+        }
+        for (hash, at) in &batch.remembered {
+            match at {
+                Some(at) => drop(remembered.insert(hash.as_slice(), at.to_le_bytes().as_slice())?),
+                None => drop(remembered.remove(hash.as_slice())?),
+            }
+        }
+        if remembered.len()? > MOST_RIGHTS {
+            forget_oldest(&mut remembered, seconds)?;
         }
         let mut meta = write.open_table(META)?;
         let totals = [totals.blobs.to_le_bytes(), totals.bytes.to_le_bytes()].concat();
@@ -116,15 +145,21 @@ pub(super) fn apply(database: &Database, batch: &Batch, totals: Totals) -> Resul
     finish(write)
 }
 
-/// Drops a sixteenth, so that it is not done again at once.
-fn forget_oldest_tags(tags: &mut redb::Table<'_, &'static [u8], &'static [u8]>) -> Result<()> {
+/// Drops a sixteenth, so that it is not done again at once. For a table that is not small.
+fn forget_oldest(table: &mut redb::Table<'_, &'static [u8], &'static [u8]>, age: fn(&[u8]) -> u64) -> Result<()> {
     let mut times = Vec::new();
-    for row in tags.iter()? {
-        times.push(unseal::<TagRecord>(row?.1.value()).map_or(0, |tag| tag.confirmed_at));
+    for row in table.iter()? {
+        times.push(age(row?.1.value()));
     }
-    let (_, &mut limit, _) = times.select_nth_unstable(MOST_TAGS as usize / 16);
-    tags.retain(|_, sealed| unseal::<TagRecord>(sealed).is_some_and(|tag| tag.confirmed_at > limit))?;
+    let sixteenth = times.len() / 16;
+    let (_, &mut limit, _) = times.select_nth_unstable(sixteenth);
+    table.retain(|_, value| age(value) > limit)?;
     Ok(())
+}
+
+/// A time as it lies in a table; 0 for what is none.
+fn seconds(value: &[u8]) -> u64 {
+    value.try_into().map_or(0, u64::from_le_bytes)
 }
 
 /// Copies everything into another database, over what it has.
@@ -132,7 +167,11 @@ pub(super) fn copy(from: &Database, to: &Database) -> Result<()> {
     let (read, write) = (from.begin_read()?, to.begin_write()?);
     for definition in ALL {
         let mut target = write.open_table(definition)?;
-        for row in read.open_table(definition)?.iter()? {
+        let source = match read.open_table(definition) {
+            Err(redb::TableError::TableDoesNotExist(_)) => continue,
+            opened => opened?,
+        };
+        for row in source.iter()? {
             let (key, value) = row?;
             target.insert(key.value(), value.value())?;
         }
@@ -164,6 +203,14 @@ pub(super) fn used(database: &Database, digest: &Digest) -> Result<Option<u64>> 
 
 pub(super) fn tag(database: &Database, key: &[u8]) -> Result<Option<TagRecord>> {
     Ok(get(database, TAGS, key)?.as_deref().and_then(unseal))
+}
+
+pub(super) fn openness(database: &Database, key: &[u8]) -> Result<Option<Openness>> {
+    Ok(get(database, OPENNESS, key)?.as_deref().and_then(unseal))
+}
+
+pub(super) fn remembered(database: &Database, hash: &[u8; 32]) -> Result<Option<u64>> {
+    Ok(get(database, REMEMBERED, hash)?.as_deref().map(seconds))
 }
 
 pub(super) fn has_repository(
@@ -228,7 +275,10 @@ pub(super) fn tags(read: &redb::ReadTransaction) -> Result<Vec<(Vec<u8>, TagReco
 }
 
 fn get(database: &Database, table: Definition, key: &[u8]) -> Result<Option<Vec<u8>>> {
-    let table = database.begin_read()?.open_table(table)?;
+    let table = match database.begin_read()?.open_table(table) {
+        Err(redb::TableError::TableDoesNotExist(_)) => return Ok(None),
+        opened => opened?,
+    };
     Ok(table.get(key)?.map(|value| value.value().to_vec()))
 }
 
@@ -240,6 +290,10 @@ fn under(digest: &[u8]) -> (Vec<u8>, Vec<u8>) {
 /// Names have no NUL, so the parts can't run together.
 fn repository_key(digest: &[u8], registry: &Registry, repository: &Repository) -> Vec<u8> {
     [digest, registry.as_str().as_bytes(), &[0], repository.as_str().as_bytes()].concat()
+}
+
+pub(super) fn place_key(registry: &Registry, repository: &Repository) -> Vec<u8> {
+    [registry.as_str(), repository.as_str()].join("\0").into_bytes()
 }
 
 pub(super) fn tag_key(registry: &Registry, repository: &Repository, tag: &Tag) -> Vec<u8> {

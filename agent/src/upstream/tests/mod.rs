@@ -3,12 +3,13 @@
 mod adopted;
 mod bodies;
 mod chain;
+mod credentials;
 mod failures;
 mod guard;
 mod proxies;
 mod reach;
 mod redirects;
-mod server;
+pub(crate) mod server;
 mod state;
 mod tls;
 mod tokens;

@@ -20,7 +20,7 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
 /// What a server does next.
-pub(super) enum Act {
+pub(crate) enum Act {
     Send(Vec<u8>),
     /// Goes on when the test says so.
     Await(watch::Receiver<bool>),
@@ -30,11 +30,11 @@ pub(super) enum Act {
     Close,
 }
 
-/// From the head of a request to what is done about it. Without an `Act::Close` the connection is kept.
-pub(super) type Script = Arc<dyn Fn(&str) -> Vec<Act> + Send + Sync>;
+/// From the head of a request, and its body if it has one, to what is done about it. Without an `Act::Close` the connection is kept.
+pub(crate) type Script = Arc<dyn Fn(&str) -> Vec<Act> + Send + Sync>;
 
-pub(super) struct Server {
-    pub(super) address: SocketAddr,
+pub(crate) struct Server {
+    pub(crate) address: SocketAddr,
     seen: watch::Sender<Vec<String>>,
     connections: Arc<AtomicUsize>,
     scheme: &'static str,
@@ -42,19 +42,19 @@ pub(super) struct Server {
 }
 
 impl Server {
-    pub(super) async fn plain(script: impl Fn(&str) -> Vec<Act> + Send + Sync + 'static) -> Self {
+    pub(crate) async fn plain(script: impl Fn(&str) -> Vec<Act> + Send + Sync + 'static) -> Self {
         Self::start(Arc::new(script), None).await
     }
 
     /// TLS as a test sets it up.
-    pub(super) async fn tls_by(
+    pub(crate) async fn tls_by(
         acceptor: TlsAcceptor,
         script: impl Fn(&str) -> Vec<Act> + Send + Sync + 'static,
     ) -> Self {
         Self::start(Arc::new(script), Some(acceptor)).await
     }
 
-    pub(super) async fn tls(ca: &Ca, script: impl Fn(&str) -> Vec<Act> + Send + Sync + 'static) -> Self {
+    pub(crate) async fn tls(ca: &Ca, script: impl Fn(&str) -> Vec<Act> + Send + Sync + 'static) -> Self {
         Self::start(Arc::new(script), Some(ca.acceptor(&[]))).await
     }
 
@@ -86,26 +86,26 @@ impl Server {
         Self { address, seen, connections, scheme, _tasks: tasks }
     }
 
-    pub(super) fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         format!("{}://{}", self.scheme, self.address)
     }
 
     /// The heads of all requests so far.
-    pub(super) fn seen(&self) -> Vec<String> {
+    pub(crate) fn seen(&self) -> Vec<String> {
         self.seen.borrow().clone()
     }
 
     /// How many requests had this in their head.
-    pub(super) fn count(&self, needle: &str) -> usize {
+    pub(crate) fn count(&self, needle: &str) -> usize {
         self.seen.borrow().iter().filter(|head| head.contains(needle)).count()
     }
 
     /// How many connections were taken.
-    pub(super) fn connections(&self) -> usize {
+    pub(crate) fn connections(&self) -> usize {
         self.connections.load(Ordering::SeqCst)
     }
 
-    pub(super) async fn wait_until(&self, condition: impl FnMut(&Vec<String>) -> bool) {
+    pub(crate) async fn wait_until(&self, condition: impl FnMut(&Vec<String>) -> bool) {
         let mut seen = self.seen.subscribe();
         tokio::time::timeout(Duration::from_secs(5), seen.wait_for(condition)).await.unwrap().unwrap();
     }
@@ -123,7 +123,16 @@ async fn serve(mut stream: impl AsyncRead + AsyncWrite + Unpin, script: Script, 
                 _ => return,
             }
         };
-        let head = String::from_utf8(pending.drain(..end).collect()).unwrap();
+        let mut head = String::from_utf8(pending.drain(..end).collect()).unwrap();
+        let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
+        let length: usize = length.map_or(0, |length| length.parse().unwrap());
+        while pending.len() < length {
+            match stream.read_buf(&mut pending).await {
+                Ok(n) if n > 0 => {}
+                _ => return,
+            }
+        }
+        head.push_str(str::from_utf8(&pending.drain(..length).collect::<Vec<u8>>()).unwrap());
         seen.send_modify(|seen| seen.push(head.clone()));
         for act in script(&head) {
             match act {
@@ -145,12 +154,12 @@ async fn serve(mut stream: impl AsyncRead + AsyncWrite + Unpin, script: Script, 
 }
 
 /// Sends this, byte for byte.
-pub(super) fn raw(text: impl AsRef<[u8]>) -> Act {
+pub(crate) fn raw(text: impl AsRef<[u8]>) -> Act {
     Act::Send(text.as_ref().to_vec())
 }
 
 /// A whole answer, with Content-Length.
-pub(super) fn answer(status: &str, headers: &[(&str, &str)], body: &str) -> Vec<Act> {
+pub(crate) fn answer(status: &str, headers: &[(&str, &str)], body: &str) -> Vec<Act> {
     let mut text = format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\n", body.len());
     for (name, value) in headers {
         write!(text, "{name}: {value}\r\n").unwrap();
@@ -159,18 +168,18 @@ pub(super) fn answer(status: &str, headers: &[(&str, &str)], body: &str) -> Vec<
     vec![raw(text)]
 }
 
-pub(super) fn ok(body: &str) -> Vec<Act> {
+pub(crate) fn ok(body: &str) -> Vec<Act> {
     answer("200 OK", &[], body)
 }
 
 /// A certificate authority of the test's own, and certificates for loopback.
-pub(super) struct Ca {
+pub(crate) struct Ca {
     issuer: Issuer<'static, KeyPair>,
     pem: NamedTempFile,
 }
 
 impl Ca {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -180,23 +189,23 @@ impl Ca {
         Self { issuer: Issuer::new(params, key), pem }
     }
 
-    pub(super) fn path(&self) -> &std::path::Path {
+    pub(crate) fn path(&self) -> &std::path::Path {
         self.pem.path()
     }
 
     /// A certificate and its key, each in PEM.
-    pub(super) fn issue(&self, name: &str) -> (String, String) {
+    pub(crate) fn issue(&self, name: &str) -> (String, String) {
         let key = KeyPair::generate().unwrap();
         let certificate = CertificateParams::new([name.to_owned()]).unwrap().signed_by(&key, &self.issuer).unwrap();
         (certificate.pem(), key.serialize_pem())
     }
 
-    pub(super) fn acceptor(&self, alpn: &[&[u8]]) -> TlsAcceptor {
+    pub(crate) fn acceptor(&self, alpn: &[&[u8]]) -> TlsAcceptor {
         self.acceptor_for(alpn, None)
     }
 
     /// One that wants a client certificate of an authority, if one is named.
-    pub(super) fn acceptor_for(&self, alpn: &[&[u8]], clients: Option<&Self>) -> TlsAcceptor {
+    pub(crate) fn acceptor_for(&self, alpn: &[&[u8]], clients: Option<&Self>) -> TlsAcceptor {
         let key = KeyPair::generate().unwrap();
         let names = ["localhost".to_owned(), "127.0.0.1".to_owned()];
         let certificate = CertificateParams::new(names).unwrap().signed_by(&key, &self.issuer).unwrap();

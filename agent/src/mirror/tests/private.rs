@@ -1,0 +1,280 @@
+//! Private images: who gets them, who doesn't, and what a registry that can't be asked changes.
+
+use tokio::sync::watch;
+
+use super::node::Node;
+use super::registry::{Registry, State};
+use crate::image::Digest;
+
+const ALICE: Option<(&str, &str)> = Some(("alice", "secret"));
+const MALLORY: Option<(&str, &str)> = Some(("mallory", "guess"));
+const TAG: &str = "/v2/acme/app/manifests/v1?ns=reg.test";
+
+fn manifest(digest: &Digest) -> String {
+    format!("/v2/acme/app/manifests/{digest}?ns=reg.test")
+}
+
+fn blob(digest: &Digest) -> String {
+    format!("/v2/acme/app/blobs/{digest}?ns=reg.test")
+}
+
+struct World {
+    registry: Registry,
+    dir: tempfile::TempDir,
+    manifest: Digest,
+    layer: Digest,
+}
+
+impl World {
+    async fn new(private: bool) -> Self {
+        let mut state = State { challenges: true, private, ..State::default() };
+        let (manifest, layer) = state.push("acme/app", "v1", b"a layer");
+        Self { registry: Registry::start(state).await, dir: tempfile::tempdir().unwrap(), manifest, layer }
+    }
+
+    async fn node(&self, more: &str) -> Node {
+        Node::start(self.dir.path(), &[("reg.test", &[&self.registry.server.url()])], more).await
+    }
+
+    /// Tag, manifest and layer with one token, as containerd does: their statuses.
+    async fn pull(&self, node: &Node, token: Option<&str>) -> [u16; 3] {
+        let tag = node.ask("HEAD", TAG, token).await;
+        let manifest = node.get(&manifest(&self.manifest), token).await;
+        let layer = node.get(&blob(&self.layer), token).await;
+        assert!(layer.status != 200 || layer.body == b"a layer");
+        [tag.status, manifest.status, layer.status]
+    }
+}
+
+#[tokio::test]
+async fn what_opens_to_anybody_is_pulled_with_an_anonymous_token_and_then_free() {
+    let world = World::new(false).await;
+    let node = world.node("").await;
+    let token = node.token(TAG, None).await;
+    assert_eq!(world.registry.count("GET /token"), 0, "a token of ours costs the registry nothing");
+    assert_eq!(world.pull(&node, Some(&token)).await, [200, 200, 200]);
+    assert_eq!(world.registry.count("GET /token"), 1);
+    let challenged = node.get(TAG, None).await;
+    assert_eq!(challenged.status, 401);
+    assert_eq!(world.pull(&node, None).await, [401, 200, 200], "what is here and anybody's needs no token");
+    assert_eq!(node.get(&blob(&world.layer), Some("1.unknown")).await.status, 200);
+    let stale = node.get(TAG, Some("1.unknown")).await;
+    assert!(stale.headers["www-authenticate"].ends_with(r#",error="invalid_token""#));
+    node.end().await;
+}
+
+#[tokio::test]
+async fn what_is_private_is_for_those_whom_the_registry_gives_it() {
+    let world = World::new(true).await;
+    let node = world.node("").await;
+    let [alice, mallory, nobody] =
+        [node.token(TAG, ALICE).await, node.token(TAG, MALLORY).await, node.token(TAG, None).await];
+    assert_eq!(world.pull(&node, Some(&mallory)).await, [404, 404, 404]);
+    assert_eq!(world.pull(&node, Some(&nobody)).await, [404, 404, 404]);
+    assert_eq!(world.pull(&node, Some(&alice)).await, [200, 200, 200]);
+
+    let before = world.registry.server.seen().len();
+    assert_eq!(node.get(&blob(&world.layer), Some(&alice)).await.status, 200);
+    assert_eq!(world.registry.server.seen().len(), before, "alice was let in a moment ago");
+    assert_eq!(world.pull(&node, Some(&mallory)).await, [404, 404, 404], "what is here is not mallory's");
+    assert_eq!(world.pull(&node, Some(&nobody)).await, [404, 404, 404]);
+    assert_eq!(world.pull(&node, None).await, [401, 401, 401]);
+    let refused = node.get(&blob(&world.layer), Some(&mallory)).await;
+    assert!(String::from_utf8_lossy(&refused.body).contains("DENIED"), "{refused:?}");
+    let line = format!("GET /v2/acme/app/blobs/{} ", world.layer);
+    let seen = world.registry.server.seen();
+    assert_eq!(seen.iter().filter(|head| head.starts_with(&line) && head.contains("Bearer alice")).count(), 1);
+    node.end().await;
+}
+
+#[tokio::test]
+async fn in_an_outage_who_could_pull_it_can_and_who_could_not_cant() {
+    let world = World::new(true).await;
+    let node = world.node("").await;
+    let alice = node.token(TAG, ALICE).await;
+    assert_eq!(world.pull(&node, Some(&alice)).await, [200, 200, 200]);
+    node.end().await;
+
+    // Nobody can be asked, and nothing is in memory.
+    world.registry.now().down = true;
+    let node = world.node("").await;
+    let [alice, mallory, nobody] =
+        [node.token(TAG, ALICE).await, node.token(TAG, MALLORY).await, node.token(TAG, None).await];
+    assert_eq!(world.pull(&node, Some(&mallory)).await, [503, 503, 503]);
+    assert_eq!(world.pull(&node, Some(&nobody)).await, [503, 503, 503]);
+    assert_eq!(world.pull(&node, None).await, [401, 401, 401]);
+    let tag = node.get(TAG, Some(&alice)).await;
+    assert_eq!(tag.headers["warning"], "110 larder \"Response is Stale\"");
+    assert_eq!(world.pull(&node, Some(&alice)).await, [200, 200, 200]);
+
+    // The registry is back, without its token server.
+    world.registry.now().down = false;
+    world.registry.now().tokens_down = true;
+    assert_eq!(world.pull(&node, Some(&alice)).await, [200, 200, 200]);
+    assert_eq!(world.pull(&node, Some(&mallory)).await, [503, 503, 503]);
+    node.end().await;
+
+    // What is not to be remembered isn't asked for either.
+    let node = world.node("[private]\nremember = \"0\"").await;
+    let alice = node.token(TAG, ALICE).await;
+    assert_eq!(world.pull(&node, Some(&alice)).await, [503, 503, 503]);
+    node.end().await;
+}
+
+#[tokio::test]
+async fn a_refusal_ends_what_was_remembered() {
+    let world = World::new(true).await;
+    let node = world.node("").await;
+    let alice = node.token(TAG, ALICE).await;
+    assert_eq!(world.pull(&node, Some(&alice)).await, [200, 200, 200]);
+    world.registry.now().private = true;
+    let fired = Some(("alice", "old"));
+    let old = node.token(TAG, fired).await;
+    assert_eq!(world.pull(&node, Some(&old)).await, [404, 404, 404]);
+    world.registry.now().down = true;
+    assert_eq!(world.pull(&node, Some(&old)).await, [503, 503, 503]);
+    node.end().await;
+}
+
+#[tokio::test]
+async fn another_registry_gets_nothing_by_saying_so() {
+    let world = World::new(true).await;
+    // Its manifest lists the private layer, and it has it, it says.
+    let mut state = State { says_yes: true, ..State::default() };
+    let (_, _) = state.push("evil/app", "v1", b"a layer");
+    state.content.remove(&("evil/app".to_owned(), world.layer.to_string()));
+    let evil = Registry::start(state).await;
+    let registries: [(&str, &[&str]); 2] =
+        [("reg.test", &[&world.registry.server.url()]), ("evil.test", &[&evil.server.url()])];
+    let node = Node::start(world.dir.path(), &registries, "").await;
+    let alice = node.token(TAG, ALICE).await;
+    assert_eq!(world.pull(&node, Some(&alice)).await, [200, 200, 200]);
+
+    let target = format!("/v2/evil/app/blobs/{}?ns=evil.test", world.layer);
+    assert_eq!(node.get("/v2/evil/app/manifests/v1?ns=evil.test", None).await.status, 200);
+    for token in [None, Some(alice.as_str())] {
+        let reply = node.get(&target, token).await;
+        assert_eq!(reply.status, 404, "{reply:?}");
+        assert!(!reply.body.windows(7).any(|w| w == b"a layer"));
+    }
+    // Who really has it may give it; that makes it nobody's secret.
+    evil.now().push_blob("evil/app", b"a layer");
+    assert_eq!(node.get(&target, None).await.body, b"a layer");
+    node.end().await;
+}
+
+#[tokio::test]
+async fn another_repository_of_the_registry_is_asked_for_each_blob() {
+    let world = World::new(true).await;
+    let node = world.node("").await;
+    let alice = node.token(TAG, ALICE).await;
+    assert_eq!(world.pull(&node, Some(&alice)).await, [200, 200, 200]);
+    let target = format!("/v2/acme/other/blobs/{}?ns=reg.test", world.layer);
+    let alice = node.token(&target, ALICE).await;
+    assert_eq!(node.get(&target, Some(&alice)).await.status, 404);
+    world.registry.now().push_blob("acme/other", b"a layer");
+    assert_eq!(node.get(&target, Some(&alice)).await.body, b"a layer");
+    assert_eq!(world.registry.count("GET /v2/acme/other/blobs/"), 0, "confirmed, not fetched again");
+    node.end().await;
+}
+
+#[tokio::test]
+async fn a_repository_that_turns_private_or_public_is_noticed() {
+    let world = World::new(false).await;
+    let node = world.node("").await;
+    let nobody = node.token(TAG, None).await;
+    assert_eq!(world.pull(&node, Some(&nobody)).await, [200, 200, 200]);
+    world.registry.now().private = true;
+    // As a registry ends its tokens, so does the next process know none.
+    node.end().await;
+    let node = world.node("").await;
+    let nobody = node.token(TAG, None).await;
+    assert_eq!(world.pull(&node, Some(&nobody)).await, [404, 404, 404]);
+    assert_eq!(world.pull(&node, None).await, [401, 401, 401]);
+    let alice = node.token(TAG, ALICE).await;
+    assert_eq!(world.pull(&node, Some(&alice)).await, [200, 200, 200]);
+    world.registry.now().private = false;
+    assert_eq!(world.pull(&node, Some(&nobody)).await, [200, 200, 200]);
+    assert_eq!(node.get(&blob(&world.layer), None).await.status, 200);
+    node.end().await;
+}
+
+#[tokio::test]
+async fn a_pull_by_digest_looks_behind_the_reply_whether_it_still_opens() {
+    let world = World::new(false).await;
+    let node = world.node("").await;
+    let nobody = node.token(TAG, None).await;
+    assert_eq!(world.pull(&node, Some(&nobody)).await, [200, 200, 200]);
+    node.end().await;
+    world.registry.now().private = true;
+    let node = world.node("").await;
+    let before = world.registry.server.seen().len();
+    assert_eq!(node.get(&manifest(&world.manifest), None).await.status, 200, "as it was known to be");
+    // With nothing left but a challenge that an anonymous token doesn't answer.
+    world.registry.server.wait_until(|seen| seen[before..].iter().filter(|h| h.starts_with("HEAD")).count() == 2).await;
+    let closed = async {
+        while node.get(&manifest(&world.manifest), None).await.status != 401 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(5), closed).await.unwrap();
+    node.end().await;
+}
+
+#[tokio::test]
+async fn a_redirect_to_plain_http_stands_for_the_token() {
+    let world = World::new(true).await;
+    let node = world.node("").await;
+    let alice = node.token(TAG, ALICE).await;
+    // Small ones are answered on TLS at once.
+    assert_eq!(node.get_by_tls(&blob(&world.layer), &alice).await.body, b"a layer");
+    let large = vec![7; 2 << 20];
+    let layer = world.registry.now().push_blob("acme/app", &large);
+    let redirect = node.get_by_tls(&blob(&layer), &alice).await;
+    assert_eq!(redirect.status, 307);
+    let location = redirect.headers["location"].clone();
+    let target = location.strip_prefix(&format!("http://{}", node.address)).unwrap();
+    assert!(node.get(target, None).await.body == large, "with nothing but the signature");
+    assert!(node.get(target, None).await.body == large);
+    assert_eq!(node.get(&blob(&layer), None).await.status, 401);
+    let other = target.replace(&layer.to_string(), &world.layer.to_string());
+    assert_eq!(node.get(&other, None).await.status, 401);
+    let challenged = node.get_by_tls(&blob(&layer), "1.unknown").await;
+    let realm = format!(r#"Bearer realm="https://{}/token""#, node.address);
+    assert!(challenged.headers["www-authenticate"].starts_with(&realm), "secrets go where the caller came from");
+    node.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_transfer_under_way_is_joined_by_those_who_may() {
+    let world = World::new(true).await;
+    let (open, gate) = watch::channel(false);
+    let large: Vec<u8> = (0..6u32 << 20).map(|i| (i % 251) as u8).collect();
+    let digest = world.registry.now().push_blob("acme/app", &large);
+    world.registry.now().gate = Some(gate);
+    let node = world.node("").await;
+    let [alice, mallory] = [node.token(TAG, ALICE).await, node.token(TAG, MALLORY).await];
+    let target = blob(&digest);
+    let get = |token: String| {
+        let (target, node) = (&target, &node);
+        async move { node.get(target, Some(&token)).await }
+    };
+    let line = format!("GET /v2/acme/app/blobs/{digest} ");
+    let others = async {
+        world
+            .registry
+            .server
+            .wait_until(|seen| seen.iter().any(|head| head.starts_with(&line) && head.contains("Bearer alice")))
+            .await;
+        let refused = get(mallory).await;
+        open.send(true).unwrap();
+        refused
+    };
+    let (first, second, refused) = tokio::join!(get(alice.clone()), get(alice.clone()), others);
+    assert_eq!((first.status, second.status, refused.status), (200, 200, 404));
+    assert!(first.body == large && second.body == large);
+    let fetched = world.registry.server.seen();
+    let fetched = fetched.iter().filter(|head| head.starts_with(&line) && head.contains("Bearer alice")).count();
+    assert_eq!(fetched, 1);
+    node.end().await;
+}

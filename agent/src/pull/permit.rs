@@ -1,0 +1,297 @@
+//! Who may have what is here.
+//!
+//! What some registry gave to anybody is anybody's, unless the repository that it is asked for in has turned private.
+//! What only ever came to credentials is given to those whom that same registry gives it, in that repository: it is
+//! asked by a HEAD, as the caller, and the answer is believed for minutes. Where it can't be asked, a keyed hash decides
+//! of the credentials that opened the repository before. For every other registry such content is not here at all.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use http::StatusCode;
+
+use super::error::Said;
+use super::{Inner, Kind, Place, PullError, Wanted};
+use crate::config::OnDeleted;
+use crate::image::{Access, Reference};
+use crate::store::Blob;
+use crate::upstream::{Chain, Credentials, ErrorKind, Grant, Upstream, UpstreamError};
+
+/// Looks at whether repositories still open to anybody, under way at a time.
+const LOOKS_AT_ONCE: usize = 16;
+
+impl Inner {
+    /// What the store holds, if this caller may have it. `None` says that it has to come from its registry.
+    ///
+    /// # Errors
+    /// When it is here, and the registry says that it isn't this caller's; or says nothing, and nothing else speaks for
+    /// this caller.
+    pub(super) async fn held(self: &Arc<Self>, wanted: &Wanted) -> Result<Option<Blob>, PullError> {
+        let Some(blob) = self.store.blob(&wanted.digest).await else { return Ok(None) };
+        let provenance = blob.provenance();
+        // What only ever arrived under authorization is a miss here: another registry's own answer decides.
+        if !provenance.may_be_given_for(&wanted.place.registry) {
+            return Ok(None);
+        }
+        let is_public = provenance.is_public();
+        if self.is_free(wanted, is_public).await {
+            if is_public && wanted.kind == Kind::Manifest {
+                self.look_again(wanted);
+            }
+        } else {
+            self.confirm(wanted, is_public).await?;
+        }
+        Ok(Some(blob))
+    }
+
+    /// Whether nobody needs to be asked.
+    pub(super) async fn is_free(&self, wanted: &Wanted, is_public: bool) -> bool {
+        let Wanted { place, grant, .. } = wanted;
+        if is_public && self.openness(place).await != Some(Access::Authorized) {
+            return true;
+        }
+        let opened = grant.credentials().is_some() && self.rights.has_opened(place, grant);
+        opened && (is_public || self.is_known_in(wanted).await)
+    }
+
+    /// Asks the registry whether this caller may have it.
+    ///
+    /// # Errors
+    /// When it says no; or says nothing, and these credentials didn't open it before.
+    pub(super) async fn confirm(self: &Arc<Self>, wanted: &Wanted, is_public: bool) -> Result<(), PullError> {
+        let Wanted { place, grant, digest, .. } = wanted;
+        self.may_ask(place, grant).await?;
+        let chain = self.upstreams.of(&place.registry);
+        let asked = self.across(&chain, place, grant, |upstream| async move {
+            let access = head(&upstream, wanted).await?;
+            Ok((access, access))
+        });
+        let said = match tokio::time::timeout(self.options.reply_deadline, asked).await {
+            Ok(Ok((_, access))) => {
+                self.store.delivered(digest, &place.registry, &place.repository, access).await;
+                return Ok(());
+            }
+            Ok(Err(said)) => said,
+            Err(_) => Vec::new(),
+        };
+        if self.is_unanswered(place, &said) {
+            if *grant == Grant::None {
+                // It is here, and what the caller may yet show can speak for it.
+                return Err(PullError::Unauthenticated(Said::default()));
+            }
+            if self.opened_before(wanted, is_public).await {
+                self.metrics.outage_permits.inc();
+                self.rights.let_in(place, grant);
+                return Ok(());
+            }
+        }
+        Err(PullError::from_all(said).for_grant(grant))
+    }
+
+    /// Who shows nothing is challenged before anybody is asked, where that is how it would end.
+    ///
+    /// # Errors
+    /// [`PullError::Unauthenticated`].
+    pub(super) async fn may_ask(&self, place: &Place, grant: &Grant) -> Result<(), PullError> {
+        let is_closed = *grant == Grant::None && (self.rights.is_challenged(place) || self.is_protected(place).await);
+        if is_closed { Err(PullError::Unauthenticated(Said::default())) } else { Ok(()) }
+    }
+
+    /// Whether this caller could have it before, as far as that is known here: for when nobody can be asked.
+    pub(super) async fn could_have(&self, wanted: &Wanted, is_public: bool) -> bool {
+        self.is_free(wanted, is_public).await || self.opened_before(wanted, is_public).await
+    }
+
+    async fn opened_before(&self, wanted: &Wanted, is_public: bool) -> bool {
+        let Some(credentials) = wanted.grant.credentials() else { return false };
+        self.is_remembered(&wanted.place, credentials).await && (is_public || self.is_known_in(wanted).await)
+    }
+
+    /// Whether the registry delivered it, or confirmed it, in this repository.
+    async fn is_known_in(&self, wanted: &Wanted) -> bool {
+        let repositories = self.store.repositories(&wanted.digest).await;
+        repositories
+            .iter()
+            .any(|(registry, repository)| *registry == wanted.place.registry && *repository == wanted.place.repository)
+    }
+
+    /// Whether the registry left the question open: it gave no answer, or has what was asked for no more and that is not
+    /// to end anything.
+    fn is_unanswered(&self, place: &Place, said: &[Arc<UpstreamError>]) -> bool {
+        match self.origin_said(place, said).map(|e| e.kind().clone()) {
+            Some(ErrorKind::NotFound) => self.options.on_deleted == OnDeleted::Serve,
+            Some(ErrorKind::Unauthorized | ErrorKind::Denied) => false,
+            _ => said.is_empty() || said.iter().any(|e| !e.is_answer()),
+        }
+    }
+
+    /// Asks upstreams until one gives it; what each says is learnt from. The origin's word that there is no such thing
+    /// ends the asking, a mirror's doesn't.
+    pub(super) async fn across<T, Ask, Asked>(
+        &self,
+        chain: &Chain,
+        place: &Place,
+        grant: &Grant,
+        ask: Ask,
+    ) -> Result<(Arc<Upstream>, T), Vec<Arc<UpstreamError>>>
+    where
+        Ask: Fn(Arc<Upstream>) -> Asked + Send,
+        Asked: Future<Output = Result<(T, Access), UpstreamError>> + Send,
+    {
+        let is_gone = |e: &UpstreamError| e.is_by_origin() && *e.kind() == ErrorKind::NotFound;
+        match chain.first(is_gone, ask).await {
+            Ok((upstream, (given, access))) => {
+                self.given(place, grant, access);
+                Ok((upstream, given))
+            }
+            Err(said) => {
+                for error in &said {
+                    tracing::debug!(image = %place, %error, "an upstream gives nothing");
+                }
+                self.refused(place, grant, &said);
+                Err(said)
+            }
+        }
+    }
+
+    /// An upstream gave something of a repository.
+    pub(super) fn given(&self, place: &Place, grant: &Grant, access: Access) {
+        match access {
+            Access::Anonymous => {
+                if *grant == Grant::None {
+                    self.rights.unchallenged(place);
+                }
+                self.learn_openness(place, access);
+            }
+            Access::Authorized => {
+                let Some(credentials) = grant.credentials() else { return };
+                if self.rights.opened(place, grant) && !self.options.remember.is_zero() {
+                    let (store, hash) = (self.store.clone(), self.hash(place, credentials));
+                    self.tasks.spawn(async move { store.remember(hash, now()).await });
+                }
+            }
+        }
+    }
+
+    /// No upstream gave it.
+    pub(super) fn refused(&self, place: &Place, grant: &Grant, said: &[Arc<UpstreamError>]) {
+        let is_refusal = |e: &UpstreamError| matches!(e.kind(), ErrorKind::Unauthorized | ErrorKind::Denied);
+        match grant {
+            Grant::None if said.iter().any(|e| *e.kind() == ErrorKind::Unauthorized) => self.rights.challenged(place),
+            Grant::None => {}
+            // One that is silent may be the one that opens to anybody.
+            Grant::Anonymous if said.iter().any(|e| is_refusal(e)) && said.iter().all(|e| e.is_answer()) => {
+                self.learn_openness(place, Access::Authorized);
+            }
+            Grant::Anonymous => {}
+            Grant::Credentials(credentials) => {
+                if self.origin_said(place, said).is_some_and(is_refusal) {
+                    self.rights.closed(place, grant);
+                    let (store, hash) = (self.store.clone(), self.hash(place, credentials));
+                    self.tasks.spawn(async move { store.forget(hash).await });
+                }
+            }
+        }
+    }
+
+    fn learn_openness(&self, place: &Place, access: Access) {
+        let before = self.rights.openness(place).flatten();
+        if !self.rights.learn_openness(place, access) {
+            return;
+        }
+        if before.is_some_and(|before| before != access) {
+            tracing::info!(image = %place, private = access == Access::Authorized, "a repository turned private or public");
+        }
+        let (store, place) = (self.store.clone(), place.clone());
+        self.tasks.spawn(async move {
+            store.note_openness(&place.registry, &place.repository, access, now()).await;
+        });
+    }
+
+    async fn openness(&self, place: &Place) -> Option<Access> {
+        if let Some(known) = self.rights.openness(place) {
+            return known;
+        }
+        let stored = self.store.openness(&place.registry, &place.repository).await;
+        self.rights.load_openness(place, stored.map(|(access, _)| access))
+    }
+
+    /// Whether an anonymous token is known not to open it.
+    pub(super) async fn is_protected(&self, place: &Place) -> bool {
+        self.openness(place).await == Some(Access::Authorized)
+    }
+
+    /// Finds out, behind the reply, whether a repository whose content was just given away still opens to anybody.
+    fn look_again(self: &Arc<Self>, wanted: &Wanted) {
+        let Ok(place) = Arc::clone(&self.looks).try_acquire_owned() else { return };
+        if !self.rights.look_is_due(&wanted.place) {
+            return;
+        }
+        let (pull, wanted) = (Arc::clone(self), Wanted { grant: Grant::Anonymous, ..wanted.clone() });
+        let stop = self.stop.clone();
+        self.tasks.spawn(stop.run_until_cancelled_owned(async move {
+            // What is said is learnt from; nobody waits for it.
+            let wanted = &wanted;
+            let ask = |upstream: Arc<Upstream>| async move { Ok(((), head(&upstream, wanted).await?)) };
+            let chain = pull.upstreams.of(&wanted.place.registry);
+            let _ = pull.across(&chain, &wanted.place, &wanted.grant, ask).await;
+            drop(place);
+        }));
+    }
+
+    async fn is_remembered(&self, place: &Place, credentials: &Credentials) -> bool {
+        if self.options.remember.is_zero() {
+            return false;
+        }
+        let at = self.store.remembered(self.hash(place, credentials)).await;
+        at.is_some_and(|at| Duration::from_secs(now().saturating_sub(at)) < self.options.remember)
+    }
+
+    fn hash(&self, place: &Place, credentials: &Credentials) -> [u8; 32] {
+        credentials.hashed_by(|[kind, name, secret]| {
+            let (registry, repository) = (place.registry.as_str().as_bytes(), place.repository.as_str().as_bytes());
+            self.store.keyed_hash(&[kind, name, secret, registry, repository])
+        })
+    }
+
+    /// What the registry itself said; where the configuration lists mirrors alone, what the last that was asked said.
+    pub(super) fn origin_said<'a>(&self, place: &Place, said: &'a [Arc<UpstreamError>]) -> Option<&'a UpstreamError> {
+        let by_origin = said.iter().find(|e| e.is_by_origin());
+        let has_origin = || self.upstreams.of(&place.registry).iter().any(|upstream| upstream.is_origin());
+        by_origin.or_else(|| said.last().filter(|_| !has_origin())).map(Arc::as_ref)
+    }
+
+    /// The registry itself; where the configuration lists mirrors alone, the last of them.
+    pub(super) fn origin(&self, place: &Place) -> Option<Arc<Upstream>> {
+        let chain = self.upstreams.of(&place.registry);
+        chain.iter().find(|upstream| upstream.is_origin()).or(chain.last()).cloned()
+    }
+}
+
+/// How many looks may be under way.
+pub(super) fn looks() -> Arc<tokio::sync::Semaphore> {
+    Arc::new(tokio::sync::Semaphore::new(LOOKS_AT_ONCE))
+}
+
+/// Whether an upstream has it for this caller, and whether for anybody.
+async fn head(upstream: &Upstream, wanted: &Wanted) -> Result<Access, UpstreamError> {
+    let Wanted { place, grant, digest, kind } = wanted;
+    let reference = Reference::Digest(*digest);
+    let answer = match kind {
+        Kind::Manifest => upstream.head_manifest(grant, &place.repository, &reference).await,
+        Kind::Blob => upstream.head_blob(grant, &place.repository, digest).await,
+    };
+    match answer {
+        // A registry that knows no HEAD; of the manifest itself, nothing is read.
+        Err(e) if *e.kind() == ErrorKind::Server(StatusCode::METHOD_NOT_ALLOWED) && *kind == Kind::Manifest => {
+            Ok(upstream.manifest(grant, &place.repository, &reference).await?.access)
+        }
+        answer => Ok(answer?.access),
+    }
+}
+
+/// Seconds since 1970.
+pub(super) fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
+}
