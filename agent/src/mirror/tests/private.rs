@@ -81,7 +81,7 @@ async fn what_is_private_is_for_those_whom_the_registry_gives_it() {
     assert_eq!(world.pull(&node, None).await, [401, 401, 401]);
     let refused = node.get(&blob(&world.layer), Some(&mallory)).await;
     assert!(String::from_utf8_lossy(&refused.body).contains("DENIED"), "{refused:?}");
-    let line = format!("GET /v2/acme/app/blobs/{} ", world.layer);
+    let line = format!("GET /v2/acme/app/blobs/{}", world.layer);
     let seen = world.registry.server.seen();
     assert_eq!(seen.iter().filter(|head| head.starts_with(&line) && head.contains("Bearer alice")).count(), 1);
     node.end().await;
@@ -259,7 +259,7 @@ async fn a_transfer_under_way_is_joined_by_those_who_may() {
         let (target, node) = (&target, &node);
         async move { node.get(target, Some(&token)).await }
     };
-    let line = format!("GET /v2/acme/app/blobs/{digest} ");
+    let line = format!("GET /v2/acme/app/blobs/{digest}");
     let others = async {
         world
             .registry
