@@ -62,14 +62,27 @@ impl Opened {
     ///
     /// Within [`READ_AHEAD_DEADLINE`]: a source that drips is no answer.
     pub(super) async fn read_ahead(&mut self, limit: u64) -> Result<(), UpstreamError> {
-        let upstream = Arc::clone(&self.upstream);
-        let late = |_| upstream.wrong_answer(format!("takes longer than {READ_AHEAD_DEADLINE:?}"));
-        tokio::time::timeout(READ_AHEAD_DEADLINE, self.read_to(limit)).await.map_err(late)?
+        self.read_in_time(limit, None).await
     }
 
-    async fn read_to(&mut self, limit: u64) -> Result<(), UpstreamError> {
+    /// The same. A source that falls silent is left sooner, where another one may do better.
+    pub(super) async fn read_ahead_among(&mut self, limit: u64, sources: &mut Sources) -> Result<(), UpstreamError> {
+        self.read_in_time(limit, Some(sources)).await
+    }
+
+    async fn read_in_time(&mut self, limit: u64, sources: Option<&mut Sources>) -> Result<(), UpstreamError> {
+        let upstream = Arc::clone(&self.upstream);
+        let late = |_| upstream.wrong_answer(format!("takes longer than {READ_AHEAD_DEADLINE:?}"));
+        tokio::time::timeout(READ_AHEAD_DEADLINE, self.read_to(limit, sources)).await.map_err(late)?
+    }
+
+    async fn read_to(&mut self, limit: u64, mut sources: Option<&mut Sources>) -> Result<(), UpstreamError> {
         while self.ahead.len() as u64 <= limit {
-            match self.body.frame().await? {
+            let frame = match &mut sources {
+                Some(sources) => patient(sources, &self.upstream, || self.body.frame()).await?,
+                None => self.body.frame().await?,
+            };
+            match frame {
                 Some(frame) => self.ahead.extend_from_slice(&frame),
                 None => {
                     self.size = Some(self.offset + self.ahead.len() as u64);

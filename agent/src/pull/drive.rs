@@ -257,10 +257,15 @@ impl Driver {
     /// Begins a blob whose first source has answered: a small one is done at once, a large one gets its file. What the
     /// disk doesn't take is read all the same: from memory where it is small enough to be verified there, else by each
     /// reader from a source of its own.
-    async fn begin_with(&self, source: &Arc<Upstream>, mut opened: Opened, from: u64) -> Result<Begun, UpstreamError> {
+    async fn begin_with(
+        &mut self,
+        source: &Arc<Upstream>,
+        mut opened: Opened,
+        from: u64,
+    ) -> Result<Begun, UpstreamError> {
         if opened.size.is_none() {
             // Without a length there is nothing to reserve; what is small is read to its end to know it.
-            opened.read_ahead(self.pull.options.verify_first).await?;
+            opened.read_ahead_among(self.pull.options.verify_first, &mut self.sources).await?;
         }
         if let Some(size) = opened.size.filter(|&size| size > SMALL) {
             match self.pull.store.ingest(&self.transfer.wanted.digest, size, self.origin()).await {
@@ -273,7 +278,8 @@ impl Driver {
         }
         let (size, media_type) = (opened.size, opened.media_type.clone());
         if size.is_some_and(|size| size <= self.in_memory()) {
-            opened.read_ahead(self.in_memory()).await?;
+            let all = self.in_memory();
+            opened.read_ahead_among(all, &mut self.sources).await?;
             return Ok(Begun::Ended(self.keep_whole(source, opened.into_read(), media_type).await));
         }
         // Only what begins with the blob is of use to any reader.

@@ -46,8 +46,10 @@ pub(super) struct Reading {
     pub(super) now: Instant,
     /// Bytes that have come so far.
     pub(super) bytes: u64,
-    /// Bytes that nobody has begun to fetch.
+    /// Bytes that are left from the frontier on.
     pub(super) left: u64,
+    /// Connections at work. More than there should be while readers far ahead are served: then nothing is measured.
+    pub(super) workers: usize,
     /// Whether more bytes would be of use now: readers keep up with what comes.
     pub(super) in_demand: bool,
     /// The most connections there may be.
@@ -67,6 +69,9 @@ impl Gauge {
     /// Takes in how things stand; a few times a second. Returns whether there should be another number of connections.
     pub(super) fn measure(&mut self, reading: Reading) -> bool {
         let Reading { now, bytes, limit, .. } = reading;
+        if reading.workers != self.width {
+            self.mark = (now, bytes);
+        }
         let elapsed = now.saturating_duration_since(self.mark.0);
         if elapsed < WINDOW {
             return false;
@@ -129,7 +134,7 @@ mod tests {
         for tick in 1..=seconds * 10 {
             bytes += rate(gauge.width()) / 10;
             let now = start + Duration::from_millis(tick * 100);
-            if gauge.measure(Reading { now, bytes, left: 10_000 * MIB, in_demand, limit }) {
+            if gauge.measure(Reading { now, bytes, left: 10_000 * MIB, workers: gauge.width(), in_demand, limit }) {
                 widths.push(gauge.width());
             }
         }
@@ -166,16 +171,30 @@ mod tests {
     fn little_that_is_left_is_not_worth_it() {
         let start = Instant::now();
         let mut gauge = Gauge::new(start);
-        let reading = Reading { now: start + WINDOW, bytes: 6 * MIB, left: 15 * MIB, in_demand: true, limit: 8 };
+        let now = start + WINDOW;
+        let reading = Reading { now, bytes: 6 * MIB, left: 15 * MIB, workers: 1, in_demand: true, limit: 8 };
         assert!(!gauge.measure(reading));
         assert!(gauge.measure(Reading { now: start + 2 * WINDOW, bytes: 12 * MIB, left: 60 * MIB, ..reading }));
+    }
+
+    #[test]
+    fn those_who_serve_readers_far_ahead_are_not_measured() {
+        let start = Instant::now();
+        let mut gauge = Gauge::new(start);
+        let now = start + WINDOW;
+        let reading = Reading { now, bytes: 18 * MIB, left: 600 * MIB, workers: 3, in_demand: true, limit: 8 };
+        assert!(!gauge.measure(reading));
+        assert!(gauge.measure(Reading { now: now + WINDOW, bytes: 24 * MIB, workers: 1, ..reading }));
+        assert!(gauge.measure(Reading { now: now + 2 * WINDOW, bytes: 36 * MIB, workers: 2, ..reading }));
+        assert_eq!(gauge.width(), 4);
     }
 
     #[test]
     fn an_upstream_that_refuses_is_left_in_peace_for_a_while() {
         let start = Instant::now();
         let mut gauge = Gauge::new(start);
-        let reading = Reading { now: start + WINDOW, bytes: 6 * MIB, left: 600 * MIB, in_demand: true, limit: 8 };
+        let now = start + WINDOW;
+        let reading = Reading { now, bytes: 6 * MIB, left: 600 * MIB, workers: 1, in_demand: true, limit: 8 };
         assert!(gauge.measure(reading));
         gauge.refused(reading.now, 1);
         assert_eq!(gauge.width(), 1);

@@ -22,17 +22,18 @@ impl Arrival<'_> {
             self.workers.iter_mut().for_each(|worker| worker.watch_anew(now));
             return true;
         }
-        let workers = self.workers.len();
+        let before = self.workers.len();
         if !self.suspects.must_be_alone() {
             self.leave_the_slow(now);
         }
         let left = self.arriving.ingest.size().saturating_sub(self.frontier);
         let limit = self.sources.next().map_or(1, |source| self.limit(&source));
         let in_demand = !std::mem::take(&mut self.was_ahead);
-        let reading = Reading { now, bytes: self.gained, left, in_demand, limit };
+        let workers = self.workers.len();
+        let reading = Reading { now, bytes: self.gained, left, workers, in_demand, limit };
         let resized = self.gauge.measure(reading);
         // What somebody waits for may have seemed to come soon, and doesn't.
-        resized || self.workers.len() < workers || self.workers.is_empty() || !self.transfer.wants.is_empty()
+        resized || workers < before || workers == 0 || !self.transfer.wants.is_empty()
     }
 
     /// Dismisses workers whose source is silent or crawls, where another source is likely to do better.

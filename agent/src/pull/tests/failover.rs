@@ -81,6 +81,17 @@ async fn a_source_that_falls_silent_is_left_soon_where_there_is_another() {
 }
 
 #[tokio::test]
+async fn so_is_one_that_falls_silent_in_a_small_blob() {
+    let blob = blob(1);
+    let (first, second) = (Registry::start(&blob).await, Registry::start(&blob).await);
+    first.always(Manner { stall_at: Some(MIB / 2), ..Manner::default() });
+    let node = Node::new(&blob, &[&first, &second]);
+    let begun = Instant::now();
+    node.whole().await.unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
 async fn a_source_that_is_slow_to_answer_is_overtaken() {
     let blob = blob(8);
     let (first, second) = (Registry::start(&blob).await, Registry::start(&blob).await);

@@ -160,7 +160,8 @@ async fn answer(stream: &mut TcpStream, head: &str, shared: &Shared) -> Option<(
         return None;
     }
     while at < to {
-        let end = to.min(at + (64 << 10)).min(manner.cut_at.filter(|&cut| cut > at).unwrap_or(to));
+        let most = manner.rate.map_or(64 << 10, |rate| (rate / 10).clamp(1, 64 << 10));
+        let end = to.min(at + most).min(manner.cut_at.filter(|&cut| cut > at).unwrap_or(to));
         let mut piece = shared.blob.slice(at as usize..end as usize).to_vec();
         if let Some(wrong) = manner.wrong_byte.filter(|wrong| (at..end).contains(wrong)) {
             piece[(wrong - at) as usize] ^= 0xff;
