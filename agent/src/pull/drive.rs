@@ -146,7 +146,7 @@ impl Driver {
 
     /// As what the sources' bytes are recorded.
     fn access(&self) -> Access {
-        self.transfer.wanted.grant.access()
+        self.pull.access_of(&self.transfer.wanted)
     }
 
     fn origin(&self) -> Origin {

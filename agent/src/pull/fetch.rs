@@ -123,7 +123,7 @@ impl Inner {
         });
         let theirs = &following.wanted;
         let is_mine = theirs.place == wanted.place && theirs.grant == wanted.grant;
-        let is_public = theirs.grant.access() == Access::Anonymous;
+        let is_public = self.access_of(theirs) == Access::Anonymous;
         if is_mine || is_public { Ok(following) } else { Err(following) }
     }
 

@@ -16,7 +16,7 @@ use super::{Inner, Kind, Place, PullError, Wanted};
 use crate::config::OnDeleted;
 use crate::image::{Access, Reference};
 use crate::store::Blob;
-use crate::upstream::{Chain, Credentials, ErrorKind, Grant, Upstream, UpstreamError};
+use crate::upstream::{Chain, ErrorKind, Grant, Upstream, UpstreamError};
 
 /// Looks at whether repositories still open to anybody, under way at a time.
 const LOOKS_AT_ONCE: usize = 16;
@@ -51,8 +51,7 @@ impl Inner {
         if is_public && self.openness(place).await != Some(Access::Authorized) {
             return true;
         }
-        let opened = grant.credentials().is_some() && self.rights.has_opened(place, grant);
-        opened && (is_public || self.is_known_in(wanted).await)
+        self.rights.has_opened(place, grant) && (is_public || self.is_known_in(wanted).await)
     }
 
     /// Asks the registry whether this caller may have it.
@@ -104,8 +103,7 @@ impl Inner {
     }
 
     async fn opened_before(&self, wanted: &Wanted, is_public: bool) -> bool {
-        let Some(credentials) = wanted.grant.credentials() else { return false };
-        self.is_remembered(&wanted.place, credentials).await && (is_public || self.is_known_in(wanted).await)
+        self.is_remembered(&wanted.place, &wanted.grant).await && (is_public || self.is_known_in(wanted).await)
     }
 
     /// Whether the registry delivered it, or confirmed it, in this repository.
@@ -165,9 +163,8 @@ impl Inner {
                 self.learn_openness(place, access);
             }
             Access::Authorized => {
-                let Some(credentials) = grant.credentials() else { return };
                 if self.rights.opened(place, grant) && !self.options.remember.is_zero() {
-                    let (store, hash) = (self.store.clone(), self.hash(place, credentials));
+                    let (store, hash) = (self.store.clone(), self.hash(place, grant));
                     self.tasks.spawn(async move { store.remember(hash, now()).await });
                 }
             }
@@ -185,10 +182,10 @@ impl Inner {
                 self.learn_openness(place, Access::Authorized);
             }
             Grant::Anonymous => {}
-            Grant::Credentials(credentials) => {
+            Grant::Credentials(_) => {
                 if self.origin_said(place, said).is_some_and(is_refusal) {
                     self.rights.closed(place, grant);
-                    let (store, hash) = (self.store.clone(), self.hash(place, credentials));
+                    let (store, hash) = (self.store.clone(), self.hash(place, grant));
                     self.tasks.spawn(async move { store.forget(hash).await });
                 }
             }
@@ -240,19 +237,32 @@ impl Inner {
         }));
     }
 
-    async fn is_remembered(&self, place: &Place, credentials: &Credentials) -> bool {
+    async fn is_remembered(&self, place: &Place, grant: &Grant) -> bool {
         if self.options.remember.is_zero() {
             return false;
         }
-        let at = self.store.remembered(self.hash(place, credentials)).await;
+        let at = self.store.remembered(self.hash(place, grant)).await;
         at.is_some_and(|at| Duration::from_secs(now().saturating_sub(at)) < self.options.remember)
     }
 
-    fn hash(&self, place: &Place, credentials: &Credentials) -> [u8; 32] {
-        credentials.hashed_by(|[kind, name, secret]| {
-            let (registry, repository) = (place.registry.as_str().as_bytes(), place.repository.as_str().as_bytes());
-            self.store.keyed_hash(&[kind, name, secret, registry, repository])
-        })
+    /// Of who opened a repository: a caller by its credentials; or the agent, for all that bring none.
+    fn hash(&self, place: &Place, grant: &Grant) -> [u8; 32] {
+        let (registry, repository) = (place.registry.as_str().as_bytes(), place.repository.as_str().as_bytes());
+        let hash =
+            |[kind, name, secret]: [&[u8]; 3]| self.store.keyed_hash(&[kind, name, secret, registry, repository]);
+        match grant.credentials() {
+            Some(credentials) => credentials.hashed_by(hash),
+            None => hash([b"own", b"", b""]),
+        }
+    }
+
+    /// How what arrives is recorded: on the safe side, as authorized wherever credentials may have helped.
+    pub(super) fn access_of(&self, wanted: &Wanted) -> Access {
+        let knows_us = || self.upstreams.of(&wanted.place.registry).iter().any(|upstream| upstream.knows_us());
+        match wanted.grant.access() {
+            Access::Anonymous if knows_us() => Access::Authorized,
+            access => access,
+        }
     }
 
     /// What the registry itself said; where the configuration lists mirrors alone, what the last that was asked said.

@@ -188,6 +188,7 @@ impl Sources {
             !Arc::ptr_eq(&known.upstream, than)
                 && !known.failed
                 && !known.refuses
+                && known.upstream.is_available()
                 && known.crawled.is_none_or(|crawled| crawled > rate.saturating_mul(FASTER))
                 && !self.pull.blame.has_broken(known.upstream.name(), &self.wanted.digest)
         };
@@ -220,11 +221,6 @@ impl Sources {
     fn find_mut(&mut self, upstream: &Arc<Upstream>) -> Option<&mut Known> {
         self.known.iter_mut().find(|known| Arc::ptr_eq(&known.upstream, upstream))
     }
-}
-
-/// The most connections at once to one upstream for one blob.
-pub(super) fn ranges_at_once(_upstream: &Upstream) -> usize {
-    8
 }
 
 impl Known {

@@ -4,13 +4,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::address;
 use super::connect::Refused;
+use super::grant::Grant;
 use super::home::is_origin;
+use super::keyring::{Credential, Keyring};
 use super::maker::{Maker, Plan, SetupError};
 use super::metrics::Metrics;
 use super::one::Upstream;
 use super::tasks::Tasks;
 use crate::config::{Config, HostsTarget, Mirrors, UpstreamConfig};
-use crate::image::Registry;
+use crate::image::{Registry, Repository};
 
 /// Registries that are not configured and remembered nevertheless: anyone on the node can name any.
 const MAX_ON_DEMAND: usize = 256;
@@ -26,6 +28,7 @@ pub struct Upstreams {
     configured: HashMap<Registry, Chain>,
     others: Mutex<Others>,
     maker: Maker,
+    keyring: Keyring,
     tasks: Tasks,
 }
 
@@ -60,7 +63,7 @@ impl Upstreams {
 
     pub(super) fn guarded_by(refused: Refused, config: &Config) -> Result<Self, SetupError> {
         let tasks = Tasks::new();
-        let maker = Maker::new(refused, &config.mirror, &tasks)?;
+        let maker = Maker::new(refused, config, &tasks)?;
         let mut configured = HashMap::new();
         let mut others = Others::default();
         for entry in &config.registries {
@@ -75,7 +78,8 @@ impl Upstreams {
             });
             configured.insert(name.clone(), named.collect::<Result<_, SetupError>>()?);
         }
-        Ok(Self { configured, others: Mutex::new(others), maker, tasks })
+        let keyring = Keyring::new(&config.credentials);
+        Ok(Self { configured, others: Mutex::new(others), maker, keyring, tasks })
     }
 
     /// Takes over mirrors from elsewhere, in the place of those that were adopted before: for one registry, or for all
@@ -137,6 +141,21 @@ impl Upstreams {
         all
     }
 
+    /// As whom the agent asks a registry when no caller stands behind it: by the best of its own credentials for that
+    /// repository. `None` where it has none.
+    pub async fn own_grant(&self, registry: &Registry, repository: &Repository) -> Option<Grant> {
+        if self.keyring.is_empty() {
+            return None;
+        }
+        self.keyring.find(registry, repository).await.iter().find_map(Credential::grant)
+    }
+
+    /// The agent's own credentials.
+    #[must_use]
+    pub const fn keyring(&self) -> &Keyring {
+        &self.keyring
+    }
+
     /// What is counted about them.
     #[must_use]
     pub const fn metrics(&self) -> &Metrics {
@@ -145,6 +164,8 @@ impl Upstreams {
 
     /// Ends every connection and task of this room. Requests under way fail, and so does every later one.
     pub async fn close(&self) {
+        self.keyring.close().await;
+        self.maker.close().await;
         self.tasks.close().await;
     }
 

@@ -1,4 +1,4 @@
-use std::path::Path;
+use http::header::AUTHORIZATION;
 
 use super::breaker::Rank;
 use super::one::Upstream;
@@ -33,10 +33,12 @@ impl Upstream {
         self.exchange.limit.as_ref().map_or(RANGES_AT_ONCE, |limit| limit.most)
     }
 
-    /// The Docker `config.json` with the agent's own credentials for it, if the configuration names one.
+    /// Whether it may give to us what it gives to nobody who shows nothing: by credentials, a certificate or a header
+    /// that the configuration has for it.
     #[must_use]
-    pub fn credentials(&self) -> Option<&Path> {
-        self.config.as_ref()?.credentials.as_deref()
+    pub fn knows_us(&self) -> bool {
+        let has_certificate = self.config.as_ref().is_some_and(|config| config.client_cert.is_some());
+        self.own.is_some() || has_certificate || self.exchange.headers.contains_key(AUTHORIZATION)
     }
 
     /// Whether it may be asked what a tag means.

@@ -1,12 +1,14 @@
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use http::{HeaderMap, HeaderValue};
 
 use super::connect::{Clients, HttpClient, Reach, Refused};
 use super::exchange::{Exchange, Limit};
 use super::home::{Home, is_origin};
+use super::keyring::Keyring;
 use super::metrics::Metrics;
 use super::one::{Upstream, manifest_types};
 use super::probe::Prober;
@@ -15,7 +17,7 @@ use super::record::Record;
 use super::tasks::Tasks;
 use super::tls::{Tls, TlsError, TlsOptions, Trust};
 use super::token::Tokens;
-use crate::config::{Mirror, ProxyChoice, UpstreamConfig, UpstreamUrl};
+use crate::config::{Config, Credentials, Mirror, ProxyChoice, UpstreamConfig, UpstreamUrl};
 use crate::image::Registry;
 
 /// Why the upstreams of the configuration can't be used.
@@ -60,6 +62,9 @@ pub(super) struct Maker {
     manifest_types: HeaderValue,
     numbers: AtomicU64,
     tasks: Tasks,
+    /// Where helpers are looked for; the rest of it is for work without a caller.
+    credentials: Credentials,
+    keyrings: Mutex<HashMap<PathBuf, Keyring>>,
 }
 
 /// An upstream as the configuration describes it, with its files read: what remains is for which registry.
@@ -83,8 +88,8 @@ struct Made {
 }
 
 impl Maker {
-    pub(super) fn new(refused: Refused, deadlines: &Mirror, tasks: &Tasks) -> Result<Self, SetupError> {
-        let trust = Trust::system();
+    pub(super) fn new(refused: Refused, config: &Config, tasks: &Tasks) -> Result<Self, SetupError> {
+        let (trust, deadlines) = (Trust::system(), &config.mirror);
         let bare = Arc::new(Tls::new(&trust, TlsOptions { is_bare: true, ..TlsOptions::default() })?);
         let clients = Clients::new(deadlines.connect_timeout.0, tasks.clone(), bare);
         let environment = Environment::read(|name| std::env::var(name).ok());
@@ -103,6 +108,8 @@ impl Maker {
             manifest_types: manifest_types(),
             numbers: AtomicU64::new(0),
             tasks: tasks.clone(),
+            credentials: Credentials { helpers_dir: config.credentials.helpers_dir.clone(), ..Credentials::default() },
+            keyrings: Mutex::default(),
         })
     }
 
@@ -160,9 +167,25 @@ impl Maker {
         Some(self.upstream(made, None))
     }
 
+    /// The credentials in a Docker config file, which those who name the same file share.
+    fn keyring(&self, path: &Path) -> Keyring {
+        let mut keyrings = self.keyrings.lock().unwrap_or_else(PoisonError::into_inner);
+        let new = || Keyring::new(&Credentials { docker_config: vec![path.to_owned()], ..self.credentials.clone() });
+        keyrings.entry(path.to_owned()).or_insert_with(new).clone()
+    }
+
+    /// Ends the programs that keyrings run.
+    pub(super) async fn close(&self) {
+        let keyrings = std::mem::take(&mut *self.keyrings.lock().unwrap_or_else(PoisonError::into_inner));
+        for keyring in keyrings.into_values() {
+            keyring.close().await;
+        }
+    }
+
     fn upstream(&self, made: Made, config: Option<Arc<UpstreamConfig>>) -> Arc<Upstream> {
         let Made { home, clients: (named, guarded), headers, limit, is_origin, is_configured } = made;
         let url = home.url.clone();
+        let own = config.as_ref().and_then(|config| config.credentials.as_ref()).map(|path| self.keyring(path));
         let name: Arc<str> = url.authority().as_str().into();
         let meter = self.metrics.of(&name, is_configured);
         let exchange = Arc::new_cyclic(|exchange| Exchange {
@@ -188,6 +211,7 @@ impl Maker {
             manifest_types: self.manifest_types.clone(),
             config,
             is_origin,
+            own,
         })
     }
 }

@@ -1,16 +1,17 @@
 use std::sync::Arc;
 
 use http::{HeaderValue, Method, StatusCode};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use super::answer::{Answer, Asked};
 use super::error::{ErrorKind, UpstreamError};
 use super::exchange::{Call, Exchange, Part, Reply, drain};
 use super::grant::Grant;
+use super::keyring::{Credential, Keyring};
 use super::record::State;
 use super::token::{Tokens, Way};
 use crate::config::{UpstreamConfig, UpstreamUrl};
-use crate::image::{Access, Digest, MediaType, Reference, Repository};
+use crate::image::{Access, Digest, MediaType, Reference, Registry, Repository};
 
 /// One URL that serves a registry's content.
 ///
@@ -26,6 +27,8 @@ pub struct Upstream {
     /// What the configuration says of it, if it names it.
     pub(super) config: Option<Arc<UpstreamConfig>>,
     pub(super) is_origin: bool,
+    /// The agent's own credentials for it, for callers that bring none.
+    pub(super) own: Option<Keyring>,
 }
 
 impl Upstream {
@@ -159,6 +162,8 @@ impl Upstream {
         let deadline = began + self.exchange.header_timeout;
         let uri = self.exchange.home.v2(&format!("{repository}/{path}"));
         let uri = uri.map_err(|e| self.error(ErrorKind::Protocol(format!("no URL can be made of {path:?}: {e}"))))?;
+        let own = self.own_grant(grant, repository, deadline).await;
+        let grant = own.as_ref().unwrap_or(grant);
         let known = match grant {
             Grant::None => None,
             _ => self.tokens.known(self.number, &self.exchange, repository, grant, deadline).await,
@@ -172,7 +177,11 @@ impl Upstream {
             form: None,
             deadline,
         };
-        let access = |call: &Call| if call.authorization.is_some() { grant.access() } else { Access::Anonymous };
+        let access = |call: &Call| match call.authorization {
+            Some(_) => grant.access(),
+            None if self.knows_us() => Access::Authorized,
+            None => Access::Anonymous,
+        };
         let reply = self.exchange.follow(&call).await?;
         if reply.response.status() != StatusCode::UNAUTHORIZED || !reply.is_home || *grant == Grant::None {
             return Ok((reply, access(&call)));
@@ -186,6 +195,14 @@ impl Upstream {
         call.authorization = Some(token.header);
         let reply = self.exchange.follow(&call).await?;
         Ok((reply, access(&call)))
+    }
+
+    /// The agent's own credentials, where the configuration has some for this upstream and the caller brought none.
+    async fn own_grant(&self, grant: &Grant, repository: &Repository, deadline: Instant) -> Option<Grant> {
+        let keyring = self.own.as_ref().filter(|_| grant.credentials().is_none())?;
+        let host: Registry = self.url.authority().as_str().parse().ok()?;
+        let found = timeout_at(deadline, keyring.find(&host, repository)).await.ok()?;
+        found.iter().find_map(Credential::grant)
     }
 
     fn error(&self, kind: ErrorKind) -> UpstreamError {

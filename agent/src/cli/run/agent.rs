@@ -134,6 +134,7 @@ async fn serve(config: &Config) -> anyhow::Result<ExitCode> {
     mirror.metrics().register(&mut registry);
     store.metrics().register(&mut registry);
     upstreams.metrics().register(&mut registry);
+    upstreams.keyring().register(&mut registry);
     canary.register(&mut registry);
     // Neither is worth a failing pull: without them the agent serves on, and says so.
     match MetricsPort::bind(config.metrics.listen) {

@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 
 use super::{Arrival, Arrived, WANTED};
 use crate::pull::claims::ClaimId;
-use crate::pull::sources::ranges_at_once;
 use crate::pull::worker::Worker;
 use crate::upstream::{Part, Upstream};
 
@@ -53,7 +52,7 @@ impl Arrival<'_> {
         if self.sources.is_rangeless(source) || self.crowded_until.is_some_and(|until| Instant::now() < until) {
             return 1;
         }
-        ranges_at_once(source)
+        source.ranges_at_once()
     }
 
     fn claim_wanted(&mut self) -> Option<ClaimId> {

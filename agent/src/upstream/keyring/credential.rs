@@ -1,6 +1,9 @@
 use std::fmt;
+use std::sync::Arc;
 
 use zeroize::Zeroizing;
+
+use crate::upstream::grant::{Credentials, Grant};
 
 /// What opens a registry for the agent. Its secret is wiped from memory when it is dropped, and `Debug` doesn't show
 /// it.
@@ -15,6 +18,17 @@ pub enum Credential {
     },
     /// An OAuth2 refresh token, which the registry's token server takes in the place of a password.
     IdentityToken(Zeroizing<String>),
+}
+
+impl Credential {
+    /// To ask with. `None` for what no header can carry.
+    pub(in crate::upstream) fn grant(&self) -> Option<Grant> {
+        let credentials = match self {
+            Self::Password { user, password } => Credentials::password(user, password),
+            Self::IdentityToken(token) => Credentials::identity_token(token),
+        };
+        credentials.map(|credentials| Grant::Credentials(Arc::new(credentials)))
+    }
 }
 
 impl fmt::Debug for Credential {
