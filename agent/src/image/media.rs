@@ -39,6 +39,13 @@ impl MediaType {
         &self.0
     }
 
+    /// Whether a manifest may have it: any kind of JSON, signed or not, known to us or not; or what is said of anything.
+    #[must_use]
+    pub fn may_be_manifest(&self) -> bool {
+        let essence = self.0.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+        essence.ends_with("json") || essence.ends_with("+prettyjws") || essence == Self::OCTET_STREAM
+    }
+
     /// Whether it is one of [`MediaType::MANIFESTS`], parameters aside.
     #[must_use]
     pub fn is_manifest(&self) -> bool {

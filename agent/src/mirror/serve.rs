@@ -301,9 +301,15 @@ impl Asked<'_> {
 
     /// What went wrong, or what is still to be shown.
     fn failed(&self, error: &PullError, place: &Place, kind: Kind) -> Response<Body> {
-        if !matches!(error, PullError::Unauthenticated(_)) {
-            return reply::failed(error, kind, self.caller);
-        }
+        let wrong = match error {
+            // A token that isn't known, or no longer.
+            PullError::Unauthenticated(_) => (self.shown == Shown::Unknown).then_some("invalid_token"),
+            // From 2.0 on, containerd lets our "not found" stand before whatever its own upstream says.
+            PullError::Denied(_) if self.caller == Caller::Other && matches!(self.shown, Shown::Pass(_)) => {
+                Some("insufficient_scope")
+            }
+            _ => return reply::failed(error, kind, self.caller),
+        };
         // Who came by TLS brings its secrets there.
         let scheme = match (self.scheme, &self.shown) {
             (Scheme::Tls, _) | (_, Shown::Followed(_)) => "https",
@@ -311,7 +317,7 @@ impl Asked<'_> {
         };
         let base = format!("{scheme}://{}", self.local);
         let mut response = reply::error(StatusCode::UNAUTHORIZED, ErrorCode::Unauthorized, &error.to_string());
-        if let Some(challenge) = token::challenge(&base, place, self.shown == Shown::Unknown) {
+        if let Some(challenge) = token::challenge(&base, place, wrong) {
             response.headers_mut().insert(WWW_AUTHENTICATE, challenge);
         }
         response

@@ -114,10 +114,10 @@ fn place_of(registry: &Registry, scope: &str) -> Option<Place> {
     Some(Place { registry: registry.clone(), repository })
 }
 
-/// The challenge that leads here. `stale` where a token was shown that isn't known, or no longer.
-pub(super) fn challenge(base: &str, place: &Place, stale: bool) -> Option<HeaderValue> {
+/// The challenge that leads here, and what is wrong with the token that was shown, if one was.
+pub(super) fn challenge(base: &str, place: &Place, error: Option<&str>) -> Option<HeaderValue> {
     let Place { registry, repository } = place;
-    let error = if stale { r#",error="invalid_token""# } else { "" };
+    let error = error.map_or(String::new(), |error| format!(r#",error="{error}""#));
     let text = format!(
         r#"Bearer realm="{base}{PATH}",service="{registry}",scope="repository:{registry}/{repository}:pull"{error}"#
     );
@@ -200,10 +200,10 @@ mod tests {
 
     #[test]
     fn a_challenge_leads_back_to_its_place() {
-        let header = challenge("https://127.0.0.1:7439", &place(), false).unwrap();
+        let header = challenge("https://127.0.0.1:7439", &place(), None).unwrap();
         let expected = r#"Bearer realm="https://127.0.0.1:7439/token",service="reg.corp:5000",scope="repository:reg.corp:5000/acme/app:pull""#;
         assert_eq!(header, expected);
-        let stale = challenge("https://127.0.0.1:7439", &place(), true).unwrap();
+        let stale = challenge("https://127.0.0.1:7439", &place(), Some("invalid_token")).unwrap();
         assert_eq!(stale, format!(r#"{expected},error="invalid_token""#).as_str());
     }
 

@@ -34,6 +34,10 @@ pub(super) async fn first_to_answer(
         tokio::select! {
             answered = asked.next() => match answered? {
                 (source, Ok(opened)) => {
+                    if let Some(lie) = sources.contradiction(&source, &opened) {
+                        sources.failed(&source, lie);
+                        continue;
+                    }
                     sources.settle(&source);
                     sources.opened(&opened);
                     return Some((source, opened));

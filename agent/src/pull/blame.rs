@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::Inner;
+use super::bounded::insert;
 use crate::image::Digest;
 use crate::upstream::Upstream;
 
@@ -34,8 +35,8 @@ impl Blame {
     pub(super) fn broke(&self, upstream: &str, digest: Digest) {
         let mut memory = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
-        insert(&mut memory.suspects, upstream.to_owned(), now, |at| *at);
-        insert(&mut memory.broke, (upstream.to_owned(), digest), now, |at| *at);
+        insert(&mut memory.suspects, BOUND, upstream.to_owned(), now, |at| *at);
+        insert(&mut memory.broke, BOUND, (upstream.to_owned(), digest), now, |at| *at);
     }
 
     /// Whether a blob from `upstream` has to be whole and verified before its first byte goes out.
@@ -61,7 +62,7 @@ impl Blame {
     /// Several delivered bytes that together broke `digest`. Who of them it was is found out by taking it from one alone.
     fn is_unclear(&self, digest: Digest) {
         let mut memory = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        insert(&mut memory.unclear, digest, Instant::now(), |at| *at);
+        insert(&mut memory.unclear, BOUND, digest, Instant::now(), |at| *at);
     }
 
     fn needs_one_source(&self, digest: &Digest) -> bool {
@@ -73,7 +74,7 @@ impl Blame {
     pub(super) fn poisoned(&self, digest: Digest, reached: u64) {
         let mut memory = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let reached = memory.poisoned.get(&digest).map_or(reached, |&(before, _)| before.max(reached));
-        insert(&mut memory.poisoned, digest, (reached, Instant::now()), |(_, at)| *at);
+        insert(&mut memory.poisoned, BOUND, digest, (reached, Instant::now()), |(_, at)| *at);
     }
 
     /// Whether a range from `start` would continue wrong bytes. Who starts at 0 starts clean; the memory stays, for
@@ -161,14 +162,6 @@ impl fmt::Display for Suspects {
         }
         Ok(())
     }
-}
-
-fn insert<K: std::hash::Hash + Eq + Clone, V>(map: &mut HashMap<K, V>, key: K, value: V, at: impl Fn(&V) -> Instant) {
-    if map.len() >= BOUND {
-        let oldest = map.iter().min_by_key(|(_, value)| at(value)).map(|(key, _)| key.clone());
-        oldest.map(|key| map.remove(&key));
-    }
-    map.insert(key, value);
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 
-use super::sources::Sources;
+use super::sources::{CRAWL, Sources, WATCH};
 use super::{Inner, Kind, Wanted};
 use crate::image::{Access, Hasher, MediaType, Reference};
 use crate::store::CHUNK;
@@ -77,13 +77,24 @@ impl Opened {
     }
 
     async fn read_to(&mut self, limit: u64, mut sources: Option<&mut Sources>) -> Result<(), UpstreamError> {
+        let began = Instant::now();
         while self.ahead.len() as u64 <= limit {
             let frame = match &mut sources {
                 Some(sources) => patient(sources, &self.upstream, || self.body.frame()).await?,
                 None => self.body.frame().await?,
             };
             match frame {
-                Some(frame) => self.ahead.extend_from_slice(&frame),
+                Some(frame) => {
+                    self.ahead.extend_from_slice(&frame);
+                    let (elapsed, bytes) = (began.elapsed(), self.ahead.len() as u64);
+                    let rate = (bytes as f64 / elapsed.as_secs_f64()) as u64;
+                    if elapsed >= WATCH
+                        && rate < CRAWL
+                        && sources.as_mut().is_some_and(|sources| sources.prefer_faster(&self.upstream, rate))
+                    {
+                        return Err(self.upstream.wrong_answer(format!("crawls, at {rate} bytes a second")));
+                    }
+                }
                 None => {
                     self.size = Some(self.offset + self.ahead.len() as u64);
                     return Ok(());

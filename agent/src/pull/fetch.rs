@@ -57,7 +57,7 @@ impl Pull {
         // The transfer that was joined may be another registry's.
         for _ in 0..=pull.attempts(place) {
             if let Some(blob) = timeout_at(deadline, pull.held(wanted)).await.map_err(late)?? {
-                let media_type = media_type_of(&blob, kind).await;
+                let media_type = pull.look_into(wanted, &blob).await;
                 return Ok(found(Some(blob.size()), media_type, At::Store(blob)));
             }
             timeout_at(deadline, pull.may_ask(place, &wanted.grant)).await.map_err(late)??;
@@ -76,13 +76,16 @@ impl Pull {
             let is_mine = following.wanted.place == *place && following.wanted.grant == wanted.grant;
             match timeout_at(deadline, ready(&following, pull.options.verify_first)).await.map_err(late)? {
                 State::Whole(blob) => {
-                    let media_type = media_type_of(&blob, kind).await;
+                    let media_type = pull.look_into(wanted, &blob).await;
                     return Ok(found(Some(blob.size()), media_type, At::Store(blob)));
                 }
                 State::Arriving(a) | State::Detached(a) => {
                     return Ok(found(Some(a.ingest.size()), a.media_type, At::Transfer(following)));
                 }
                 State::InMemory(bytes, media_type) => {
+                    if kind == Kind::Manifest {
+                        pull.sizes.learn(place, digest, &bytes);
+                    }
                     return Ok(found(Some(bytes.len() as u64), media_type, At::Memory(bytes)));
                 }
                 State::Unstored(unstored) => {
@@ -108,6 +111,27 @@ impl Inner {
     /// after they came from several, and then each of them may break the digest once.
     pub(super) fn attempts(&self, place: &Place) -> usize {
         self.upstreams.of(&place.registry).in_order().len() + 1
+    }
+
+    /// The media type of a stored blob. A manifest's content says it where the index has lost it; and how long its blobs
+    /// are, which is learnt once.
+    async fn look_into(&self, wanted: &Wanted, blob: &Blob) -> MediaType {
+        let Wanted { place, digest, kind, .. } = wanted;
+        let known = blob.media_type().cloned();
+        let is_learnt = self.sizes.of(place, digest).is_some() && known.as_ref().is_some_and(MediaType::is_manifest);
+        if *kind == Kind::Blob || is_learnt || blob.size() > MAX_MANIFEST {
+            return known.unwrap_or_else(MediaType::octet_stream);
+        }
+        let mut content = Vec::new();
+        let mut reader = blob.reader(0..blob.size());
+        while let Ok(Some(bytes)) = reader.next().await {
+            content.extend_from_slice(&bytes);
+        }
+        if content.len() as u64 == blob.size() {
+            self.sizes.learn(place, digest, &content);
+        }
+        let sure = known.clone().filter(MediaType::is_manifest).or_else(|| manifest_type(&content));
+        sure.or(known).unwrap_or_else(MediaType::octet_stream)
     }
 
     /// Follows the transfer of a blob, begun now, where this reader begins, if there is none.
@@ -204,20 +228,6 @@ impl Found {
         };
         Reader::new(self.pull, self.wanted, (start, end), is_part, source)
     }
-}
-
-/// The media type of a stored blob. For a manifest whose type the index has lost, its content says it.
-async fn media_type_of(blob: &Blob, kind: Kind) -> MediaType {
-    let known = blob.media_type().cloned();
-    if kind == Kind::Blob || known.as_ref().is_some_and(MediaType::is_manifest) || blob.size() > MAX_MANIFEST {
-        return known.unwrap_or_else(MediaType::octet_stream);
-    }
-    let mut content = Vec::new();
-    let mut reader = blob.reader(0..blob.size());
-    while let Ok(Some(bytes)) = reader.next().await {
-        content.extend_from_slice(&bytes);
-    }
-    manifest_type(&content).or(known).unwrap_or_else(MediaType::octet_stream)
 }
 
 /// What a manifest says of its own type: its `mediaType`, or, since OCI makes that optional, its shape.

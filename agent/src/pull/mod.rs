@@ -10,6 +10,7 @@
 mod arrival;
 mod ask;
 mod blame;
+mod bounded;
 mod claims;
 mod direct;
 mod drive;
@@ -26,6 +27,7 @@ mod place;
 mod reader;
 mod resolve;
 mod rights;
+mod sizes;
 mod sources;
 mod transfer;
 mod wants;
@@ -95,6 +97,7 @@ struct Inner {
     looks: Arc<Semaphore>,
     comparing: resolve::Comparing,
     blame: blame::Blame,
+    sizes: sizes::Sizes,
     journal: journal::Journal,
     metrics: PullMetrics,
     lanes: lanes::Lanes,
@@ -140,6 +143,7 @@ impl Pull {
             looks: permit::looks(),
             comparing: resolve::Comparing::default(),
             blame: blame::Blame::default(),
+            sizes: sizes::Sizes::default(),
             journal,
             metrics: PullMetrics::default(),
             lanes: lanes::Lanes::start(&stop),

@@ -51,7 +51,9 @@ impl Inner {
         if is_public && self.openness(place).await != Some(Access::Authorized) {
             return true;
         }
-        self.rights.has_opened(place, grant) && (is_public || self.is_known_in(wanted).await)
+        !self.options.remember.is_zero()
+            && self.rights.has_opened(place, grant)
+            && (is_public || self.is_known_in(wanted).await)
     }
 
     /// Asks the registry whether this caller may have it.

@@ -8,10 +8,10 @@ use http::StatusCode;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
+use super::bounded::insert;
 use super::direct::Opened;
 use super::error::Said;
 use super::permit::now;
-use super::rights::insert;
 use super::{Inner, Kind, Place, Pull, PullError, Wanted};
 use crate::config::OnDeleted;
 use crate::image::{Access, Digest, MediaType, Reference, Tag};
@@ -22,6 +22,8 @@ use crate::upstream::{ErrorKind, Grant, Upstream, UpstreamError};
 const MAX_MANIFEST: u64 = 4 << 20;
 /// A tag of which a mirror has answered is compared with its registry no more often than this.
 const COMPARE_EVERY: Duration = Duration::from_secs(60);
+/// Comparisons of which the time is remembered.
+const COMPARED: usize = 4096;
 /// Comparisons under way at a time.
 const COMPARISONS_AT_ONCE: usize = 8;
 
@@ -148,7 +150,7 @@ impl Inner {
             if last.get(&key).is_some_and(|at| at.elapsed() < COMPARE_EVERY) {
                 return;
             }
-            insert(&mut last, key, Instant::now(), |at| *at);
+            insert(&mut last, COMPARED, key, Instant::now(), |at| *at);
         }
         let (pull, mirror, place) = (Arc::clone(self), Arc::clone(answered), place.clone());
         let (grant, tag, stop) = (grant.clone(), tag.clone(), self.stop.clone());
@@ -178,6 +180,9 @@ impl Inner {
         let reference = Reference::Tag(tag.clone());
         match upstream.head_manifest(grant, &place.repository, &reference).await {
             Ok(head) => {
+                if let Some(wrong) = head.media_type.as_ref().filter(|media_type| !media_type.may_be_manifest()) {
+                    return Err(upstream.wrong_answer(format!("says that the manifest is {wrong}")));
+                }
                 if let (Some(digest), Some(size), Some(media_type)) = (head.digest, head.size, head.media_type) {
                     return Ok((Resolved { digest, media_type, size, stale_for: None, deleted: false }, head.access));
                 }

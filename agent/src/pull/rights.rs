@@ -1,9 +1,9 @@
 use std::collections::HashMap;
-use std::hash::Hash;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::Place;
+use super::bounded::insert;
 use crate::image::Access;
 use crate::upstream::Grant;
 
@@ -43,7 +43,7 @@ impl Rights {
         if let Some((access, _)) = known.openness.get(place) {
             return *access;
         }
-        insert(&mut known.openness, place.clone(), (stored, Instant::now()), |(_, at)| *at);
+        insert(&mut known.openness, MOST, place.clone(), (stored, Instant::now()), |(_, at)| *at);
         stored
     }
 
@@ -51,14 +51,14 @@ impl Rights {
     /// or was last written a while ago.
     pub(super) fn learn_openness(&self, place: &Place, access: Access) -> bool {
         let mut known = self.lock();
-        insert(&mut known.looked, place.clone(), Instant::now(), |at| *at);
+        insert(&mut known.looked, MOST, place.clone(), Instant::now(), |at| *at);
         if let Some((Some(before), at)) = known.openness.get(place)
             && *before == access
             && at.elapsed() < LOOK_EVERY
         {
             return false;
         }
-        insert(&mut known.openness, place.clone(), (Some(access), Instant::now()), |(_, at)| *at);
+        insert(&mut known.openness, MOST, place.clone(), (Some(access), Instant::now()), |(_, at)| *at);
         true
     }
 
@@ -67,14 +67,14 @@ impl Rights {
         let mut known = self.lock();
         let due = known.looked.get(place).is_none_or(|at| at.elapsed() >= LOOK_EVERY);
         if due {
-            insert(&mut known.looked, place.clone(), Instant::now(), |at| *at);
+            insert(&mut known.looked, MOST, place.clone(), Instant::now(), |at| *at);
         }
         due
     }
 
     /// An upstream challenged who showed nothing.
     pub(super) fn challenged(&self, place: &Place) {
-        insert(&mut self.lock().challenged, place.clone(), Instant::now(), |at| *at);
+        insert(&mut self.lock().challenged, MOST, place.clone(), Instant::now(), |at| *at);
     }
 
     /// One gave what was asked for to who showed nothing.
@@ -95,7 +95,7 @@ impl Rights {
         let due = written.is_none_or(|at| at.elapsed() >= LOOK_EVERY);
         let now = Instant::now();
         let entry = (now + OPENED_FOR, if due { Some(now) } else { written });
-        insert(&mut known.opened, key, entry, |(until, _)| *until);
+        insert(&mut known.opened, MOST, key, entry, |(until, _)| *until);
         due
     }
 
@@ -104,7 +104,7 @@ impl Rights {
         let mut known = self.lock();
         let key = (place.clone(), grant.clone());
         let written = known.opened.get(&key).and_then(|(_, written)| *written);
-        insert(&mut known.opened, key, (Instant::now() + LET_IN_FOR, written), |(until, _)| *until);
+        insert(&mut known.opened, MOST, key, (Instant::now() + LET_IN_FOR, written), |(until, _)| *until);
     }
 
     /// The registry won't have these credentials there.
@@ -121,15 +121,6 @@ impl Rights {
     fn lock(&self) -> MutexGuard<'_, Known> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// Puts an entry into a bounded map.
-pub(super) fn insert<K: Hash + Eq + Clone, V>(map: &mut HashMap<K, V>, key: K, value: V, at: impl Fn(&V) -> Instant) {
-    if map.len() >= MOST && !map.contains_key(&key) {
-        let oldest = map.iter().min_by_key(|(_, value)| at(value)).map(|(key, _)| key.clone());
-        oldest.map(|key| map.remove(&key));
-    }
-    map.insert(key, value);
 }
 
 #[cfg(test)]

@@ -13,6 +13,11 @@ use super::direct::Opened;
 use super::{Inner, PullError, Wanted};
 use crate::upstream::{ErrorKind, Upstream, UpstreamError};
 
+/// A source that sends less than this, in bytes a second, is left, when another one may do better: a layer of 100 MiB
+/// would take half an hour.
+pub(super) const CRAWL: u64 = 64 << 10;
+/// How long a source's rate is watched before it is judged.
+pub(super) const WATCH: Duration = Duration::from_secs(5);
 /// A round that brought less than this, in bytes, has brought nothing: otherwise an upstream that sends one byte and
 /// closes would be asked without end.
 const FRUITFUL: u64 = 64 << 10;
@@ -104,6 +109,13 @@ impl Sources {
     /// One of them began to answer: what that says of who may read the repository is learnt.
     pub(super) fn opened(&self, opened: &Opened) {
         self.pull.given(&self.wanted.place, &self.wanted.grant, opened.access);
+    }
+
+    /// The error of an answer that gives the blob another length than the manifest does that names it.
+    pub(super) fn contradiction(&self, source: &Upstream, opened: &Opened) -> Option<UpstreamError> {
+        let expected = self.pull.sizes.of(&self.wanted.place, &self.wanted.digest)?;
+        let says = opened.size.filter(|says| *says != expected)?;
+        Some(source.wrong_answer(format!("says that the blob has {says} bytes, where its manifest says {expected}")))
     }
 
     /// Bytes came from it.

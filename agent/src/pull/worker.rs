@@ -10,13 +10,12 @@ use bytes::Bytes;
 use super::Wanted;
 use super::claims::ClaimId;
 use super::direct::{Frames, Opened};
+use super::sources::WATCH;
 use crate::upstream::{Part, Upstream, UpstreamError};
 
 /// Between two pieces when the transfer is far ahead of its readers. Pieces have 100 KiB and more at such rates, so a
 /// slow reader holds a connection to about 100 MB/s, never less.
 const PAUSE: Duration = Duration::from_millis(1);
-/// How long a source's rate is watched before it is judged.
-const WATCH: Duration = Duration::from_secs(5);
 
 /// A claim, and the connection that its bytes come over. Dropping it ends the connection.
 pub(super) struct Worker {

@@ -5,12 +5,10 @@ use std::time::{Duration, Instant};
 use super::Arrival;
 use crate::pull::direct::{SILENT, silent};
 use crate::pull::gauge::Reading;
+use crate::pull::sources::CRAWL;
 
 /// After a gap between two ticks longer than this, it was we who didn't read.
 const STUCK: Duration = Duration::from_secs(1);
-/// A source that sends less than this, in bytes a second, is left, when another one may do better: a layer of 100 MiB
-/// would take half an hour.
-const CRAWL: u64 = 64 << 10;
 
 impl Arrival<'_> {
     /// Looks after the workers. `true` when there may be something else to do.
