@@ -11,7 +11,7 @@ help:
 	@echo 'make test    all tests; those in integration/ drive real containerds and take root'
 	@echo 'make lint    formatting, clippy, and licences where cargo-deny is there'
 	@echo 'make demo    a pull through Larder, the registry stopped, the pull again: seconds, after the build'
-	@echo 'make bench   what a pull costs with Larder, without it, and with nginx: three quarters of an hour'
+	@echo 'make bench   what a pull costs with Larder, without it, and with nginx, and a soak: more than an hour'
 
 setup:
 	integration/setup

@@ -316,7 +316,8 @@ impl Asked<'_> {
             (Scheme::Plain, _) => "http",
         };
         let base = format!("{scheme}://{}", self.local);
-        let mut response = reply::error(StatusCode::UNAUTHORIZED, ErrorCode::Unauthorized, &error.to_string());
+        let code = if matches!(error, PullError::Denied(_)) { ErrorCode::Denied } else { ErrorCode::Unauthorized };
+        let mut response = reply::error(StatusCode::UNAUTHORIZED, code, &error.to_string());
         if let Some(challenge) = token::challenge(&base, place, wrong) {
             response.headers_mut().insert(WWW_AUTHENTICATE, challenge);
         }

@@ -69,15 +69,15 @@ async fn what_is_private_is_for_those_whom_the_registry_gives_it() {
     let node = world.node("").await;
     let [alice, mallory, nobody] =
         [node.token(TAG, ALICE).await, node.token(TAG, MALLORY).await, node.token(TAG, None).await];
-    assert_eq!(world.pull(&node, Some(&mallory)).await, [404, 404, 404]);
-    assert_eq!(world.pull(&node, Some(&nobody)).await, [404, 404, 404]);
+    assert_eq!(world.pull(&node, Some(&mallory)).await, [401, 401, 401]);
+    assert_eq!(world.pull(&node, Some(&nobody)).await, [401, 401, 401]);
     assert_eq!(world.pull(&node, Some(&alice)).await, [200, 200, 200]);
 
     let before = world.registry.server.seen().len();
     assert_eq!(node.get(&blob(&world.layer), Some(&alice)).await.status, 200);
     assert_eq!(world.registry.server.seen().len(), before, "alice was let in a moment ago");
-    assert_eq!(world.pull(&node, Some(&mallory)).await, [404, 404, 404], "what is here is not mallory's");
-    assert_eq!(world.pull(&node, Some(&nobody)).await, [404, 404, 404]);
+    assert_eq!(world.pull(&node, Some(&mallory)).await, [401, 401, 401], "what is here is not mallory's");
+    assert_eq!(world.pull(&node, Some(&nobody)).await, [401, 401, 401]);
     assert_eq!(world.pull(&node, None).await, [401, 401, 401]);
     let refused = node.get(&blob(&world.layer), Some(&mallory)).await;
     assert!(String::from_utf8_lossy(&refused.body).contains("DENIED"), "{refused:?}");
@@ -130,9 +130,28 @@ async fn a_refusal_ends_what_was_remembered() {
     world.registry.now().private = true;
     let fired = Some(("alice", "old"));
     let old = node.token(TAG, fired).await;
-    assert_eq!(world.pull(&node, Some(&old)).await, [404, 404, 404]);
+    assert_eq!(world.pull(&node, Some(&old)).await, [401, 401, 401]);
     world.registry.now().down = true;
     assert_eq!(world.pull(&node, Some(&old)).await, [503, 503, 503]);
+    node.end().await;
+}
+
+#[tokio::test]
+async fn an_upstream_that_knows_us_gives_to_all_who_bring_nothing_and_to_no_other_registry() {
+    let (world, other) = (World::new(true).await, Registry::start(State { says_yes: true, ..State::default() }).await);
+    let (url, file) = (world.registry.server.url(), world.dir.path().join("docker.json"));
+    let host = url.strip_prefix("http://").unwrap();
+    std::fs::write(&file, format!(r#"{{"auths":{{"{host}":{{"username":"alice","password":"secret"}}}}}}"#)).unwrap();
+    let upstream = format!("url = {url:?}\ninsecure = true\ncredentials = {file:?}");
+    let ours = format!("[[registry]]\nname = \"reg.test\"\n[[registry.upstream]]\n{upstream}");
+    let node = Node::start(world.dir.path(), &[("other.test", &[&other.server.url()])], &ours).await;
+    assert_eq!(world.pull(&node, None).await, [200, 200, 200]);
+    let elsewhere = format!("/v2/acme/app/blobs/{}?ns=other.test", world.layer);
+    assert_eq!(node.get(&elsewhere, None).await.status, 404);
+
+    world.registry.now().down = true;
+    assert_eq!(world.pull(&node, None).await, [200, 200, 200], "in an outage too");
+    assert_eq!(node.get(&elsewhere, None).await.status, 404);
     node.end().await;
 }
 
@@ -189,7 +208,7 @@ async fn a_repository_that_turns_private_or_public_is_noticed() {
     node.end().await;
     let node = world.node("").await;
     let nobody = node.token(TAG, None).await;
-    assert_eq!(world.pull(&node, Some(&nobody)).await, [404, 404, 404]);
+    assert_eq!(world.pull(&node, Some(&nobody)).await, [401, 401, 401]);
     assert_eq!(world.pull(&node, None).await, [401, 401, 401]);
     let alice = node.token(TAG, ALICE).await;
     assert_eq!(world.pull(&node, Some(&alice)).await, [200, 200, 200]);
@@ -271,7 +290,7 @@ async fn a_transfer_under_way_is_joined_by_those_who_may() {
         refused
     };
     let (first, second, refused) = tokio::join!(get(alice.clone()), get(alice.clone()), others);
-    assert_eq!((first.status, second.status, refused.status), (200, 200, 404));
+    assert_eq!((first.status, second.status, refused.status), (200, 200, 401));
     assert!(first.body == large && second.body == large);
     let fetched = world.registry.server.seen();
     let fetched = fetched.iter().filter(|head| head.starts_with(&line) && head.contains("Bearer alice")).count();

@@ -59,7 +59,7 @@ async fn what_was_private_and_is_deleted_is_for_those_who_had_it() {
     assert_eq!(node.get(TAG, Some(&alice)).await.status, 200);
     origin.now().content.clear();
     assert_eq!(node.get(TAG, Some(&alice)).await.status, 200);
-    assert_eq!(node.get(TAG, Some(&mallory)).await.status, 404);
+    assert_eq!(node.get(TAG, Some(&mallory)).await.status, 401);
     // A registry that hides what isn't yours says the same to all; what is remembered tells them apart.
     (origin.now().challenges, origin.now().private) = (false, false);
     assert_eq!(node.get(TAG, Some(&alice)).await.status, 200);
