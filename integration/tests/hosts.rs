@@ -132,7 +132,11 @@ async fn the_users_own_mirror_is_asked_by_the_agent(case: Case) -> Result<()> {
     let text = format!("[host.{:?}]\n  capabilities = [\"pull\", \"resolve\"]\n", second.url());
     std::fs::write(node.hosts_dir().join("reg.test/hosts.toml"), text)?;
     let agent = node.agent()?;
-    let taken_over = async || agent.say(&["status"]).await.ok()?.contains(&second.url()).then_some(());
+    let (file, own) = (node.hosts_dir().join("reg.test/hosts.toml"), format!("127.0.0.1:{}", agent.mirror_port()));
+    let taken_over = async || {
+        let is_asked = agent.say(&["status"]).await.ok()?.contains(&second.url());
+        (is_asked && std::fs::read_to_string(&file).ok()?.contains(&own)).then_some(())
+    };
     until("the new mirror is taken over", Duration::from_secs(20), taken_over).await?;
     node.containerd.pull("reg.test/acme/app:v2").await?;
     ensure!(!second.requests().is_empty());

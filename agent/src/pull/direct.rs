@@ -297,8 +297,11 @@ impl Direct {
             if let Some((frames, upstream)) = &mut self.frames {
                 match patient(&mut self.sources, upstream, || frames.frame()).await {
                     Ok(Some(frame)) => {
-                        self.sources.delivered(upstream, frame.len() as u64);
-                        self.last_gain = Instant::now();
+                        let fresh = (frame.len() as u64).saturating_sub(self.skip);
+                        if fresh > 0 {
+                            self.sources.delivered(upstream, fresh);
+                            self.last_gain = Instant::now();
+                        }
                         return Ok(Some(frame));
                     }
                     Ok(None) if self.end.is_none_or(|end| self.at >= end) => return Ok(None),

@@ -113,6 +113,7 @@ impl Driver {
         if let Some(whole) = leftover.as_ref().filter(|i| i.is_whole()) {
             return self.commit(Arriving::new(Arc::clone(whole), MediaType::octet_stream())).await;
         }
+        let mut alone = 0;
         loop {
             let (ingest, first) = match self.begin(leftover.take()).await {
                 Ok(Begun::Ingest(ingest, first)) => (ingest, *first),
@@ -134,6 +135,10 @@ impl Driver {
                     // Nothing of it has gone out: it would have been verified first.
                     self.pull.store.abandon(&arriving.ingest).await;
                     self.suspects.forget();
+                    alone += 1;
+                    if alone >= self.pull.attempts(&self.transfer.wanted.place) {
+                        return End::State("cut", State::Failed(Failure::Cut(self.sources.verdict())));
+                    }
                 }
                 Arrived::Disk(e) => {
                     tracing::warn!(%digest, error = %e, "the disk fails; readers go on from upstream, nothing is kept");

@@ -9,8 +9,9 @@ use tokio::time::timeout;
 
 use super::direct::Opened;
 use super::error::Said;
+use super::permit::is_gone;
 use super::{Kind, Place, Pull, PullError, Wanted};
-use crate::image::{Access, Digest, MediaType};
+use crate::image::{Digest, MediaType};
 use crate::upstream::{Grant, Upstream, UpstreamError};
 
 /// The longest answer that is passed on, in bytes.
@@ -36,7 +37,8 @@ impl Pull {
         let ask = async {
             self.0.may_ask(place, grant).await?;
             let chain = self.0.upstreams.of(&place.registry);
-            let asked = self.0.across(&chain, place, grant, |upstream| pass_one(upstream, place, grant, suffix));
+            // Nothing is learnt from it: who may list need not be who may pull.
+            let asked = chain.first(is_gone, |upstream| pass_one(upstream, place, grant, suffix));
             let (_, passed) = asked.await.map_err(|said| PullError::from_all(said).for_grant(grant))?;
             Ok(passed)
         };
@@ -72,14 +74,13 @@ async fn pass_one(
     place: &Place,
     grant: &Grant,
     suffix: &str,
-) -> Result<(Passed, Access), UpstreamError> {
+) -> Result<Passed, UpstreamError> {
     let answer = upstream.pass(grant, &place.repository, suffix).await?;
-    let access = answer.access;
     let link = answer.headers.get(LINK).cloned();
     let mut opened = Opened::from(&upstream, answer);
     opened.read_ahead(MAX_ANSWER).await?;
     if opened.read().len() as u64 > MAX_ANSWER {
         return Err(upstream.wrong_answer("sends an answer of more than 8 MiB"));
     }
-    Ok((Passed { media_type: opened.media_type.clone(), link, body: opened.into_read() }, access))
+    Ok(Passed { media_type: opened.media_type.clone(), link, body: opened.into_read() })
 }

@@ -68,7 +68,7 @@ impl Inner {
             let access = head(&upstream, wanted).await?;
             Ok((access, access))
         });
-        let said = match tokio::time::timeout(self.options.reply_deadline, asked).await {
+        let said = match tokio::time::timeout(self.options.reply_deadline / 2, asked).await {
             Ok(Ok((_, access))) => {
                 self.store.delivered(digest, &place.registry, &place.repository, access).await;
                 return Ok(());
@@ -139,7 +139,6 @@ impl Inner {
         Ask: Fn(Arc<Upstream>) -> Asked + Send,
         Asked: Future<Output = Result<(T, Access), UpstreamError>> + Send,
     {
-        let is_gone = |e: &UpstreamError| e.is_by_origin() && *e.kind() == ErrorKind::NotFound;
         match chain.first(is_gone, ask).await {
             Ok((upstream, (given, access))) => {
                 self.given(place, grant, access);
@@ -279,6 +278,11 @@ impl Inner {
         let chain = self.upstreams.of(&place.registry);
         chain.iter().find(|upstream| upstream.is_origin()).or(chain.last()).cloned()
     }
+}
+
+/// The registry itself says that there is no such thing.
+pub(super) fn is_gone(error: &UpstreamError) -> bool {
+    error.is_by_origin() && *error.kind() == ErrorKind::NotFound
 }
 
 /// How many looks may be under way.

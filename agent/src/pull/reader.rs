@@ -152,10 +152,7 @@ impl Reader {
                         self.pull.store.set_aside(&self.wanted.digest).await;
                         self.follow_anew();
                     } else {
-                        // What has gone out can't be hashed any more where it lies. Where it isn't much, it is read again.
-                        let again = !self.is_part && self.at <= READ_AGAIN;
-                        let hashed = again.then(|| (self.wanted.digest.hasher(), 0));
-                        self.read_upstream(hashed, None);
+                        self.read_again();
                     }
                     Ok(Step::Again)
                 }
@@ -260,8 +257,16 @@ impl Reader {
         match self.pull.follow(&self.wanted, self.at) {
             Ok(following) => self.source = Source::transfer(following),
             // What arrives now is not for this caller, or not yet known to be.
-            Err(_) => self.read_upstream(None, None),
+            Err(_) => self.read_again(),
         }
+    }
+
+    /// Goes on from upstream. What has gone out can't be hashed any more where it lies; where it isn't much, it is read
+    /// again to prove the whole.
+    fn read_again(&mut self) {
+        let again = !self.is_part && self.at <= READ_AGAIN;
+        let hashed = again.then(|| (self.wanted.digest.hasher(), 0));
+        self.read_upstream(hashed, None);
     }
 
     /// The hash of all bytes before `at`, with which a reader that leaves a failing disk can still prove the whole.

@@ -77,6 +77,7 @@ impl Pull {
         if !pull.options.tag_max_age.is_zero()
             && let Known::This(record, age) = pull.known(place, grant, tag).await
             && age < pull.options.tag_max_age
+            && pull.is_given(place, grant, &record.digest).await
         {
             pull.metrics.tag_answered("fresh");
             return Ok(resolved(record, None));
@@ -100,6 +101,12 @@ impl Pull {
 }
 
 impl Inner {
+    /// Whether the manifest may be given to this caller as things are now.
+    async fn is_given(self: &Arc<Self>, place: &Place, grant: &Grant, digest: &Digest) -> bool {
+        let wanted = Wanted { place: place.clone(), grant: grant.clone(), digest: *digest, kind: Kind::Manifest };
+        matches!(self.held(&wanted).await, Ok(Some(_)))
+    }
+
     async fn ask(self: &Arc<Self>, place: &Place, grant: &Grant, tag: &Tag) -> Result<Resolved, PullError> {
         let chain = self.upstreams.of(&place.registry).for_tags();
         let asked = self

@@ -22,13 +22,16 @@ const LOOK_EVERY: Duration = Duration::from_secs(3600);
 #[derive(Default)]
 pub(super) struct Rights(Mutex<Known>);
 
+/// A repository, and by which credentials: not the secret itself, which is not to outlive its use.
+type Opener = (Place, Option<[u8; 32]>);
+
 #[derive(Default)]
 struct Known {
     openness: HashMap<Place, (Option<Access>, Instant)>,
     challenged: HashMap<Place, Instant>,
     looked: HashMap<Place, Instant>,
     /// Until when it holds, and when that was last written down.
-    opened: HashMap<(Place, Grant), (Instant, Option<Instant>)>,
+    opened: HashMap<Opener, (Instant, Option<Instant>)>,
 }
 
 impl Rights {
@@ -90,7 +93,7 @@ impl Rights {
     /// A registry gave something of a repository to these credentials. Whether that should be written down.
     pub(super) fn opened(&self, place: &Place, grant: &Grant) -> bool {
         let mut known = self.lock();
-        let key = (place.clone(), grant.clone());
+        let key = (place.clone(), grant.id());
         let written = known.opened.get(&key).and_then(|(_, written)| *written);
         let due = written.is_none_or(|at| at.elapsed() >= LOOK_EVERY);
         let now = Instant::now();
@@ -102,19 +105,19 @@ impl Rights {
     /// These credentials opened it before, and nobody can be asked now.
     pub(super) fn let_in(&self, place: &Place, grant: &Grant) {
         let mut known = self.lock();
-        let key = (place.clone(), grant.clone());
+        let key = (place.clone(), grant.id());
         let written = known.opened.get(&key).and_then(|(_, written)| *written);
         insert(&mut known.opened, MOST, key, (Instant::now() + LET_IN_FOR, written), |(until, _)| *until);
     }
 
     /// The registry won't have these credentials there.
     pub(super) fn closed(&self, place: &Place, grant: &Grant) {
-        self.lock().opened.remove(&(place.clone(), grant.clone()));
+        self.lock().opened.remove(&(place.clone(), grant.id()));
     }
 
     /// Whether these credentials opened it a moment ago.
     pub(super) fn has_opened(&self, place: &Place, grant: &Grant) -> bool {
-        let key = (place.clone(), grant.clone());
+        let key = (place.clone(), grant.id());
         self.lock().opened.get(&key).is_some_and(|(until, _)| *until > Instant::now())
     }
 

@@ -14,7 +14,10 @@ const BOUND: usize = 8192;
 ///
 /// By place: what one repository's manifest says is nothing to another.
 #[derive(Default)]
-pub(super) struct Sizes(Mutex<HashMap<(Place, Digest), (u64, Instant)>>);
+pub(super) struct Sizes(Mutex<HashMap<(Place, Digest), Said>>);
+
+/// Bytes, unless manifests contradict each other; and when one last said so.
+type Said = (Option<u64>, Instant);
 
 #[derive(serde::Deserialize)]
 struct Manifest {
@@ -35,19 +38,21 @@ impl Sizes {
     /// Bytes; `None` where no manifest from there has said.
     pub(super) fn of(&self, place: &Place, digest: &Digest) -> Option<u64> {
         let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        known.get(&(place.clone(), *digest)).map(|(size, _)| *size)
+        known.get(&(place.clone(), *digest)).and_then(|(size, _)| *size)
     }
 
     /// Learns from a manifest, which has its digest. What is no manifest says nothing.
     pub(super) fn learn(&self, place: &Place, digest: &Digest, manifest: &[u8]) {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
-        insert(&mut known, BOUND, (place.clone(), *digest), (manifest.len() as u64, now), |(_, at)| *at);
+        insert(&mut known, BOUND, (place.clone(), *digest), (Some(manifest.len() as u64), now), |(_, at)| *at);
         let Ok(Manifest { config, layers, manifests }) = serde_json::from_slice(manifest) else { return };
         for Descriptor { digest, size } in config.into_iter().chain(layers).chain(manifests) {
-            if let Ok(digest) = digest.parse() {
-                insert(&mut known, BOUND, (place.clone(), digest), (size, now), |(_, at)| *at);
-            }
+            let Ok(digest) = digest.parse() else { continue };
+            let key = (place.clone(), digest);
+            // Where manifests contradict each other, none is believed: one that is wrong must not keep the others' blobs.
+            let agreed = known.get(&key).is_none_or(|(before, _)| *before == Some(size));
+            insert(&mut known, BOUND, key, (agreed.then_some(size), now), |(_, at)| *at);
         }
     }
 }
@@ -68,7 +73,8 @@ mod tests {
         assert_eq!(sizes.of(&here, &blob), Some(7));
         assert_eq!(sizes.of(&here, &manifest), Some(text.len() as u64));
         assert_eq!(sizes.of(&place("acme/other"), &blob), None);
-        sizes.learn(&here, &blob, b"no manifest");
-        assert_eq!(sizes.of(&here, &blob), Some(11));
+        let other = text.replace(":7}", ":8}");
+        sizes.learn(&here, &Digest::of(other.as_bytes()), other.as_bytes());
+        assert_eq!(sizes.of(&here, &blob), None, "one of the two is wrong");
     }
 }

@@ -42,7 +42,8 @@ impl Shelves {
     pub(super) fn begin(&self, digest: Digest, size: u64, origin: &Origin) -> Result<Arc<Ingest>, IngestError> {
         let _arrival = self.hold_arrival(&digest);
         if let Some(ingest) = held(&self.arriving).get(&digest).and_then(Weak::upgrade) {
-            let same = ingest.size() == size;
+            // What came under one origin is for those of that origin alone, as long as it isn't whole.
+            let same = ingest.size() == size && ingest.is_of(origin);
             return if same { Ok(ingest) } else { Err(IngestError::Busy { digest, size: ingest.size() }) };
         }
         match self.room_for(size) {

@@ -32,8 +32,8 @@ pub enum IngestError {
         /// Bytes.
         size: u64,
     },
-    /// The same digest is arriving with another size; one of the sources is wrong.
-    #[error("{digest} is arriving with {size} bytes already")]
+    /// The same digest is arriving already, from elsewhere, for somebody else, or with another size.
+    #[error("{digest} is arriving already, elsewhere or with another size ({size} bytes)")]
     Busy {
         /// Which blob.
         digest: Digest,

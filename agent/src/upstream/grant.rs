@@ -53,6 +53,12 @@ impl Grant {
         }
     }
 
+    /// What tells its credentials from all others as long as this process runs; never the secret itself.
+    #[must_use]
+    pub fn id(&self) -> Option<[u8; 32]> {
+        self.credentials().map(|credentials| credentials.id)
+    }
+
     /// The credentials, if it has any.
     #[must_use]
     pub const fn credentials(&self) -> Option<&Arc<Credentials>> {

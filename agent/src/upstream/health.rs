@@ -1,4 +1,4 @@
-use http::header::AUTHORIZATION;
+use http::header::USER_AGENT;
 
 use super::breaker::Rank;
 use super::one::Upstream;
@@ -38,7 +38,9 @@ impl Upstream {
     #[must_use]
     pub fn knows_us(&self) -> bool {
         let has_certificate = self.config.as_ref().is_some_and(|config| config.client_cert.is_some());
-        self.own.is_some() || has_certificate || self.exchange.headers.contains_key(AUTHORIZATION)
+        // Any header may be a key: registries know many.
+        let has_header = self.exchange.headers.keys().any(|name| *name != USER_AGENT);
+        self.own.is_some() || has_certificate || has_header
     }
 
     /// Whether it may be asked what a tag means.

@@ -105,11 +105,14 @@ impl Arrival<'_> {
     fn take(&mut self, now: Instant, index: usize, frames: Frames, mut bytes: Bytes) -> Result<bool, Arrived> {
         let worker = &mut self.workers[index];
         worker.received(now, bytes.len() as u64);
-        self.sources.delivered(&worker.source, bytes.len() as u64);
-        self.last_gain = now;
         let skipped = worker.skip.min(bytes.len() as u64);
         worker.skip -= skipped;
         bytes = bytes.split_off(skipped as usize);
+        if bytes.is_empty() {
+            // What is skipped is no progress: a source that always ends before the gap would be asked for ever.
+            worker.read_on(frames, false);
+            return Ok(true);
+        }
         let left = self.claims.left(worker.claim);
         if left.end == self.arriving.ingest.size() && bytes.len() as u64 > left.end - left.start {
             self.failed(index, frames.too_long());
@@ -117,6 +120,8 @@ impl Arrival<'_> {
         }
         // Beyond the claim they are another's.
         bytes.truncate(usize::try_from(left.end - left.start).unwrap_or(usize::MAX));
+        self.sources.delivered(&self.workers[index].source, bytes.len() as u64);
+        self.last_gain = now;
         if let Err(e) = self.write(left.start, &bytes) {
             return Err(Arrived::Disk(e));
         }

@@ -38,6 +38,7 @@ pub struct Ingest {
     digest: Digest,
     size: u64,
     path: PathBuf,
+    origin: Origin,
     map_path: PathBuf,
     file: Arc<File>,
     map: File,
@@ -119,7 +120,8 @@ impl Ingest {
             map.write_all(&header(size, origin))?;
         }
         let state = State { chunks, hasher: Some(digest.hasher()), hashed_to: 0 };
-        Ok(Self { digest, size, path, map_path, file: Arc::new(file), map, state: Mutex::new(state) })
+        let origin = origin.clone();
+        Ok(Self { digest, size, origin, path, map_path, file: Arc::new(file), map, state: Mutex::new(state) })
     }
 
     /// The size of the blob that lies half arrived in `dir` and may be continued by anyone's fetch; `None` where
@@ -133,6 +135,11 @@ impl Ingest {
     #[must_use]
     pub const fn digest(&self) -> &Digest {
         &self.digest
+    }
+
+    /// Whether its bytes come from there, and to whoever that is.
+    pub(super) fn is_of(&self, origin: &Origin) -> bool {
+        self.origin == *origin
     }
 
     /// The whole blob's length in bytes.
