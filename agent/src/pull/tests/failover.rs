@@ -149,3 +149,13 @@ async fn what_was_left_outlives_one_that_lies_about_the_length() {
     first.always(Manner::default());
     node.whole().await.unwrap();
 }
+
+#[tokio::test]
+async fn what_is_skipped_is_no_progress() {
+    let blob = blob(8);
+    let only = Registry::start(&blob).await;
+    only.always(Manner { no_ranges: true, cut_at: Some(5 * MIB), ..Manner::default() });
+    let node = Node::with(&blob, &[&only], "resume_within = \"1s\"");
+    let ended = tokio::time::timeout(Duration::from_secs(20), node.whole()).await;
+    assert_eq!(ended.expect("it is asked without end"), Err(EndedShort));
+}

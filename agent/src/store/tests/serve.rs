@@ -8,7 +8,7 @@ use proptest::prelude::*;
 
 use super::fixture::*;
 use crate::image::{Access, Digest, MediaType, Tag};
-use crate::store::{CHUNK, CommitError, Condition, IngestError, ReadError, TagRecord};
+use crate::store::{CHUNK, CommitError, Condition, IngestError, Origin, ReadError, TagRecord};
 
 const MIB: usize = 1 << 20;
 
@@ -40,6 +40,19 @@ async fn a_blob_is_readable_at_once_and_after_a_restart() {
     assert_eq!((usage.blobs, usage.bytes), (1, bytes.len() as u64));
     until_synced(&store, &digest).await;
     assert_eq!(store.list(None, 10).await[0].condition, Condition::Synced);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_arrives_is_shared_by_those_of_one_origin() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, digest) = (open(dir.path()), Digest::of(b"arriving"));
+    let begun = store.ingest(&digest, 8, origin()).await.unwrap();
+    assert!(Arc::ptr_eq(&begun, &store.ingest(&digest, 8, origin()).await.unwrap()));
+    let elsewhere = Origin { registry: "other.test".parse().unwrap(), ..origin() };
+    let for_some = Origin { access: Access::Authorized, ..origin() };
+    for other in [elsewhere, for_some] {
+        assert!(matches!(store.ingest(&digest, 8, other).await, Err(IngestError::Busy { .. })));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
