@@ -1,6 +1,9 @@
 //! Generates the services' clients and servers. Needs `protoc` (Debian: `apt install protobuf-compiler`).
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    tonic_prost_build::configure().compile_protos(&["cri.proto"], &["."])?;
+    // Bytes of blobs are passed on, not copied.
+    tonic_prost_build::configure()
+        .bytes(".larder.peers.v1.Data")
+        .compile_protos(&["cri.proto", "peers.proto"], &["."])?;
     Ok(())
 }

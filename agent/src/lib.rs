@@ -1,7 +1,7 @@
 //! Larder: an agent that runs on every node and makes container image pulls survive.
 //!
 //! The folders are rooms with one-way doors: `mirror`, `admin` and `cli` take requests; `pull` and `keep` do the work;
-//! `store`, `containerd` and `upstream` are the rooms, which don't know each other; `image` and `config` are the words.
+//! `store`, `containerd`, `upstream`, `cluster` and `wire` are the rooms, which don't know each other; `image` and `config` are the words.
 //! ARCHITECTURE.md has the whole picture.
 
 #![forbid(unsafe_code)]
@@ -14,6 +14,7 @@ pub mod containerd;
 pub mod image;
 pub mod keep;
 pub mod mirror;
+pub mod peers;
 pub mod pull;
 pub mod store;
 pub mod upstream;

@@ -9,3 +9,9 @@ pub mod cri {
     #![allow(missing_docs, unused_qualifications, clippy::all, clippy::use_self, clippy::semicolon_if_nothing_returned)]
     tonic::include_proto!("runtime.v1");
 }
+
+/// What agents say to each other: content, who has it, tags.
+pub mod peers {
+    #![allow(missing_docs, unused_qualifications, clippy::all, clippy::use_self, clippy::semicolon_if_nothing_returned)]
+    tonic::include_proto!("larder.peers.v1");
+}
