@@ -1,6 +1,6 @@
-use crate::image::{Access, Digest, Registry};
+use crate::image::{Access, Digest, NodeId, Registry};
 
-use super::Peer;
+use super::{Credential, Peer};
 
 /// What is looked for among the peers.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -11,6 +11,8 @@ pub struct Sought {
     pub registry: Registry,
     /// As which this node's own transfer runs.
     pub access: Access,
+    /// As whom its upstreams are asked: what they refuse to one, they may give to another.
+    pub credential: Credential,
 }
 
 /// What a transfer is to do now.
@@ -37,10 +39,11 @@ pub enum Failed {
     /// None answers, or goes on.
     Unreachable,
     /// A peer ended, errs, or fell silent.
-    Peer,
+    Peer(NodeId),
 }
 
-/// One transfer's part in the cluster's single download of a blob.
+/// One transfer's part in the cluster's single download of a blob. Works on any runtime; what it needs of the cluster is
+/// done by a task of the main one. Dropped before the end, it leaves the chain behind the caller's back.
 ///
 /// Without a cluster, its turn is always to fetch everything from upstream.
 #[derive(Debug)]
@@ -53,15 +56,21 @@ impl Follow {
         Self {}
     }
 
-    /// What to do now.
+    /// What to do now. Never waits.
     #[must_use]
     pub const fn turn(&self) -> Turn {
         Turn::Upstream { upto: u64::MAX }
     }
 
-    /// Ends when the turn may have changed. Cancelling it loses nothing.
+    /// Ends when the turn may have changed since it was last looked at. Cancelling it loses nothing.
     pub async fn changed(&mut self) {
         std::future::pending::<()>().await;
+    }
+
+    /// Upstreams that broke this digest for some node within the hour: what they deliver is verified before it goes out.
+    #[must_use]
+    pub fn broken_sources(&self) -> Vec<String> {
+        Vec::new()
     }
 
     /// The blob has so many bytes.
@@ -70,12 +79,13 @@ impl Follow {
     /// Every byte before `frontier` is here.
     pub const fn arrived(&mut self, _frontier: u64) {}
 
-    /// What the present turn named is no use.
+    /// What the turn named is no use.
     pub const fn failed(&mut self, _why: &Failed) {}
 
     /// All of it is here and verified. Peers may read it from the store from now on.
     pub const fn is_whole(&mut self) {}
 
-    /// The bytes don't hash to the digest: the upstreams that they came from, as far as known, or the peer.
-    pub const fn broke(&mut self, _sources: &[String], _peer: Option<&Peer>) {}
+    /// The bytes don't hash to the digest: the upstreams that they came from, as far as known, or the peer, whose own copy
+    /// was right.
+    pub const fn broke(&mut self, _sources: &[String], _peer: Option<NodeId>) {}
 }

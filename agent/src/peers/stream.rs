@@ -20,7 +20,7 @@ impl Peer {
     /// # Errors
     /// When the peer can't be reached, or doesn't give it.
     pub async fn open(&self, _from: u64, _to: Option<u64>) -> Result<PeerStream, PeerError> {
-        Err(PeerError::Unreachable)
+        Err(PeerError::Unreachable { node: self.node, why: "there is no cluster".to_owned() })
     }
 }
 
@@ -81,9 +81,42 @@ pub enum Parted {
 }
 
 /// Why a peer didn't give what was asked for.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PeerError {
     /// No connection, or it broke.
-    #[error("the peer can't be reached")]
-    Unreachable,
+    #[error("peer {node} can't be reached: {why}")]
+    Unreachable {
+        /// Which.
+        node: NodeId,
+        /// As the connection says.
+        why: String,
+    },
+    /// Nothing came from it for too long.
+    #[error("peer {node} fell silent")]
+    Silent {
+        /// Which.
+        node: NodeId,
+    },
+    /// Bytes came that aren't what was sent.
+    #[error("what peer {node} sent doesn't have the checksum that it sent with it")]
+    Damaged {
+        /// Which.
+        node: NodeId,
+    },
+    /// It said something that makes no sense.
+    #[error("peer {node} says what can't be: {what}")]
+    Senseless {
+        /// Which.
+        node: NodeId,
+        /// What.
+        what: &'static str,
+    },
+    /// It doesn't give it, or no more of it: the turn changes.
+    #[error("peer {node} parts: {why}")]
+    Parted {
+        /// Which.
+        node: NodeId,
+        /// For people.
+        why: &'static str,
+    },
 }
