@@ -4,6 +4,7 @@
 //! says at each moment what to do ([`Turn`]), and is told what became of it.
 
 mod follow;
+pub mod frames;
 mod stream;
 mod tags;
 mod trace;
