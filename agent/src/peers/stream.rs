@@ -6,9 +6,21 @@ use crate::image::{Access, MediaType, NodeId, Registry};
 #[derive(Debug, Clone)]
 pub struct Peer {
     node: NodeId,
+    #[cfg(test)]
+    script: Option<super::script::Peering>,
 }
 
 impl Peer {
+    #[cfg(test)]
+    pub(super) const fn with_script(node: NodeId, script: super::script::Peering) -> Self {
+        Self { node, script: Some(script) }
+    }
+
+    #[cfg(test)]
+    pub(super) const fn script(&self) -> Option<&super::script::Peering> {
+        self.script.as_ref()
+    }
+
     /// Which node.
     #[must_use]
     pub const fn node(&self) -> NodeId {
@@ -20,6 +32,10 @@ impl Peer {
     /// # Errors
     /// When the peer can't be reached, or doesn't give it.
     pub async fn open(&self, _from: u64, _to: Option<u64>) -> Result<PeerStream, PeerError> {
+        #[cfg(test)]
+        if let Some(script) = &self.script {
+            return script.open(_from, _to).await;
+        }
         Err(PeerError::Unreachable { node: self.node, why: "there is no cluster".to_owned() })
     }
 }
@@ -45,9 +61,16 @@ pub struct Head {
 #[derive(Debug)]
 pub struct PeerStream {
     head: Head,
+    #[cfg(test)]
+    script: Option<super::script::Stream>,
 }
 
 impl PeerStream {
+    #[cfg(test)]
+    pub(super) const fn with_script(head: Head, script: super::script::Stream) -> Self {
+        Self { head, script: Some(script) }
+    }
+
     /// What the peer says of it.
     #[must_use]
     pub const fn head(&self) -> &Head {
@@ -60,11 +83,19 @@ impl PeerStream {
     /// # Errors
     /// When the peer ends, errs, falls silent, or parts from us.
     pub async fn frame(&mut self) -> Result<Option<Bytes>, PeerError> {
+        #[cfg(test)]
+        if let Some(script) = &mut self.script {
+            return script.frame().await;
+        }
         Ok(None)
     }
 
     /// What the peer said of the whole at the end: known once [`Self::frame`] has given `None`, at most a second later.
     pub async fn parted(&mut self) -> Parted {
+        #[cfg(test)]
+        if let Some(script) = &self.script {
+            return script.parted();
+        }
         Parted::Unknown
     }
 }

@@ -56,9 +56,20 @@ pub enum TagTurn {
 
 /// The turn to ask upstream what a tag means. Dropped, it passes on to the next who waits.
 #[derive(Debug)]
-pub struct TagLease {}
+pub struct TagLease {
+    #[cfg(test)]
+    script: super::script::Lease,
+}
 
 impl TagLease {
+    #[cfg(test)]
+    pub(super) const fn scripted(script: super::script::Lease) -> Self {
+        Self { script }
+    }
+
     /// What upstream said. Tells the others behind the caller's back; never waits.
-    pub fn told(self, _answer: TagAnswer) {}
+    pub fn told(self, _answer: TagAnswer) {
+        #[cfg(test)]
+        self.script.told(_answer);
+    }
 }
