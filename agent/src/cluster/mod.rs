@@ -6,9 +6,17 @@
 //!
 //! - [`Members`]: SWIM membership by `foca`, with a roll call that tells a newcomer everybody within a second.
 //! - [`Ring`]: which two members own which of the 128 [`Bucket`]s that digests fall into.
+//! - [`directory`]: an owner's table of who has what, who reads from whom, and who fetches.
+//! - [`follow`]: one blob's reading on this node: whose turn it is, and what to do when somebody fails.
+//! - [`serve`]: who reads a blob from this node.
+//! - [`chain`]: the words that these three have in common.
 
+pub mod chain;
+pub mod directory;
+pub mod follow;
 mod members;
 mod ring;
+pub mod serve;
 
 pub use members::{BadPacket, Effect, Identity, Member, Members, Run, Search};
 pub use ring::{Bucket, Owners, Ring};
