@@ -361,10 +361,12 @@ impl Members {
                 if self.known.count() == 1 {
                     self.begin_roll(now);
                 }
+                self.roll_soon(now);
             }
             OwnedNotification::MemberDown(identity) => {
                 let Some(member) = self.known.fall(identity) else { return };
                 self.effects.push_back(Effect::Down(member));
+                self.roll_soon(now);
             }
             OwnedNotification::Rename(_, identity) => {
                 let Some(member) = self.known.rename(identity) else { return };

@@ -16,6 +16,8 @@ use super::packet::{Entry, Packet, Page};
 const AT_ONCE: Duration = Duration::from_millis(20);
 /// After a page with some.
 const SOON: Duration = Duration::from_millis(250);
+/// After somebody has come or gone: gossip may have missed somebody.
+const AFTER_A_CHANGE: Duration = Duration::from_secs(4);
 /// In the end.
 const RARELY: Duration = Duration::from_secs(30);
 /// More than fit into any datagram that we send.
@@ -28,8 +30,11 @@ pub(super) struct Roll {
     after: [u8; 16],
     /// How long to wait for the next page, or before it.
     wait: Duration,
-    /// The one [`Task::Roll`] that counts.
+    /// Where the page begins that was asked for last.
+    asked: [u8; 16],
+    /// The one [`Task::Roll`] that counts, and when it is due.
     turn: u32,
+    due: Duration,
 }
 
 impl Members {
@@ -37,6 +42,15 @@ impl Members {
     pub(super) fn begin_roll(&mut self, now: Duration) {
         self.roll.wait = SOON;
         self.roll_in(now, AT_ONCE);
+    }
+
+    /// Somebody has come or gone: sees to it that nobody is missed.
+    pub(super) fn roll_soon(&mut self, now: Duration) {
+        self.roll.wait = self.roll.wait.min(AFTER_A_CHANGE);
+        if self.roll.due > now + AFTER_A_CHANGE {
+            let wait = AFTER_A_CHANGE.mul_f64(self.rng.random_range(0.25..1.0));
+            self.roll_in(now, wait);
+        }
     }
 
     /// Asks anybody for the next page.
@@ -47,7 +61,8 @@ impl Members {
         let Some(to) = self.swim.iter_members().choose(&mut self.rng).map(|member| member.id().socket()) else {
             return;
         };
-        self.send(to, &Packet::Roll { from: self.me.clone(), after: self.roll.after });
+        self.roll.asked = self.roll.after;
+        self.send(to, &Packet::Roll { from: self.me.clone(), after: self.roll.asked });
         // Should no page come, or one without news.
         let wait = self.roll.wait.mul_f64(self.rng.random_range(0.75..1.25));
         self.roll_in(now, wait);
@@ -86,31 +101,21 @@ impl Members {
         if !self.known.is_up(&page.from) || page.entries.len() > ENTRIES_MAX {
             return;
         }
-        let total = page.entries.len();
-        let mut news = 0;
-        let mut settled = Vec::new();
-        let mut members = Vec::new();
-        if page.settled {
-            settled.push(page.from);
-        }
-        if let Some(last) = page.entries.last() {
+        let Page { from, settled, mut entries } = page;
+        entries.retain(|entry| entry.member.id().node() != self.me.node());
+        self.doubt_the_missing(now, &from, settled, &entries);
+        if let Some(last) = entries.last() {
             self.roll.after = *last.member.id().node().as_bytes();
         }
-        for Entry { member, settled: is_settled } in page.entries {
-            let identity = member.id();
-            if identity.node() == self.me.node() {
-                continue;
-            }
-            if is_settled {
-                settled.push(identity.clone());
-            }
-            news += usize::from(!self.known.is_up(identity));
-            members.push(member);
-        }
+        let total = entries.len();
+        let news = entries.iter().filter(|entry| !self.known.is_up(entry.member.id())).count();
+        let already = entries.iter().filter(|entry| entry.settled).map(|entry| entry.member.id().clone());
+        let already: Vec<Identity> = already.chain(settled.then_some(from)).collect();
         let before = self.known.generation();
         // They have been told by gossip, or will be: only who missed it has to be told.
-        let _ = self.swim(now, |swim, out| swim.apply_many(members.into_iter(), false, out));
-        for identity in settled {
+        let members = entries.into_iter().map(|entry| entry.member);
+        let _ = self.swim(now, |swim, out| swim.apply_many(members, false, out));
+        for identity in already {
             if self.known.is_up(&identity) {
                 self.known.settle(identity.node(), identity.run().start);
             }
@@ -121,8 +126,23 @@ impl Members {
         }
     }
 
+    /// Who should be on a page and isn't may be dead: this node may be the one that gossip missed.
+    fn doubt_the_missing(&mut self, now: Duration, from: &Identity, settled: bool, entries: &[Entry]) {
+        let Some(last) = entries.last().filter(|_| settled) else { return };
+        let (first, last) = (NodeId::new(self.roll.asked), last.member.id().node());
+        let mut named: Vec<NodeId> = entries.iter().map(|entry| entry.member.id().node()).collect();
+        named.push(from.node());
+        named.sort_unstable();
+        let missing: Vec<NodeId> =
+            self.known.settled_between(first, last).filter(|node| named.binary_search(node).is_err()).collect();
+        for node in missing {
+            self.suspect(now, node);
+        }
+    }
+
     fn roll_in(&mut self, now: Duration, wait: Duration) {
         self.roll.turn = self.roll.turn.wrapping_add(1);
-        self.agenda.add(now + wait, Task::Roll { turn: self.roll.turn });
+        self.roll.due = now + wait;
+        self.agenda.add(self.roll.due, Task::Roll { turn: self.roll.turn });
     }
 }
