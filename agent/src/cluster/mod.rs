@@ -4,10 +4,11 @@
 //! since the process began, chance as a generator, messages as values; what a machine wants sent comes out of it. The
 //! same machines therefore run over real sockets (`peers`) and a thousand at a time under an event queue.
 //!
-//! - [`Members`]: SWIM membership by `foca`, with a roll call that tells a newcomer everybody within a second.
+//! - [`Members`]: SWIM membership by `foca`, with a roll that is called besides gossip.
 //! - [`Ring`]: which two members own which of the 128 [`Bucket`]s that digests fall into.
 
 mod members;
+mod mix;
 mod ring;
 
 pub use members::{BadPacket, Effect, Identity, Member, Members, Run, Search};
