@@ -19,3 +19,4 @@ pub mod peers;
 pub mod pull;
 pub mod store;
 pub mod upstream;
+pub mod wire;
