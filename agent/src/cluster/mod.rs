@@ -4,7 +4,7 @@
 //! since the process began, chance as a generator, messages as values; what a machine wants sent comes out of it. The
 //! same machines therefore run over real sockets (`peers`) and a thousand at a time under an event queue.
 //!
-//! - [`Members`]: SWIM membership by `foca`, with a roll call that tells a newcomer everybody within a second.
+//! - [`Members`]: SWIM membership by `foca`, with a roll that is called besides gossip.
 //! - [`Ring`]: which two members own which of the 128 [`Bucket`]s that digests fall into.
 //! - [`directory`]: an owner's table of who has what, who reads from whom, and who fetches.
 //! - [`follow`]: one blob's reading on this node: whose turn it is, and what to do when somebody fails.
@@ -15,6 +15,7 @@ pub mod chain;
 pub mod directory;
 pub mod follow;
 mod members;
+mod mix;
 mod ring;
 pub mod serve;
 
