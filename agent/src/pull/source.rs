@@ -77,7 +77,7 @@ impl Source {
     pub(super) fn is(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Upstream(one), Self::Upstream(other)) => Arc::ptr_eq(one, other),
-            (Self::Peer(one), Self::Peer(other)) => one.node() == other.node(),
+            (Self::Peer(one), Self::Peer(other)) => one == other,
             _ => false,
         }
     }
