@@ -4,7 +4,9 @@
 //! says at each moment what to do ([`Turn`]), and is told what became of it.
 
 mod follow;
+mod gossip;
 mod stream;
 
 pub use follow::{Failed, Follow, Sought, Turn};
+pub use gossip::{Gossip, GossipMetrics, GossipParts};
 pub use stream::{Head, Parted, Peer, PeerError, PeerStream};
