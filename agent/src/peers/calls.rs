@@ -134,11 +134,13 @@ impl Inner {
                 // One that refuses what we say has answered: the next question may be another.
                 if status.code() != tonic::Code::InvalidArgument {
                     self.failing.failed(node);
+                    self.doubt(node);
                 }
                 Err(CallError::Failed(format!("{:?}: {}", status.code(), status.message())))
             }
             Err(_) => {
                 self.failing.failed(node);
+                self.doubt(node);
                 Err(CallError::Late)
             }
         }

@@ -276,6 +276,9 @@ impl Chain {
             reading.failed = Some(node);
             tracing::debug!(pull = %reading.trace, digest = %self.key.digest, %error, "a peer is no use");
         }
+        if error.label() == "dead" {
+            self.inner.doubt(node);
+        }
         self.tell(number, |machine, now| match error {
             PeerError::Parted { parting, .. } => machine.parted(now, opening, parting),
             _ => machine.lost(now, opening),
@@ -332,7 +335,7 @@ impl Chain {
 
     /// Sends what the machines of one reading want sent, and lets time pass for them, until it is over.
     async fn run(self: Arc<Self>, number: u64) {
-        let mut ring = self.inner.ring.clone();
+        let (mut ring, mut has_members) = (self.inner.ring.clone(), true);
         ring.mark_unchanged();
         let mut calls = FuturesUnordered::new();
         while let Some(next) = self.next(number) {
@@ -347,10 +350,9 @@ impl Chain {
                 () = self.woken.notified() => {}
                 () = until(next.deadline) => self.tick(number),
                 Some(done) = calls.next(), if !calls.is_empty() => self.done(number, done),
-                changed = ring.changed() => {
-                    if changed.is_err() {
-                        break;
-                    }
+                changed = ring.changed(), if has_members => {
+                    // When the node ends, what is under way goes on with the members that were known last.
+                    has_members = changed.is_ok();
                     let owners = ring.borrow_and_update().owners_of(&self.key.digest);
                     self.tell(number, |machine, now| machine.owners_changed(now, owners));
                 }
@@ -392,7 +394,7 @@ impl Chain {
                             tracing::debug!(pull = %trace, %digest, %owner, answer = ?answered.answer, "asked an owner");
                         }
                         Err(error) => {
-                            tracing::debug!(pull = %trace, %digest, %owner, %error, "an owner doesn't answer")
+                            tracing::debug!(pull = %trace, %digest, %owner, %error, "an owner doesn't answer");
                         }
                     }
                     Done::Asked(number, answered)

@@ -15,6 +15,7 @@ mod directory;
 mod error;
 mod follow;
 pub mod frames;
+mod gossip;
 mod incoming;
 pub mod messages;
 mod metrics;
@@ -44,10 +45,11 @@ pub use chain::Child;
 pub use directory::Directory;
 pub use error::{PeerError, label};
 pub use follow::{Failed, Follow, Sought, Turn};
+pub use gossip::{Gossip, GossipMetrics, GossipParts};
 pub use messages::ReadAsk;
 pub use metrics::PeerMetrics;
 pub use shown::{Shown, ShownMember, ShownReading, ShownUpload};
-pub use start::Parts;
+pub use start::{Ends, JoinError, Parts, Port};
 pub use stream::{Head, Parted, Peer, PeerStream};
 pub use tags::{TagAnswer, TagLease, TagSought, TagTurn};
 pub use trace::{InvalidTrace, Trace};
@@ -86,6 +88,7 @@ struct Inner {
     /// What the machines count time from.
     started: Instant,
     ring: watch::Receiver<Arc<Ring>>,
+    gossip: Option<Gossip>,
     channels: Arc<Channels>,
     failing: calls::Failing,
     avoided: Avoided,
@@ -225,6 +228,13 @@ impl Inner {
     /// Time, as the machines count it.
     fn now(&self) -> Duration {
         self.started.elapsed()
+    }
+
+    /// A member doesn't answer: it is looked at more closely.
+    fn doubt(&self, node: NodeId) {
+        if let Some(gossip) = &self.gossip {
+            gossip.suspect(node);
+        }
     }
 
     fn nearness(&self, zone: &Zone) -> Nearness {

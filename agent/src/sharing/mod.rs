@@ -1,8 +1,8 @@
 //! gRPC for peers: the other end of what `peers` asks and reads of them.
 //!
 //! `Content` is written and read by hand, so that blobs aren't copied on their way out; `Directory`, `Tags` and `Health`
-//! are what generated code makes of them. Who calls is known from its certificate, or, where somebody else issues those
-//! and they name no node, from what it says itself: any of the cluster's members could be asked for anything anyway.
+//! are what generated code makes of them. Who calls is known from its certificate; where somebody else issues those, and
+//! they name no node, from what it says itself. Otherwise who isn't named by its certificate gets nothing.
 
 mod content;
 mod directory;
@@ -38,11 +38,21 @@ const MOST_REQUEST: usize = 16 << 10;
 /// How long one may take to come.
 const REQUEST_WITHIN: std::time::Duration = std::time::Duration::from_secs(2);
 
+/// How callers are known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Callers {
+    /// By their certificates alone: nodes issue their own, which name them.
+    Named,
+    /// By what they say, where a certificate that somebody else issued names no node.
+    Trusted,
+}
+
 /// What peers are served by. A cheap clone.
 #[derive(Clone)]
 pub struct Sharing<S> {
     peers: Peers,
     source: S,
+    callers: Callers,
     /// Streams under way part from their readers with it, so that these go on elsewhere at once.
     stop: CancellationToken,
     directory: DirectoryServer<directory::Door>,
@@ -53,38 +63,44 @@ pub struct Sharing<S> {
 impl<S: Source> Sharing<S> {
     /// Gives peers what `source` has, as far as `peers` admits them.
     #[must_use]
-    pub fn new(peers: Peers, source: S, stop: CancellationToken) -> Self {
+    pub fn new(peers: Peers, source: S, callers: Callers, stop: CancellationToken) -> Self {
         let directory = DirectoryServer::new(directory::Door::new(peers.directory()));
         let tags = TagsServer::new(tags::Door::new(peers.directory()));
         let health = HealthServer::new(health::Door::new(peers.clone()));
-        Self { peers, source, stop, directory, tags, health }
+        Self { peers, source, callers, stop, directory, tags, health }
     }
 
-    async fn answer(mut self, request: Request<Incoming>) -> Response<Body> {
-        let (service, call) = match request.uri().path().trim_start_matches('/').split_once('/') {
-            Some((service, call)) => (service.to_owned(), call.to_owned()),
-            None => (String::new(), String::new()),
+    async fn answer(mut self, mut request: Request<Incoming>) -> Response<Body> {
+        let Some(node) = self.caller(request.extensions(), request.headers()) else {
+            self.peers.metrics().refused("nameless");
+            return Status::permission_denied("the certificate names no node").into_http();
         };
-        let answered = match service.as_str() {
-            "larder.peers.v1.Content" if call == "Read" => {
-                return self.read(request).await.unwrap_or_else(Status::into_http);
-            }
-            "larder.peers.v1.Directory" => self.directory.call(request).await,
-            "larder.peers.v1.Tags" => self.tags.call(request).await,
-            "larder.peers.v1.Health" => self.health.call(request).await,
+        request.extensions_mut().insert(Node(node));
+        let path = request.uri().path().to_owned();
+        let answered = match path.strip_prefix("/larder.peers.v1.").and_then(|call| call.split_once('/')) {
+            Some(("Content", "Read")) => return self.read(node, request).await.unwrap_or_else(Status::into_http),
+            Some(("Directory", _)) => self.directory.call(request).await,
+            Some(("Tags", _)) => self.tags.call(request).await,
+            Some(("Health", _)) => self.health.call(request).await,
             _ => return Status::unimplemented("there is no such service in this version").into_http(),
         };
-        match answered {
-            Ok(response) => response,
-            Err(never) => match never {},
+        answered.unwrap_or_else(|never| match never {})
+    }
+
+    /// Which node calls.
+    fn caller(&self, extensions: &Extensions, headers: &HeaderMap) -> Option<NodeId> {
+        let said = || headers.get(NODE_HEADER).and_then(|value| value.to_str().ok()?.parse().ok());
+        match (extensions.get::<Caller>()?.node, self.callers) {
+            (Some(node), _) => Some(node),
+            (None, Callers::Trusted) => said(),
+            (None, Callers::Named) => None,
         }
     }
 
-    async fn read(self, request: Request<Incoming>) -> Result<Response<Body>, Status> {
+    async fn read(self, reader: NodeId, request: Request<Incoming>) -> Result<Response<Body>, Status> {
         if request.method() != Method::POST {
             return Err(Status::unimplemented("gRPC is POST"));
         }
-        let reader = caller(request.extensions(), request.headers())?;
         let body = Limited::new(request.into_body(), MOST_REQUEST).collect();
         let body = tokio::time::timeout(REQUEST_WITHIN, body).await;
         let body = body.map_err(|_| Status::deadline_exceeded("the request doesn't come"))?;
@@ -113,17 +129,11 @@ impl<S: Source> Service<Request<Incoming>> for Sharing<S> {
     }
 }
 
-/// Which node calls.
-fn caller(extensions: &Extensions, headers: &HeaderMap) -> Result<NodeId, Status> {
-    let nobody = || Status::permission_denied("no node calls");
-    let caller = extensions.get::<Caller>().ok_or_else(nobody)?;
-    let said = || headers.get(NODE_HEADER).and_then(|value| value.to_str().ok()?.parse().ok());
-    caller.node.or_else(said).ok_or_else(nobody)
-}
+/// Which node a request comes from: in its extensions.
+#[derive(Clone, Copy)]
+struct Node(NodeId);
 
-/// The same for a call of generated code.
 fn caller_of<T>(request: &tonic::Request<T>) -> Result<NodeId, Status> {
-    let said = request.metadata().get(NODE_HEADER).and_then(|value| value.to_str().ok()?.parse().ok());
-    let caller = request.extensions().get::<Caller>().ok_or_else(|| Status::permission_denied("no node calls"))?;
-    caller.node.or(said).ok_or_else(|| Status::permission_denied("no node calls"))
+    let node = request.extensions().get::<Node>();
+    node.map(|Node(node)| *node).ok_or_else(|| Status::permission_denied("no node calls"))
 }
