@@ -27,6 +27,12 @@ impl Peer {
         self.node
     }
 
+    /// The same for what is read beside what comes next: its failures are no failures of the turn.
+    #[must_use]
+    pub const fn aside(self) -> Self {
+        self
+    }
+
     /// Opens the blob, from a byte on and to another (`None`: its end).
     ///
     /// # Errors
@@ -37,6 +43,12 @@ impl Peer {
             return script.open(_from, _to).await;
         }
         Err(PeerError::Unreachable { node: self.node, why: "there is no cluster".to_owned() })
+    }
+}
+
+impl PartialEq for Peer {
+    fn eq(&self, other: &Self) -> bool {
+        self.node == other.node
     }
 }
 
