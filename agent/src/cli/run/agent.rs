@@ -125,6 +125,7 @@ async fn serve(config: &Config) -> anyhow::Result<ExitCode> {
         requests,
         store: store.clone(),
         pull: pull.clone(),
+        peers: None,
         upstreams: Arc::clone(&upstreams),
         containerd,
         canary: Arc::clone(&canary),
