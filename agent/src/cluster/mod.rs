@@ -10,6 +10,7 @@
 //! - [`follow`]: one blob's reading on this node: whose turn it is, and what to do when somebody fails.
 //! - [`serve`]: who reads a blob from this node.
 //! - [`chain`]: the words that these three have in common.
+//! - `sim`: these machines simulated, under an event queue.
 
 pub mod chain;
 pub mod directory;
@@ -18,6 +19,8 @@ mod members;
 mod mix;
 mod ring;
 pub mod serve;
+#[cfg(any(test, feature = "simulation"))]
+pub mod sim;
 
 pub use members::{BadPacket, Effect, Identity, Member, Members, Run, Search};
 pub use ring::{Bucket, Owners, Ring};
