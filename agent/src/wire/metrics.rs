@@ -58,6 +58,11 @@ impl WireMetrics {
         self.datagram_bytes.get_or_create(&label).inc_by(bytes as u64);
     }
 
+    #[cfg(test)]
+    pub(super) fn connections_in(&self) -> i64 {
+        self.connections.get_or_create(&DirectionLabel { direction: Direction::In }).get()
+    }
+
     /// Counts one for as long as it is kept.
     pub(super) fn open(&self, direction: Direction) -> Open {
         let gauge = self.connections.get_or_create(&DirectionLabel { direction }).clone();

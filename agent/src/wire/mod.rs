@@ -28,7 +28,7 @@ mod tests;
 pub use channels::{Channels, Purpose};
 pub use connection::Caller;
 pub use datagrams::Datagrams;
-pub use identity::{Identity, IdentityError};
+pub use identity::{CaError, ClusterCa, Identity, IdentityError};
 pub use limit::Limiter;
 pub use listen::{BindError, PeerListener};
 pub use metrics::WireMetrics;

@@ -128,25 +128,28 @@ impl Refusals {
     /// Counts one, and says it if nothing of its kind was said lately.
     pub(super) fn refuse(&self, reason: Reason, from: SocketAddr, why: &dyn fmt::Display) {
         self.counted.get_or_create(&ReasonLabel { reason: reason.label() }).inc();
-        let now = Instant::now();
-        let more = {
-            let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
-            match said.get_mut(&reason) {
-                Some(said) if now - said.at < APART => {
-                    said.since += 1;
-                    return;
-                }
-                Some(said) => {
-                    said.at = now;
-                    std::mem::take(&mut said.since)
-                }
-                None => {
-                    said.insert(reason, Said { at: now, since: 0 });
-                    0
-                }
+        if let Some(more) = self.is_to_be_said(reason, Instant::now()) {
+            tracing::warn!(reason = reason.label(), peer = %from, more, "refused: {why}");
+        }
+    }
+
+    /// How many were refused since the last word about this reason; `None` when that was just now.
+    fn is_to_be_said(&self, reason: Reason, now: Instant) -> Option<u64> {
+        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        match said.get_mut(&reason) {
+            Some(said) if now.saturating_duration_since(said.at) < APART => {
+                said.since += 1;
+                None
             }
-        };
-        tracing::warn!(reason = reason.label(), peer = %from, more, "refused: {why}");
+            Some(said) => {
+                said.at = now;
+                Some(std::mem::take(&mut said.since))
+            }
+            None => {
+                said.insert(reason, Said { at: now, since: 0 });
+                Some(0)
+            }
+        }
     }
 
     #[cfg(test)]
@@ -159,20 +162,19 @@ impl Refusals {
 mod tests {
     use super::*;
 
-    #[tokio::test(start_paused = true)]
-    async fn much_is_counted_and_little_is_said() {
+    #[test]
+    fn much_is_counted_and_little_is_said() {
         let refusals = Refusals::default();
-        let from = SocketAddr::from(([10, 0, 0, 1], 1));
-        for _ in 0..100 {
-            refusals.refuse(Reason::Key, from, &"no key");
+        refusals.refuse(Reason::Key, SocketAddr::from(([10, 0, 0, 1], 1)), &"no key");
+        assert_eq!(refusals.count(Reason::Key), 1);
+        let start = Instant::now() + 2 * APART;
+        assert_eq!(refusals.is_to_be_said(Reason::Key, start), Some(0));
+        for n in 1..100 {
+            assert_eq!(refusals.is_to_be_said(Reason::Key, start + n * APART / 100), None);
         }
-        refusals.refuse(Reason::Replay, from, &"again");
-        assert_eq!(refusals.count(Reason::Key), 100);
-        assert_eq!(refusals.count(Reason::Replay), 1);
-        assert_eq!(refusals.said.lock().unwrap()[&Reason::Key].since, 99);
-        tokio::time::advance(APART).await;
-        refusals.refuse(Reason::Key, from, &"no key");
-        assert_eq!(refusals.said.lock().unwrap()[&Reason::Key].since, 0);
+        assert_eq!(refusals.is_to_be_said(Reason::Replay, start), Some(0), "another reason");
+        assert_eq!(refusals.is_to_be_said(Reason::Key, start + APART), Some(99));
+        assert_eq!(refusals.is_to_be_said(Reason::Key, start + 2 * APART), Some(0));
     }
 
     #[test]

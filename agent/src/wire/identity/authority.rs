@@ -23,7 +23,7 @@ const RENEWED_AFTER: Duration = Duration::hours(12);
 const SLACK: Duration = Duration::HOUR;
 /// How long a new authority takes to get to every node. Until then it doesn't sign where an older one is at hand: who
 /// doesn't know it yet would refuse what it signs.
-const ROLLOUT: Duration = Duration::HOUR;
+pub(super) const ROLLOUT: Duration = Duration::HOUR;
 /// With less than this left, another one signs.
 const LAST_DAYS: Duration = Duration::days(2);
 

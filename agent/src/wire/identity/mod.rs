@@ -5,6 +5,7 @@
 //! other half is about to be) is said in the log and left until it does.
 
 mod authority;
+mod ca;
 mod error;
 mod files;
 mod material;
@@ -30,6 +31,7 @@ use self::trust::Trust;
 use crate::config;
 use crate::image::NodeId;
 
+pub use self::ca::{CaError, ClusterCa};
 pub use self::error::IdentityError;
 
 /// How often the files are looked at.
@@ -175,6 +177,13 @@ impl Identity {
         self.current.load().shown.ends.unix_timestamp()
     }
 
+    /// Who signed what this node shows, and the certificate.
+    #[cfg(test)]
+    pub(super) fn shows(&self) -> (String, CertificateDer<'static>) {
+        let set = self.current.load();
+        (set.shown.issuer.clone(), set.shown.key.cert[0].clone())
+    }
+
     /// Whether a caller who shows this is still to be believed.
     pub(super) fn believes(&self, chain: &[CertificateDer<'static>]) -> bool {
         self.current.load().trust.check_caller(chain).is_ok()
@@ -186,7 +195,7 @@ impl Identity {
     }
 
     /// Reads what has changed, and renews what is due. Blocks on the disk.
-    fn look(&self, now: OffsetDateTime) {
+    pub(super) fn look(&self, now: OffsetDateTime) {
         let stamps = self.paths.stamps();
         let current = self.current.load_full();
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
@@ -305,6 +314,3 @@ impl Seen {
         is_time
     }
 }
-
-#[cfg(test)]
-mod tests;
