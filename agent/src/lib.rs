@@ -9,6 +9,7 @@
 
 pub mod admin;
 pub mod cli;
+pub mod cluster;
 pub mod config;
 pub mod containerd;
 pub mod image;
