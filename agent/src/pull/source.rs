@@ -9,6 +9,7 @@ use super::direct::{Frames, Opened};
 use super::received::By;
 use super::transfer::Transfer;
 use super::{Inner, PullError};
+use crate::cluster::chain::Parting;
 use crate::image::NodeId;
 use crate::peers::{Peer, PeerError, PeerStream};
 use crate::upstream::{Part, Upstream, UpstreamError};
@@ -80,6 +81,16 @@ impl Source {
         match self {
             Self::Upstream(_) => By::Upstream,
             Self::Peer(_) => By::Peer,
+        }
+    }
+}
+
+impl PeerFault {
+    /// The upstreams that the blob came from, where it turned out wrong at the peer.
+    pub(super) fn broken(&self) -> Option<&[String]> {
+        match self {
+            Self::Peer(PeerError::Parted { parting: Parting::Broken(sources), .. }) => Some(sources),
+            _ => None,
         }
     }
 }

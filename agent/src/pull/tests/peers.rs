@@ -246,6 +246,29 @@ async fn an_upstream_that_lied_to_a_peer_is_to_blame() {
 }
 
 #[tokio::test]
+async fn what_turns_out_wrong_at_a_peer_is_not_finished_here() {
+    let blob = blob(8);
+    let (first, second) = (Registry::start(&blob).await, Registry::start(&blob).await);
+    let script = Script::default();
+    let wrong = Habit { wrong_byte: Some(5), broken_at: Some((6 * MIB, vec![name(&first)])), ..Habit::default() };
+    script.turn(Turn::Peer(peer(1, &blob, wrong)));
+    let node = in_cluster(&blob, &[&first, &second], &script);
+    let mut reader = node.fetch(0).await.unwrap().read();
+    let end = async {
+        loop {
+            if let Err(end) = reader.next().await {
+                break end;
+            }
+        }
+    };
+    assert_eq!(end.await, EndedShort);
+    assert_eq!(broke(&script), [(vec![name(&first)], None)]);
+    script.turn(FETCH_ALL);
+    node.whole().await.unwrap();
+    assert_eq!((first.asked().len(), second.asked().len()), (0, 1));
+}
+
+#[tokio::test]
 async fn when_it_is_unclear_who_lied_one_alone_is_asked() {
     let blob = blob(8);
     let (upstream, script) = (Registry::start(&blob).await, Script::default());
