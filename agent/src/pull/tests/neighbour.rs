@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use tokio::sync::{mpsc, watch};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use crate::cluster::chain::Parting;
 use crate::image::{Access, MediaType, NodeId};
@@ -119,10 +119,15 @@ pub(super) fn peer_at(number: u8, pull: &Pull, wanted: &Wanted, access: Access) 
     Peer::scripted(node(number), move |from, to| {
         let (pull, wanted) = (pull.clone(), wanted.clone());
         async move {
-            let opened = pull.share(&wanted.digest, &wanted.place.registry, access, from, to).await;
-            let unreachable =
-                |e: crate::pull::NotShared| PeerError::Unreachable { node: node(number), why: e.to_string() };
-            let mut shared = opened.map_err(unreachable)?;
+            let begins_by = Instant::now() + Duration::from_secs(5);
+            let mut shared = loop {
+                match pull.share(&wanted.digest, &wanted.place.registry, access, from, to).await {
+                    Ok(shared) => break shared,
+                    // It has yet to begin there.
+                    Err(_) if Instant::now() < begins_by => sleep(Duration::from_millis(5)).await,
+                    Err(e) => return Err(PeerError::Unreachable { node: node(number), why: e.to_string() }),
+                }
+            };
             let head = shared.head().clone();
             let (sender, frames) = mpsc::channel(4);
             let (says, parted) = watch::channel(Parted::Unknown);
