@@ -309,17 +309,13 @@ impl Follow {
     }
 
     /// A peer's beat.
-    pub fn beat(&mut self, now: Duration, opening: u64, mut beat: Beat) {
-        let (frontier, rate, me, ticket) = (self.frontier, self.meter.rate(now), self.me, self.ticket);
+    pub fn beat(&mut self, now: Duration, opening: u64, beat: Beat) {
+        let (frontier, rate, me) = (self.frontier, self.meter.rate(now), self.me);
         let may_move =
             now >= self.stays_until && self.moved.is_none_or(|moved| now.saturating_sub(moved) >= MOVES_EVERY);
         let Some(reading) = self.reading(opening) else { return };
         reading.heard = now;
-        let own = beat.path.iter().position(|hop| hop.node == me);
-        let is_circle = own.is_some_and(|at| ticket.is_some() && beat.path[at].ticket == ticket);
-        // Under another ticket, it is a place that this node has left a moment ago: news of that come down the chain beat
-        // by beat.
-        beat.path.truncate(own.unwrap_or(usize::MAX));
+        let is_circle = beat.path.iter().any(|hop| hop.node == me);
         let parent = reading.opening.node;
         let (comes_nearer, better) = reading.beat(now, beat, frontier, rate);
         if is_circle {
