@@ -11,6 +11,7 @@ use http::{HeaderMap, HeaderValue, Response, header};
 use http_body::Frame;
 use larder_proto::peers::{ReadReply, read_reply};
 use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TryRecvError;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
@@ -70,23 +71,25 @@ impl http_body::Body for Replies {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         loop {
-            match self.waiting.poll_recv(context) {
-                Poll::Ready(Some(bytes)) => return Poll::Ready(Some(Ok(Frame::data(bytes)))),
+            // Not by polling, which pauses now and then for others' sake while something is there: whatever comes comes from
+            // the sender, which is polled right here.
+            match self.waiting.try_recv() {
+                Ok(bytes) => return Poll::Ready(Some(Ok(Frame::data(bytes)))),
+                Err(TryRecvError::Empty) => {}
                 // It is gone, and all that it said has been taken.
-                Poll::Ready(None) if self.ended => return Poll::Ready(None),
-                Poll::Ready(None) => {
+                Err(TryRecvError::Disconnected) if self.ended => return Poll::Ready(None),
+                Err(TryRecvError::Disconnected) => {
                     self.ended = true;
                     let mut trailers = HeaderMap::new();
                     trailers.insert("grpc-status", HeaderValue::from_static("0"));
                     return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
                 }
-                Poll::Pending => {}
             }
             let Some(sender) = &mut self.sender else { return Poll::Pending };
             match sender.as_mut().poll(context) {
                 Poll::Ready(()) => self.sender = None,
-                // It may have said something on the way, and waits for room: then there is something to take.
                 Poll::Pending if self.waiting.is_empty() => return Poll::Pending,
+                // It has said something on the way.
                 Poll::Pending => {}
             }
         }

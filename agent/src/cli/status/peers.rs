@@ -126,7 +126,7 @@ mod tests {
             "node        {} at 10.0.0.1:7441, zone a\n\
              directory   3 blobs announced, 4 of others known here\n\
              members     000000000000 10.0.0.2:7441, owns 64 of 128\n\
-             reading     docker.io {digest}: reads from 000000000000, 1 MiB here of 2 MiB, ticket 7, \
+             reading     docker.io {digest}: reads from 000000000000, 1.0 MiB here of 2.0 MiB, ticket 7, \
              owner 000000000000, pull abc\n",
             node(1)
         );

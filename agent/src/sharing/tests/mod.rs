@@ -6,3 +6,4 @@ mod chains;
 mod faults;
 mod node;
 mod tags;
+mod throughput;
