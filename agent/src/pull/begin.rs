@@ -55,8 +55,8 @@ impl Driver {
     ) -> Result<Begun, PullError> {
         // What the upstreams said, when they were asked in vain.
         let mut said = None;
-        // A peer that failed, as long as the turn may still name it.
-        let mut useless = None;
+        // A peer that failed, in a turn that may still stand.
+        let mut useless: Option<Peer> = None;
         loop {
             if self.pull.heed(follow, &self.transfer.wanted.digest) {
                 self.sources.order();
@@ -87,11 +87,10 @@ impl Driver {
                     Ok(begun) => return Ok(begun),
                     Err(error) => said = Some(error),
                 },
-                Turn::Peer(peer) if useless != Some(peer.node()) => {
-                    let node = peer.node();
+                Turn::Peer(peer) if useless.as_ref() != Some(&peer) => {
                     let begun = tokio::select! {
                         begun = self.begin_at(&peer, &mut leftover) => begun,
-                        () = until(follow, |turn| !matches!(turn, Turn::Peer(peer) if peer.node() == node)) => continue,
+                        () = until(follow, |turn| !matches!(turn, Turn::Peer(named) if *named == peer)) => continue,
                     };
                     match begun {
                         Ok(begun) => return Ok(begun),
@@ -99,18 +98,17 @@ impl Driver {
                         Err(PeerFault::Unconfirmed(_)) => *follow = Follow::alone(),
                         Err(fault) => {
                             tracing::debug!(
-                                pull = %self.transfer.trace, digest = %self.transfer.wanted.digest, peer = %node,
-                                error = %fault, "a peer is no beginning"
+                                pull = %self.transfer.trace, digest = %self.transfer.wanted.digest,
+                                peer = %peer.node(), error = %fault, "a peer is no beginning"
                             );
-                            useless = Some(node);
-                            follow.failed(&Failed::Peer(node));
+                            if matches!(follow.turn(), Turn::Peer(named) if named == peer) {
+                                follow.failed(&Failed::Peer(peer.node()));
+                            }
+                            useless = Some(peer);
                         }
                     }
                 }
-                Turn::Wait | Turn::Peer(_) => {
-                    follow.changed().await;
-                    useless = None;
-                }
+                Turn::Wait | Turn::Peer(_) => follow.changed().await,
             }
         }
     }

@@ -9,7 +9,7 @@ use crate::peers::Parted;
 /// Streams that are kept: more than one transfer reads from in its last seconds.
 const MOST: usize = 8;
 /// How long peers may take to say what they know of the whole; a little more than they wait themselves.
-const SAID_WITHIN: Duration = Duration::from_millis(1500);
+const SAID_WITHIN: Duration = Duration::from_millis(2500);
 
 /// Streams of peers that brought all that was asked of them. What a peer knows of the whole it says at a stream's end,
 /// which matters only when the digest doesn't hold here.

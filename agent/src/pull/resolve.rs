@@ -142,10 +142,12 @@ impl Inner {
                 self.compare(&upstream, place, grant, tag, answer.digest);
                 return Ok(answer);
             }
-            Err(said) => said,
+            Err(said) => {
+                // Who waits for this answer may have other upstreams to ask.
+                let _passed_on = lease;
+                said
+            }
         };
-        // Who waits for this answer may have others to ask, or other credentials.
-        drop(lease);
         let is_deleted = self.origin_said(place, &said).is_some_and(|e| *e.kind() == ErrorKind::NotFound);
         // "Not there" from a mirror is no word on what the registry, which is silent, has.
         let is_open = match is_deleted {

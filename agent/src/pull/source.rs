@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::time::timeout;
 
 use super::direct::{Frames, Opened};
 use super::received::By;
@@ -13,9 +12,6 @@ use super::{Inner, PullError};
 use crate::image::NodeId;
 use crate::peers::{Peer, PeerError, PeerStream};
 use crate::upstream::{Part, Upstream, UpstreamError};
-
-/// How long a peer may take to say that it has it.
-const PEER_ANSWERS_WITHIN: Duration = Duration::from_secs(2);
 
 /// Where bytes can be read from.
 #[derive(Debug, Clone)]
@@ -48,7 +44,7 @@ pub(super) enum Pieces {
 #[derive(Debug)]
 pub(super) enum Fault {
     Upstream(Arc<Upstream>, UpstreamError),
-    Peer(NodeId, PeerFault),
+    Peer(PeerFault),
 }
 
 /// Why a peer is no use.
@@ -56,8 +52,6 @@ pub(super) enum Fault {
 pub(super) enum PeerFault {
     #[error(transparent)]
     Peer(#[from] PeerError),
-    #[error("gives no answer within {PEER_ANSWERS_WITHIN:?}")]
-    Late,
     #[error("ended its answer after {0} bytes, short of the blob")]
     Cut(u64),
     #[error("takes longer than {0:?} for a small blob")]
@@ -73,11 +67,11 @@ pub(super) enum PeerFault {
 }
 
 impl Source {
-    /// Whether both are the same one.
+    /// Whether both are the same one; of peers, as the same turn names it.
     pub(super) fn is(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Upstream(one), Self::Upstream(other)) => Arc::ptr_eq(one, other),
-            (Self::Peer(one), Self::Peer(other)) => one.node() == other.node(),
+            (Self::Peer(one), Self::Peer(other)) => one == other,
             _ => false,
         }
     }
@@ -97,9 +91,7 @@ impl Pieces {
             Self::Upstream(frames) => {
                 frames.frame().await.map_err(|error| Fault::Upstream(Arc::clone(frames.upstream()), error))
             }
-            Self::Peer(AtPeer { node, stream, .. }) => {
-                stream.frame().await.map_err(|error| Fault::Peer(*node, error.into()))
-            }
+            Self::Peer(AtPeer { stream, .. }) => stream.frame().await.map_err(|error| Fault::Peer(error.into())),
         }
     }
 
@@ -107,7 +99,7 @@ impl Pieces {
     pub(super) fn cut(&self, at: u64) -> Fault {
         match self {
             Self::Upstream(frames) => Fault::Upstream(Arc::clone(frames.upstream()), frames.cut(at)),
-            Self::Peer(AtPeer { node, .. }) => Fault::Peer(*node, PeerFault::Cut(at)),
+            Self::Peer(_) => Fault::Peer(PeerFault::Cut(at)),
         }
     }
 
@@ -115,21 +107,21 @@ impl Pieces {
     pub(super) fn too_long(&self) -> Fault {
         match self {
             Self::Upstream(frames) => Fault::Upstream(Arc::clone(frames.upstream()), frames.too_long()),
-            Self::Peer(AtPeer { node, .. }) => Fault::Peer(*node, PeerFault::TooLong),
+            Self::Peer(_) => Fault::Peer(PeerFault::TooLong),
         }
     }
 }
 
 impl Inner {
-    /// Opens a blob at a peer, if what it has may be used for whom the transfer is.
+    /// Opens a blob at a peer, if what it has may be used for whom the transfer is. A peer that waits for its own source
+    /// lets wait: who does so keeps an eye on the turn.
     pub(super) async fn open_at(
         self: &Arc<Self>,
         peer: &Peer,
         transfer: &Transfer,
         part: Part,
     ) -> Result<AtPeer, PeerFault> {
-        let opened = timeout(PEER_ANSWERS_WITHIN, peer.open(part.from, part.to)).await;
-        let stream = opened.map_err(|_| PeerFault::Late)??;
+        let stream = peer.open(part.from, part.to).await?;
         self.may_use(transfer, stream.head()).await?;
         Ok(AtPeer { node: peer.node(), stream: Box::new(stream), to: part.to })
     }

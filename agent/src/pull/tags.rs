@@ -76,7 +76,7 @@ impl Inner {
                 tracing::debug!(image = %place, %tag, digest = %answer.digest, %error, "the newest answer is no use");
             }
             Err(_) => {
-                tracing::debug!(image = %place, %tag, digest = %answer.digest, "the newest answer comes too late")
+                tracing::debug!(image = %place, %tag, digest = %answer.digest, "the newest answer comes too late");
             }
         }
     }

@@ -63,7 +63,7 @@ impl Worker {
         let source = Source::Peer(peer.clone());
         let step = async move {
             let opened = pull.open_at(&peer, &transfer, part).await;
-            Step::Opened(opened.map(Answer::Peer).map_err(|fault| Fault::Peer(peer.node(), fault)))
+            Step::Opened(opened.map(Answer::Peer).map_err(Fault::Peer))
         };
         Self::new(source, claim, Box::pin(step))
     }

@@ -1,6 +1,5 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::ops::Bound;
 
 use crate::image::{NodeId, Zone};
 
@@ -84,14 +83,9 @@ impl Known {
         self.nodes.values().filter(|person| person.up).map(Person::member)
     }
 
-    /// The settled ones after `first`, up to `last`; around the end of the numbers if `last` isn't higher.
-    pub(super) fn settled_between(&self, first: NodeId, last: NodeId) -> impl Iterator<Item = NodeId> {
-        let (low, high) = match first < last {
-            true => ((Bound::Excluded(first), Bound::Included(last)), None),
-            false => ((Bound::Excluded(first), Bound::Unbounded), Some(..=last)),
-        };
-        let nodes = self.nodes.range(low).chain(high.into_iter().flat_map(|high| self.nodes.range(high)));
-        nodes.filter(|(_, person)| person.settled).map(|(node, _)| *node)
+    /// Those that are up and settled.
+    pub(super) fn settled(&self) -> impl Iterator<Item = NodeId> {
+        self.nodes.iter().filter(|(_, person)| person.settled).map(|(node, _)| *node)
     }
 
     /// It has come up. `None` if it was already.

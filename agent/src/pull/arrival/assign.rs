@@ -96,9 +96,8 @@ impl Arrival<'_> {
             return None;
         }
         let width = self.gauge.width();
-        let is_bounded = upto < self.arriving.ingest.size() && !rangeless;
         // One more than that when a part ends: the answer to the next request takes a moment.
-        let is_ending = is_bounded && self.workers.len() == width && self.ends_soon();
+        let is_ending = !rangeless && self.part_ends_soon();
         if self.workers.len() >= width && !self.workers.is_empty() && self.is_served(self.frontier) && !is_ending {
             return None;
         }
@@ -116,11 +115,16 @@ impl Arrival<'_> {
         self.workers.iter().any(|worker| self.claims.left(worker.claim).contains(&at))
     }
 
-    /// Whether whoever brings what comes next is nearly through.
-    fn ends_soon(&self) -> bool {
-        let soon = self.reached_in(NEXT_IN);
+    /// Whether whoever brings what comes next is nearly through with a part after which the turn has another.
+    pub(super) fn part_ends_soon(&self) -> bool {
+        let Turn::Upstream { upto } = self.turn_is else { return false };
+        if upto == u64::MAX || self.workers.len() != self.gauge.width() {
+            return false;
+        }
+        let (soon, end) = (self.reached_in(NEXT_IN), upto.min(self.arriving.ingest.size()));
         let mut claims = self.workers.iter().map(|worker| self.claims.left(worker.claim));
-        claims.find(|left| left.contains(&self.frontier)).is_some_and(|left| left.end - left.start <= soon)
+        let next = claims.find(|left| left.contains(&self.frontier));
+        next.is_some_and(|left| left.end - left.start <= soon && left.end < end)
     }
 
     /// Every connection that there may be is at work. A reader far ahead has to wait for one of them, and shall not have

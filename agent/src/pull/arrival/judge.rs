@@ -36,7 +36,7 @@ impl Arrival<'_> {
         let reading = Reading { now, bytes: self.gained, left, workers, in_demand, limit };
         let resized = self.gauge.measure(reading);
         // What somebody waits for may have seemed to come soon, and doesn't.
-        resized || workers < before || workers == 0 || !self.transfer.wants.is_empty()
+        resized || workers < before || workers == 0 || !self.transfer.wants.is_empty() || self.part_ends_soon()
     }
 
     /// Dismisses workers whose source is silent or crawls, where another source is likely to do better.

@@ -26,7 +26,7 @@ use super::suspects::Suspects;
 use super::transfer::{Arriving, Transfer};
 use super::worker::{self, Worker};
 use crate::image::NodeId;
-use crate::peers::{Follow, Turn};
+use crate::peers::{Follow, Peer, Turn};
 use crate::store::Ingest;
 
 /// A transfer that nobody reads any more is given up after this time, unless it is far along.
@@ -63,8 +63,8 @@ pub(in crate::pull) struct Arrival<'a> {
     follow: &'a mut Follow,
     /// Whose turn it was when that was last looked at.
     turn_is: Turn,
-    /// A peer that failed, as long as the turn still names it.
-    useless: Option<NodeId>,
+    /// A peer that failed, in a turn that may still stand.
+    useless: Option<Peer>,
     /// A peer that has all of it.
     whole_peer: Option<NodeId>,
     /// Streams of peers that brought all that was asked for, to be asked what they know of the whole.
@@ -188,10 +188,7 @@ impl<'a> Arrival<'a> {
                             break;
                         }
                     }
-                    () = self.follow.changed() => {
-                        self.useless = None;
-                        break;
-                    }
+                    () = self.follow.changed() => break,
                     () = self.transfer.wants.changed() => break,
                     _ = tick.tick() => {
                         let now = Instant::now();

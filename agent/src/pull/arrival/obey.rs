@@ -5,7 +5,6 @@ use std::sync::Arc;
 use futures_util::FutureExt as _;
 
 use super::Arrival;
-use crate::image::NodeId;
 use crate::peers::{Failed, Follow, Peer, Turn};
 use crate::pull::claims::ClaimId;
 use crate::pull::source::{PeerFault, Source};
@@ -45,11 +44,7 @@ impl Arrival<'_> {
 
     /// Whether the turn may have changed, for a loop that always has something else to do.
     pub(super) fn is_told_otherwise(&mut self) -> bool {
-        let changed = self.follow.changed().now_or_never().is_some();
-        if changed {
-            self.useless = None;
-        }
-        changed
+        self.follow.changed().now_or_never().is_some()
     }
 
     /// What the cluster knows of upstreams that broke this digest for others.
@@ -71,15 +66,16 @@ impl Arrival<'_> {
     /// Reads from a peer: what comes next by one worker, and what readers far ahead wait for if all of it is there.
     pub(super) fn read_from(&mut self, peer: &Peer) {
         let source = Source::Peer(peer.clone());
-        if self.useless == Some(peer.node()) || !self.suspects.admits(&source) {
+        if self.useless.as_ref() == Some(peer) || !self.suspects.admits(&source) {
             return;
         }
         if self.whole_peer == Some(peer.node()) {
             let is_ahead = |worker: &&Worker| worker.is_out_of_turn && worker.source.is(&source);
+            let aside = peer.clone().aside();
             while self.workers.iter().filter(is_ahead).count() < AHEAD_AT_PEER
                 && let Some(claim) = self.claim_wanted()
             {
-                self.employ_peer(peer, claim, true);
+                self.employ_peer(&aside, claim, true);
             }
         }
         if self.workers.iter().all(|worker| worker.is_out_of_turn) {
@@ -105,7 +101,8 @@ impl Arrival<'_> {
     }
 
     /// A peer is no use.
-    pub(super) fn peer_failed(&mut self, node: NodeId, fault: &PeerFault, was_out_of_turn: bool) {
+    pub(super) fn peer_failed(&mut self, peer: Peer, fault: &PeerFault, was_out_of_turn: bool) {
+        let node = peer.node();
         tracing::debug!(
             pull = %self.transfer.trace, digest = %self.transfer.wanted.digest, peer = %node, error = %fault,
             at = self.frontier, "a peer failed"
@@ -117,8 +114,8 @@ impl Arrival<'_> {
             return;
         }
         // What reads ahead goes on elsewhere; and a turn that has changed since is not the one that failed.
-        if !was_out_of_turn && matches!(self.follow.turn(), Turn::Peer(peer) if peer.node() == node) {
-            self.useless = Some(node);
+        if !was_out_of_turn && matches!(self.follow.turn(), Turn::Peer(named) if named == peer) {
+            self.useless = Some(peer);
             self.follow.failed(&Failed::Peer(node));
         }
     }

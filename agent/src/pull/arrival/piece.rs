@@ -54,7 +54,11 @@ impl Arrival<'_> {
                     self.sources.stay_with(&upstream);
                 }
             }
-            Fault::Peer(node, fault) => self.peer_failed(node, &fault, worker.is_out_of_turn),
+            Fault::Peer(fault) => {
+                if let Source::Peer(peer) = worker.source {
+                    self.peer_failed(peer, &fault, worker.is_out_of_turn);
+                }
+            }
         }
     }
 
@@ -96,7 +100,7 @@ impl Arrival<'_> {
     fn opened_at_peer(&mut self, now: Instant, index: usize, answer: AtPeer) -> bool {
         let (node, head, size) = (answer.node, answer.stream.head(), self.arriving.ingest.size());
         if head.size != size {
-            self.failed(index, Fault::Peer(node, PeerFault::Length { says: head.size, size }));
+            self.failed(index, Fault::Peer(PeerFault::Length { says: head.size, size }));
             return false;
         }
         if head.whole {
