@@ -5,6 +5,7 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 use super::Upstream;
+use crate::Namespace;
 
 /// What differs from the defaults. Ports, sockets and folders are set by the fixture, unless they are set here.
 #[derive(Debug, Clone, Default)]
@@ -14,6 +15,8 @@ pub struct AgentConfig {
     registries: Vec<(String, Vec<Upstream>)>,
     /// Variables of its environment.
     pub environment: Vec<(String, String)>,
+    /// Where it runs, if not where the test does.
+    pub namespace: Option<Namespace>,
 }
 
 impl AgentConfig {
