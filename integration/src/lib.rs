@@ -36,7 +36,7 @@ mod tools;
 mod wait;
 
 pub use agent::{Agent, AgentConfig, Metrics, Upstream};
-pub use cluster::{Authority, Cluster, ClusterBuilder, Fetched, Files, Member, NameServer, PEERS_PORT};
+pub use cluster::{Authority, Cluster, ClusterBuilder, Files, Member, NameServer, PEERS_PORT};
 pub use containerd::{Containerd, ContainerdConfig, Login};
 pub use failover::{Failover, Ill, Outcome, Place, Summary, Trial};
 pub use fault::{Challenge, Cut, Face, Fault, FaultRegistry, Request, Transport, When};
@@ -50,7 +50,7 @@ pub use node::{Node, NodeBuilder};
 pub use port::free_port;
 pub use process::{Process, show_logs};
 pub use proxy::Proxy;
-pub use puller::Puller;
+pub use puller::{Fetched, Puller};
 pub use registry::Registry;
 pub use tools::{Release, require_root, tool};
 pub use wait::until;

@@ -4,14 +4,14 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use http::StatusCode;
 
-use super::fetch::{Fetched, fetch};
+use super::Files;
+use super::knock::knock;
 use crate::{
-    Agent, AgentConfig, Containerd, ContainerdConfig, Host, Login, Namespace, Puller, Rate, Release, node, until,
+    Agent, AgentConfig, Containerd, ContainerdConfig, Fetched, Host, Login, Namespace, Puller, Rate, Release, node,
+    until,
 };
-
-/// A pull that takes longer hangs.
-const PULL: Duration = Duration::from_secs(100);
 
 /// An agent on a machine of its own, and a containerd where the cluster has such. Its parts are public: tests stop them.
 #[derive(Debug)]
@@ -59,7 +59,7 @@ impl Member {
         Ok(Self { host, agent, containerd, hosts_dir })
     }
 
-    /// Pulls `registry/repository:tag` as containerd does, or through it where there is one.
+    /// Pulls `registry/repository:tag` as containerd does.
     pub async fn pull(&self, image: &str) -> Result<Fetched> {
         self.pull_by(image, None).await
     }
@@ -75,9 +75,12 @@ impl Member {
             Some(parts) => parts,
             None => rest.rsplit_once(':').context("an image without a tag")?,
         };
-        let puller = Puller::new(&self.agent, registry, login.cloned());
-        let pull = tokio::time::timeout(PULL, fetch(&puller, repository, reference));
-        pull.await.with_context(|| format!("no pull within {PULL:?}"))?
+        Puller::new(&self.agent, registry, login.cloned()).fetch(repository, reference).await
+    }
+
+    /// Who asks its mirror for one registry's content, without credentials.
+    pub fn puller(&self, registry: &str) -> Puller {
+        Puller::new(&self.agent, registry, None)
     }
 
     /// Fetches an image's content into its containerd by `ctr content fetch`; the seconds that it took.
@@ -94,6 +97,11 @@ impl Member {
         let metrics = self.agent.metrics().await?;
         let count = |name| metrics.sum(name, &[]) as usize;
         Ok((count("larder_peer_members"), count("larder_peer_ring_members")))
+    }
+
+    /// Asks it from another machine, over TLS with this certificate or without, whether it serves; the status.
+    pub async fn knock(&self, from: &Host, files: Option<&Files>) -> Result<StatusCode> {
+        knock(from, (self.host.address(), super::PEERS_PORT).into(), files).await
     }
 
     /// Cuts its link; nobody is told.

@@ -5,7 +5,7 @@
 
 mod authority;
 mod dns;
-mod fetch;
+mod knock;
 mod member;
 
 use std::sync::Arc;
@@ -16,10 +16,9 @@ use futures_util::future::{join_all, try_join_all};
 
 pub use authority::{Authority, Files};
 pub use dns::NameServer;
-pub use fetch::Fetched;
 pub use member::Member;
 
-use crate::{AgentConfig, Folder, Host, Image, Network, Rate, Release, until};
+use crate::{AgentConfig, Fetched, Folder, Host, Image, Network, Rate, Release, until};
 
 /// Where agents listen for each other.
 pub const PEERS_PORT: u16 = 7441;

@@ -213,6 +213,17 @@ impl FaultRegistry {
         state.log.iter().filter(|request| request.target.contains(path)).map(|request| request.sent).sum()
     }
 
+    /// How many bytes of manifests and blobs were sent so far, for each byte that the image has: copies that left.
+    pub fn copies(&self, image: &Image) -> f64 {
+        let state = self.shared.state();
+        let gets = state.log.iter().filter(|request| request.method == "GET" && request.status / 100 == 2);
+        let of_image = gets.filter(|request| {
+            let mut blobs = image.manifests().iter().chain(image.blobs());
+            blobs.any(|blob| request.target.contains(&blob.digest))
+        });
+        of_image.map(|request| request.sent).sum::<u64>() as f64 / image.size() as f64
+    }
+
     /// How many bytes of a blob were sent more than once, counted each time.
     pub fn sent_again(&self, blob: &Blob) -> u64 {
         let state = self.shared.state();

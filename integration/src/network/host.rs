@@ -94,6 +94,18 @@ impl Host {
         self.hub.batch("ip", &format!("link set {} up\n", self.port))
     }
 
+    /// From now on, nothing that it sends arrives at the other one.
+    pub fn shun(&self, other: &Self) -> Result<()> {
+        // A hardware address that nobody has.
+        let nobody = "lladdr 02:00:00:00:00:01 dev eth0 nud permanent";
+        self.namespace.batch("ip", &format!("neigh replace {} {nobody}\n", other.address))
+    }
+
+    /// Ends [`Host::shun`].
+    pub fn heed(&self, other: &Self) -> Result<()> {
+        self.namespace.batch("ip", &format!("neigh delete {} dev eth0\n", other.address))
+    }
+
     /// Bytes that it has sent and received so far, with the heads of their frames.
     pub fn traffic(&self) -> Result<(u64, u64)> {
         let counters = self.namespace.inside(|| std::fs::read_to_string("/proc/thread-self/net/dev"))?;

@@ -6,6 +6,7 @@
 
 mod host;
 mod namespace;
+mod overhear;
 
 use std::path::Path;
 use std::sync::atomic::{AtomicU16, Ordering};

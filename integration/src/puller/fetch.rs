@@ -42,8 +42,10 @@ pub(super) async fn fetch(puller: &Puller, repository: &str, reference: &str) ->
         bytes += manifest.1;
     }
     let layers = manifest.0["layers"].as_array().context("a manifest without layers")?;
-    let blobs = std::iter::once(&manifest.0["config"]).chain(layers).map(|entry| entry["digest"].as_str());
-    let blobs: Vec<&str> = blobs.collect::<Option<_>>().context("an entry without a digest")?;
+    let blobs =
+        std::iter::once(&manifest.0["config"]).chain(layers).map(|entry| entry["digest"].as_str().map(str::to_owned));
+    // Owned: the compiler can't see that borrowed ones may go to another thread.
+    let blobs: Vec<String> = blobs.collect::<Option<_>>().context("an entry without a digest")?;
     let lengths = stream::iter(blobs).map(|digest| blob(puller, repository, digest)).buffer_unordered(AT_ONCE);
     bytes += lengths.try_fold(0, |sum, length| async move { Ok(sum + length) }).await?;
     Ok(Fetched { root, bytes, took: begun.elapsed(), resolved })
@@ -56,7 +58,7 @@ async fn json(puller: &Puller, repository: &str, digest: &str) -> Result<(Value,
 }
 
 /// The length of a blob that is right.
-async fn blob(puller: &Puller, repository: &str, digest: &str) -> Result<u64> {
+async fn blob(puller: &Puller, repository: &str, digest: String) -> Result<u64> {
     let what = format!("blobs/{digest}");
     let (mut body, mut in_vain) = (BytesMut::new(), 0);
     loop {

@@ -1,0 +1,86 @@
+//! Who doesn't belong to the cluster gets nothing, and is counted.
+
+use std::time::Duration;
+
+use anyhow::ensure;
+use larder_integration::{Authority, Cluster, Folder, Image, PEERS_PORT, until};
+
+use super::{NAME, Stage};
+use crate::support::run;
+
+/// An agent of another authority knows the address, and that is all it ever knows.
+#[test]
+fn another_authority_is_believed_by_nobody() {
+    run(async {
+        let image = Image::one_layer(1, 3);
+        let stage = Stage::with(&image, None)?;
+        let cluster = stage.nodes(3, None)?.start().await?;
+        cluster.member(0).pull(NAME).await?;
+        let seeds: Vec<String> =
+            cluster.members().iter().map(|member| format!("{}:{PEERS_PORT}", member.host.address())).collect();
+        let seeds: Vec<&str> = seeds.iter().map(String::as_str).collect();
+        // A cluster of one, with an authority of its own.
+        let stranger = stage.nodes(1, None)?.seeds(&seeds).launch().await?;
+        until("its datagrams are counted", Duration::from_secs(10), async || {
+            (cluster.sum("larder_peer_datagrams_refused_total", &[]).await > 0.0).then_some(())
+        })
+        .await?;
+        stage.registry.clear_log();
+        stranger.member(0).pull(NAME).await?;
+        stage.ensure_copies(&image, 1.0)?;
+        ensure!(stage.registry.copies(&image) == 1.0, "a stranger was given content");
+        ensure!(stranger.member(0).sees().await?.0 <= 1);
+        for member in cluster.members() {
+            ensure!(member.sees().await?.0 == 3, "a stranger was taken for a member");
+        }
+        Ok(())
+    });
+}
+
+/// TLS without a certificate, with one of a stranger, with one that expired: refused before a request is read.
+#[test]
+fn connections_take_a_certificate_that_holds() {
+    run(async {
+        let stage = Stage::with(&Image::tiny(2), None)?;
+        let cluster = stage.nodes(2, None)?.start().await?;
+        let folder = Folder::new()?;
+        let (ours, theirs) = (cluster.authority(), Authority::new()?);
+        let outside = stage.network.host(None)?;
+        let refused = async || cluster.sum("larder_peer_connections_refused_total", &[]).await;
+        let cases = [
+            ("none", None),
+            ("a stranger's", Some(theirs.issue(&folder.path().join("theirs"), &["larder"], false)?)),
+            ("an expired one", Some(ours.issue(&folder.path().join("expired"), &["larder"], true)?)),
+        ];
+        for (what, files) in cases {
+            let before = refused().await;
+            let answer = cluster.member(0).knock(&outside, files.as_ref()).await;
+            ensure!(answer.is_err(), "with {what} an answer came: {answer:?}");
+            until(&format!("{what} is counted"), Duration::from_secs(5), async || {
+                (refused().await > before).then_some(())
+            })
+            .await?;
+        }
+        Ok(())
+    });
+}
+
+/// What was overheard and is sent again is dropped.
+#[test]
+fn replayed_datagrams_are_dropped() {
+    run(async {
+        let stage = Stage::with(&Image::tiny(3), None)?;
+        let cluster: Cluster = stage.nodes(2, None)?.start().await?;
+        let (one, other) = (&cluster.member(0).host, &cluster.member(1).host);
+        let before = cluster.sum("larder_peer_datagrams_refused_total", &["why=\"replayed\""]).await;
+        let overheard = one.overhear(PEERS_PORT, 3).await?;
+        for datagram in &overheard {
+            other.send_datagram((one.address(), PEERS_PORT).into(), datagram)?;
+        }
+        until("replays are counted", Duration::from_secs(5), async || {
+            let now = cluster.sum("larder_peer_datagrams_refused_total", &["why=\"replayed\""]).await;
+            (now >= before + 3.0).then_some(())
+        })
+        .await
+    });
+}
