@@ -9,6 +9,7 @@
 
 pub mod admin;
 pub mod cli;
+pub mod cluster;
 pub mod config;
 pub mod containerd;
 pub mod image;
@@ -18,3 +19,4 @@ pub mod peers;
 pub mod pull;
 pub mod store;
 pub mod upstream;
+pub mod wire;

@@ -104,6 +104,7 @@ impl Config {
                 "listen in [mirror] needs a port that stays, not 0: hosts.toml names it".to_owned(),
             ));
         }
+        self.peers.check()?;
         let paths = [
             ("dir", &self.cache.dir),
             ("socket", &self.containerd.socket),
@@ -209,6 +210,9 @@ mod tests {
         assert!(config.cache.max_bytes.is_some() && config.containerd.templates.is_some());
         assert!(config.credentials.helpers_dir.is_some() && config.credentials.kubelet_bin_dir.is_some());
         assert_eq!(config.registries[0].upstreams.len(), 2);
+        let peers = &config.peers;
+        assert!(peers.is_on() && peers.advertised().is_some() && peers.dns_server().is_some());
+        assert!(peers.max_upload.is_some() && peers.max_download_per_peer.is_some());
     }
 
     #[test]
@@ -223,6 +227,8 @@ mod tests {
             ("[[registry]]\nname = \"a.b\"\n[[registry.upstream]]\nurl = \"http://h\"", &["line 4", "insecure = true"]),
             ("[[registry]]\nname = \"a.b\"\n[[registry]]\nname = \"a.b\"", &["line 4", "second time"]),
             ("[containerd]\nregistries = [\"*\"]", &["line 2", "_default"]),
+            ("[peers]\n\nseeds = [\"a.b:1\"]", &["line 3", "seeds", "dns:NAME"]),
+            ("[peers]\nzone = \"a\"\nca = \"/etc/larder/ca.pem\"", &["line 3", "ca", "larder certs"]),
             ("[credentials]\ndocker_config = [\"config.json\"]", &["line 2", "docker_config", "absolute"]),
         ] {
             let error = load(text, &[]).unwrap_err();
@@ -241,6 +247,9 @@ mod tests {
                 ("LARDER__MIRROR__TLS", "false"),
                 ("LARDER__CACHE__MAX_BYTES", "1GiB"),
                 ("LARDER__REGISTRY", "[{name=\"docker.io\", upstream=[{url=\"https://m.corp\"}]}]"),
+                ("LARDER__PEERS__ZONE", "eu-1a"),
+                ("LARDER__PEERS__SEEDS", "dns:larder-peers:7441"),
+                ("LARDER__PEERS__MAX_UPLOAD", "100MiB"),
                 ("LARDER_PORT", "tcp://10.0.0.1:80"),
             ],
         )
@@ -249,6 +258,9 @@ mod tests {
         assert!(!config.mirror.tls);
         assert_eq!(config.cache.max_bytes.unwrap().0, 1 << 30);
         assert_eq!(config.registries.len(), 1);
+        assert_eq!(config.peers.zone.as_str(), "eu-1a");
+        assert_eq!(config.peers.seeds.len(), 1);
+        assert_eq!(config.peers.max_upload.unwrap().0, 100 << 20);
         let error = load("", &[("LARDER__MIRROR__TSL", "false")]).unwrap_err();
         assert!(error.contains("LARDER__MIRROR__TSL") && error.contains("tls"), "{error}");
     }

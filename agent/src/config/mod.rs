@@ -4,12 +4,14 @@
 //! line and the key. Every key can also be set by environment: `LARDER__MIRROR__LISTEN` is `listen` in `[mirror]`.
 
 mod load;
+mod peers;
 mod proxy;
 mod sections;
 mod units;
 mod upstream;
 
 pub use load::{ConfigError, DEFAULT_FILE, commented_default};
+pub use peers::{Peers, Seed};
 pub use proxy::ProxyUrl;
 pub use sections::{
     Admin, Cache, Config, Containerd, Credentials, HostsTarget, Log, LogFormat, Metrics, Mirror, OnDeleted, Private,

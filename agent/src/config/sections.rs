@@ -3,6 +3,7 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
+use super::peers::Peers;
 use super::units::{Bytes, Percent, Span};
 use super::upstream::{RegistryConfig, UpstreamConfig};
 use crate::image::Registry;
@@ -24,6 +25,8 @@ pub struct Config {
     /// `[[registry]]`: upstreams in the place of, or before, a registry's own address.
     #[serde(rename = "registry")]
     pub registries: Vec<RegistryConfig>,
+    /// `[peers]`: the other nodes.
+    pub peers: Peers,
     /// `[credentials]`: the agent's own, for what it asks of registries without a caller.
     pub credentials: Credentials,
     /// `[admin]`: the command line's socket.

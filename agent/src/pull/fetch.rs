@@ -141,7 +141,8 @@ impl Inner {
     /// hasn't said so.
     pub(super) fn follow(self: &Arc<Self>, wanted: &Wanted, start: u64) -> Result<Following, Following> {
         let following = self.transfers.follow(wanted.digest, || {
-            let transfer = Arc::new(Transfer::new(wanted.clone(), start));
+            let trace = self.journal.trace(&wanted.place);
+            let transfer = Arc::new(Transfer::new(wanted.clone(), start, trace));
             self.lanes.spawn(&self.tasks, drive(Arc::clone(self), Arc::clone(&transfer)));
             transfer
         });

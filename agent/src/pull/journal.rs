@@ -6,6 +6,8 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::Place;
+use super::received::ORIGINS;
+use crate::peers::Trace;
 
 /// A pull is over when nothing was asked of its repository for so long.
 const QUIET: Duration = Duration::from_secs(3);
@@ -26,12 +28,14 @@ struct Shared {
 
 #[derive(Debug, Clone)]
 struct Entry {
+    trace: Trace,
     first: Instant,
     last: Instant,
     reference: Option<String>,
     blobs: u64,
     cut_short: u64,
     bytes: [u64; SOURCES.len()],
+    received: [u64; ORIGINS.len()],
 }
 
 /// Where bytes come from, as logs and metrics name it.
@@ -54,6 +58,22 @@ impl Journal {
         });
     }
 
+    /// A transfer that was begun for it ended.
+    pub(super) fn received(&self, place: &Place, bytes: [u64; ORIGINS.len()]) {
+        self.enter(place, |entry| {
+            for (sum, bytes) in entry.received.iter_mut().zip(bytes) {
+                *sum += bytes;
+            }
+        });
+    }
+
+    /// What tells the pull that is under way of a place from all others.
+    pub(super) fn trace(&self, place: &Place) -> Trace {
+        let mut trace = None;
+        self.enter(place, |entry| trace = Some(entry.trace.clone()));
+        trace.unwrap_or_default()
+    }
+
     fn enter(&self, place: &Place, change: impl FnOnce(&mut Entry)) {
         let mut pulls = self.0.pulls.lock().unwrap_or_else(PoisonError::into_inner);
         if pulls.len() >= BOUND && !pulls.contains_key(place) {
@@ -62,7 +82,7 @@ impl Journal {
         let now = Instant::now();
         let entry = pulls.entry(place.clone()).or_insert_with(|| {
             self.0.begun.notify_one();
-            Entry { first: now, last: now, reference: None, blobs: 0, cut_short: 0, bytes: Default::default() }
+            Entry::new(now)
         });
         entry.last = now;
         change(entry);
@@ -101,8 +121,14 @@ impl Journal {
 }
 
 impl Entry {
+    fn new(now: Instant) -> Self {
+        let (bytes, received) = Default::default();
+        Self { trace: Trace::new(), first: now, last: now, reference: None, blobs: 0, cut_short: 0, bytes, received }
+    }
+
     fn write(&self, place: &Place) {
         let [store, transfer, upstream] = self.bytes;
+        let [fetched, from_peers] = self.received;
         let image = match &self.reference {
             Some(reference) if reference.contains(':') => format!("{place}@{reference}"),
             Some(reference) => format!("{place}:{reference}"),
@@ -111,27 +137,33 @@ impl Entry {
         let seconds = (self.last - self.first).as_secs_f64();
         if self.cut_short > 0 {
             tracing::warn!(
+                pull = %self.trace,
                 image,
                 blobs = self.blobs,
                 cut_short = self.cut_short,
                 bytes_from_store = store,
                 bytes_from_transfers = transfer,
                 bytes_from_upstream = upstream,
+                fetched_from_upstream = fetched,
+                fetched_from_peers = from_peers,
                 seconds,
                 "a pull in which replies ended short"
             );
         } else if self.blobs > 0 {
             tracing::info!(
+                pull = %self.trace,
                 image,
                 blobs = self.blobs,
                 bytes_from_store = store,
                 bytes_from_transfers = transfer,
                 bytes_from_upstream = upstream,
+                fetched_from_upstream = fetched,
+                fetched_from_peers = from_peers,
                 seconds,
                 "pulled"
             );
         } else {
-            tracing::debug!(image, "looked up");
+            tracing::debug!(pull = %self.trace, image, "looked up");
         }
     }
 }

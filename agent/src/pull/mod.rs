@@ -25,8 +25,10 @@ mod pass;
 mod permit;
 mod place;
 mod reader;
+mod received;
 mod resolve;
 mod rights;
+mod share;
 mod sizes;
 mod sources;
 mod transfer;
@@ -50,10 +52,12 @@ pub use pass::Passed;
 pub use place::{Kind, Place, Wanted};
 pub use reader::{EndedShort, Reader};
 pub use resolve::Resolved;
+pub use share::{Ended, NotShared, Shared};
 pub use transfer::UnderWay;
 
 use crate::config::{Config, OnDeleted};
 use crate::containerd::client::Client;
+use crate::peers::Peers;
 use crate::store::Store;
 use crate::upstream::Upstreams;
 
@@ -91,6 +95,8 @@ struct Inner {
     upstreams: Arc<Upstreams>,
     /// To abort what containerd took in of a blob that turned out wrong.
     containerd: Option<Arc<Client>>,
+    /// The other nodes, where there are any.
+    peers: Option<Peers>,
     transfers: transfer::Transfers,
     tags: flight::Flights<resolve::TagKey, Result<Resolved, PullError>>,
     rights: rights::Rights,
@@ -106,13 +112,14 @@ struct Inner {
 }
 
 impl Pull {
-    /// Puts the rooms together. Background work runs in `tasks` and ends with `stop`.
+    /// Puts the rooms together. Without `peers` there is no cluster, and all comes from upstream. Background work runs in `tasks` and ends with `stop`.
     #[must_use]
     pub fn new(
         config: &Config,
         store: Store,
         upstreams: Arc<Upstreams>,
         containerd: Option<Arc<Client>>,
+        peers: Option<Peers>,
         tasks: TaskTracker,
         stop: CancellationToken,
     ) -> Self {
@@ -137,6 +144,7 @@ impl Pull {
             store,
             upstreams,
             containerd,
+            peers,
             transfers: transfer::Transfers::default(),
             tags: flight::Flights::default(),
             rights: rights::Rights::default(),

@@ -16,7 +16,7 @@ use crate::image::{Digest, Hasher};
 use crate::store::{Blob, BlobReader, CHUNK};
 
 /// A transfer moves, or ends, within its own deadlines; so long beyond them, its reader takes it for dead.
-const GRACE: Duration = Duration::from_secs(10);
+pub(super) const GRACE: Duration = Duration::from_secs(10);
 /// The most that is read again, in bytes, to prove the end of a blob whose beginning can't be read back any more.
 const READ_AGAIN: u64 = 64 << 20;
 /// How long containerd may take to give up what it took in of a wrong blob.

@@ -1,15 +1,17 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use tokio::sync::{Notify, watch};
 
 use super::direct::Opened;
+use super::received::Received;
 use super::wants::{ReaderId, Wants};
 use super::{PullError, Wanted};
 use crate::image::{Digest, MediaType};
+use crate::peers::Trace;
 use crate::store::{Blob, Ingest};
 
 /// One blob arriving on this node, which many read while it is written.
@@ -20,11 +22,19 @@ pub(super) struct Transfer {
     pub(super) wanted: Wanted,
     /// Where whoever asked first begins to read; `u64::MAX` for somewhere at the end.
     pub(super) begun_at: u64,
+    /// The pull for which it began.
+    pub(super) trace: Trace,
     /// What readers far ahead wait for.
     pub(super) wants: Wants,
+    /// What came, and from where.
+    pub(super) received: Received,
+    /// Whether the registry said that who asked first may have it.
+    pub(super) is_confirmed: AtomicBool,
     state: Mutex<State>,
     changed: watch::Sender<()>,
+    /// Peers among them.
     readers: AtomicUsize,
+    peers: AtomicUsize,
     /// Names the next reader.
     next_reader: AtomicU64,
     /// How far the nearest reader has come.
@@ -98,17 +108,24 @@ pub struct UnderWay {
     pub size: Option<u64>,
     /// Replies that read along.
     pub readers: usize,
+    /// Peers that read along.
+    #[serde(default)]
+    pub peers: usize,
 }
 
 impl Transfer {
-    pub(super) fn new(wanted: Wanted, begun_at: u64) -> Self {
+    pub(super) fn new(wanted: Wanted, begun_at: u64, trace: Trace) -> Self {
         Self {
             wanted,
             begun_at,
+            trace,
             wants: Wants::default(),
+            received: Received::default(),
+            is_confirmed: AtomicBool::new(false),
             state: Mutex::new(State::Asking),
             changed: watch::Sender::new(()),
             readers: AtomicUsize::new(0),
+            peers: AtomicUsize::new(0),
             next_reader: AtomicU64::new(0),
             furthest: AtomicU64::new(0),
             left: Notify::new(),
@@ -143,9 +160,9 @@ impl Transfer {
         self.furthest.load(Ordering::Relaxed)
     }
 
-    /// Whether somebody reads along now; not who waits for the whole.
+    /// Whether somebody reads along now, and nobody else than on this node; not who waits for the whole.
     pub(super) fn is_followed(&self) -> bool {
-        self.readers() > 0 && self.furthest() > 0
+        self.readers() > 0 && self.peers.load(Ordering::Relaxed) == 0 && self.furthest() > 0
     }
 
     pub(super) fn readers(&self) -> usize {
@@ -157,13 +174,15 @@ impl Transfer {
 pub(super) struct Following {
     transfer: Arc<Transfer>,
     reader: ReaderId,
+    is_peer: bool,
 }
 
 impl Following {
-    fn new(transfer: Arc<Transfer>) -> Self {
+    fn new(transfer: Arc<Transfer>, is_peer: bool) -> Self {
         transfer.readers.fetch_add(1, Ordering::AcqRel);
+        transfer.peers.fetch_add(usize::from(is_peer), Ordering::Relaxed);
         let reader = transfer.next_reader.fetch_add(1, Ordering::Relaxed);
-        Self { transfer, reader }
+        Self { transfer, reader, is_peer }
     }
 
     /// It has come to `at`.
@@ -194,6 +213,7 @@ impl std::ops::Deref for Following {
 impl Drop for Following {
     fn drop(&mut self) {
         self.wants.withdraw(self.reader);
+        self.peers.fetch_sub(usize::from(self.is_peer), Ordering::Relaxed);
         if self.readers.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.left.notify_one();
         }
@@ -213,7 +233,14 @@ impl Transfers {
             Entry::Vacant(place) => Arc::clone(place.insert(begin())),
         };
         // Counted under the lock: the driver of a transfer without readers takes it off the map under the same lock.
-        Following::new(transfer)
+        Following::new(transfer, false)
+    }
+
+    /// Has a peer follow the transfer of `digest`, if there is one that `suits`.
+    pub(super) fn join(&self, digest: &Digest, suits: impl FnOnce(&Transfer) -> bool) -> Option<Following> {
+        let transfers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let transfer = transfers.get(digest).filter(|transfer| suits(transfer))?;
+        Some(Following::new(Arc::clone(transfer), true))
     }
 
     /// Takes it off: who comes from now on begins a new one.
@@ -241,7 +268,9 @@ impl Transfers {
                 _ => (0, None),
             };
             let image = transfer.wanted.place.to_string();
-            UnderWay { digest: transfer.wanted.digest, image, present, size, readers: transfer.readers() }
+            let peers = transfer.peers.load(Ordering::Relaxed);
+            let readers = transfer.readers().saturating_sub(peers);
+            UnderWay { digest: transfer.wanted.digest, image, present, size, readers, peers }
         };
         transfers.iter().map(row).collect()
     }

@@ -69,6 +69,11 @@ impl Wants {
         self.frontier.store(frontier, Ordering::Relaxed);
     }
 
+    /// Where it stands.
+    pub(super) fn frontier(&self) -> u64 {
+        self.frontier.load(Ordering::Relaxed)
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.count.load(Ordering::Relaxed) == 0
     }

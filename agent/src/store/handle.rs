@@ -13,6 +13,7 @@ use super::boot::{Boot, unix_now};
 use super::bounds::{Bounds, Reason, Usage};
 use super::disk::{Disk, RealDisk};
 use super::errors::{CommitError, IngestError, OpenError};
+use super::events::Events;
 use super::ingest::{Ingest, Origin, Verified};
 use super::locks::held;
 use super::lookup::Found;
@@ -272,6 +273,12 @@ impl Store {
     /// Waits until something was stored or began to arrive since the last time. For one who waits.
     pub async fn grown(&self) {
         self.shelves().grown.notified().await;
+    }
+
+    /// What becomes of blobs from now on. A list that is made afterwards and these events together miss nothing.
+    #[must_use]
+    pub fn events(&self) -> Events {
+        self.shelves().index.events()
     }
 
     /// Whether somebody reads a blob.

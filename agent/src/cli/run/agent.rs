@@ -69,6 +69,7 @@ async fn serve(config: &Config) -> anyhow::Result<ExitCode> {
         store.clone(),
         Arc::clone(&upstreams),
         Some(Arc::clone(&containerd)),
+        None,
         tasks.clone(),
         end.clone(),
     );

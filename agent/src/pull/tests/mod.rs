@@ -62,7 +62,7 @@ impl Node {
         let store = Store::open(Options::from(&config.cache)).unwrap();
         let upstreams = Arc::new(Upstreams::new(&config).unwrap());
         let stop = CancellationToken::new();
-        let pull = Pull::new(&config, store.clone(), upstreams, None, TaskTracker::new(), stop.clone());
+        let pull = Pull::new(&config, store.clone(), upstreams, None, None, TaskTracker::new(), stop.clone());
         let place = Place { registry: "reg.test".parse().unwrap(), repository: "acme/app".parse().unwrap() };
         let wanted = Wanted { place, grant: Grant::Anonymous, digest: Digest::of(blob), kind: Kind::Blob };
         Self { pull, store, wanted, blob: blob.clone(), stop, _dir: dir }

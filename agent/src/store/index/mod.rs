@@ -21,6 +21,7 @@ use self::batch::{Batch, RowChange};
 use self::database::Home;
 use super::boot::unix_now;
 use super::disk::Disk;
+use super::events::{Event, Events, Teller};
 use super::locks::held;
 use super::metrics::Metrics;
 use super::record::{BlobRecord, Openness, TagRecord};
@@ -49,6 +50,7 @@ struct Shared {
     changed: Condvar,
     metrics: Metrics,
     space: Arc<Space>,
+    teller: Teller,
 }
 
 /// What the writer has yet to write. Locked for updates that may read the disk: taken on blocking threads only.
@@ -99,7 +101,22 @@ impl Index {
         let totals = home.read(tables::totals).unwrap_or_default();
         let queue = Mutex::new(Queue { totals, ..Queue::default() });
         let changed = Condvar::new();
-        Self { shared: Arc::new(Shared { home, queue, touched: Mutex::default(), changed, metrics, space }) }
+        Self {
+            shared: Arc::new(Shared {
+                home,
+                queue,
+                touched: Mutex::default(),
+                changed,
+                metrics,
+                space,
+                teller: Teller::default(),
+            }),
+        }
+    }
+
+    /// What becomes of blobs from now on.
+    pub(super) fn events(&self) -> Events {
+        self.shared.teller.events()
     }
 
     /// Takes over the tags of an index file that can only be read.
@@ -156,6 +173,7 @@ impl Index {
             Change::Keep => return,
             Change::Put(record, checksums) => {
                 let size = record.size;
+                self.shared.teller.tell(|| Event::Kept(*digest, record.provenance.clone()));
                 queue.pending.put(digest, record, checksums);
                 Some(size)
             }
@@ -164,6 +182,7 @@ impl Index {
                     return;
                 }
                 queue.pending.drop_blob(digest);
+                self.shared.teller.tell(|| Event::Gone(*digest));
                 None
             }
         };

@@ -1,5 +1,6 @@
 mod damage;
 mod disks;
+mod events;
 mod fixture;
 mod kill;
 mod power;
