@@ -37,6 +37,12 @@ impl AgentConfig {
         self
     }
 
+    /// Leaves a key to its default.
+    pub fn unset(&mut self, section: &str, key: &str) -> &mut Self {
+        self.values.remove(&(section.to_owned(), key.to_owned()));
+        self
+    }
+
     /// Sets a key to a piece of text.
     pub fn set_text(&mut self, section: &str, key: &str, value: &str) -> &mut Self {
         self.set(section, key, format!("{value:?}"))

@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail};
 
 pub use config::ContainerdConfig;
 pub use cri::Login;
+pub use ctr::Ctr;
 
 use crate::{Namespace, Process, Release, until};
 use cri::Cri;
@@ -132,8 +133,13 @@ impl Containerd {
     }
 
     async fn ctr_in(&self, namespace: &str, arguments: &[&str]) -> Result<String> {
-        let (program, socket) = (self.release.program("ctr")?, self.socket());
-        ctr::run(self.namespace.as_ref(), &program, &socket, namespace, arguments).await
+        self.client()?.run(namespace, arguments).await
+    }
+
+    /// What runs `ctr` for it, also when this is lent to somebody else.
+    pub fn client(&self) -> Result<Ctr> {
+        let program = self.release.program("ctr")?;
+        Ok(Ctr { program, socket: self.socket(), network: self.namespace.clone() })
     }
 
     /// Where it keeps a blob.

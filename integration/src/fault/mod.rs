@@ -224,19 +224,38 @@ impl FaultRegistry {
         of_image.map(|request| request.sent).sum::<u64>() as f64 / image.size() as f64
     }
 
+    /// Whether each byte of an image has left it at least once.
+    pub fn has_given(&self, image: &Image) -> bool {
+        image.manifests().iter().chain(image.blobs()).all(|blob| {
+            let mut end = 0;
+            for (from, to) in self.parts(blob) {
+                if from > end {
+                    return false;
+                }
+                end = end.max(to);
+            }
+            end >= blob.bytes.len() as u64
+        })
+    }
+
     /// How many bytes of a blob were sent more than once, counted each time.
     pub fn sent_again(&self, blob: &Blob) -> u64 {
-        let state = self.shared.state();
-        let gets = state.log.iter().filter(|request| request.method == "GET" && request.target.contains(&blob.digest));
-        let mut parts: Vec<(u64, u64)> = gets.map(Request::delivered).collect();
-        parts.sort_unstable();
         let mut again = 0;
         let mut end = 0;
-        for (from, to) in parts {
+        for (from, to) in self.parts(blob) {
             again += end.min(to).saturating_sub(from);
             end = end.max(to);
         }
         again
+    }
+
+    /// From where to where it was sent, by each request, in the order of the blob.
+    fn parts(&self, blob: &Blob) -> Vec<(u64, u64)> {
+        let state = self.shared.state();
+        let gets = state.log.iter().filter(|request| request.method == "GET" && request.target.contains(&blob.digest));
+        let mut parts: Vec<(u64, u64)> = gets.map(Request::delivered).collect();
+        parts.sort_unstable();
+        parts
     }
 
     /// How many requests met a fault so far.

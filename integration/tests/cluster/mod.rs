@@ -13,7 +13,7 @@ mod wrong;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use larder_integration::{Cluster, ClusterBuilder, FaultRegistry, Fetched, Host, Image, Network, Rate, Request, until};
+use larder_integration::{Cluster, ClusterBuilder, FaultRegistry, Fetched, Image, Network, Rate, Request, until};
 
 /// What most scenarios pull.
 const NAME: &str = "reg.test/acme/app:v1";
@@ -23,16 +23,14 @@ const LINK: Rate = Rate::mbit(40);
 /// A network, with a registry on it whose requests are counted.
 struct Stage {
     network: Network,
-    upstream: Host,
     registry: FaultRegistry,
 }
 
 impl Stage {
     fn new(rate: Option<Rate>) -> Result<Self> {
         let network = Network::new()?;
-        let upstream = network.host(rate)?;
-        let registry = FaultRegistry::start_on(&upstream)?;
-        Ok(Self { network, upstream, registry })
+        let registry = FaultRegistry::start_on(&network.host(rate)?)?;
+        Ok(Self { network, registry })
     }
 
     /// With an image as `acme/app:v1`.

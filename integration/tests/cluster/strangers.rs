@@ -22,7 +22,7 @@ fn another_authority_is_believed_by_nobody() {
         // A cluster of one, with an authority of its own.
         let stranger = stage.nodes(1, None)?.seeds(&seeds).launch().await?;
         until("its datagrams are counted", Duration::from_secs(10), async || {
-            (cluster.sum("larder_peer_datagrams_refused_total", &[]).await > 0.0).then_some(())
+            (cluster.sum("larder_peer_refused_total", &[]).await > 0.0).then_some(())
         })
         .await?;
         stage.registry.clear_log();
@@ -46,7 +46,10 @@ fn connections_take_a_certificate_that_holds() {
         let folder = Folder::new()?;
         let (ours, theirs) = (cluster.authority(), Authority::new()?);
         let outside = stage.network.host(None)?;
-        let refused = async || cluster.sum("larder_peer_connections_refused_total", &[]).await;
+        let refused = async || cluster.sum("larder_peer_refused_total", &[]).await;
+        // One of ours is let in.
+        let member = ours.issue(&folder.path().join("ours"), &["larder"], false)?;
+        ensure!(cluster.member(0).knock(&outside, Some(&member)).await? == 200);
         let cases = [
             ("none", None),
             ("a stranger's", Some(theirs.issue(&folder.path().join("theirs"), &["larder"], false)?)),
@@ -72,13 +75,13 @@ fn replayed_datagrams_are_dropped() {
         let stage = Stage::with(&Image::tiny(3), None)?;
         let cluster: Cluster = stage.nodes(2, None)?.start().await?;
         let (one, other) = (&cluster.member(0).host, &cluster.member(1).host);
-        let before = cluster.sum("larder_peer_datagrams_refused_total", &["why=\"replayed\""]).await;
+        let before = cluster.sum("larder_peer_refused_total", &["why=\"replayed\""]).await;
         let overheard = one.overhear(PEERS_PORT, 3).await?;
         for datagram in &overheard {
             other.send_datagram((one.address(), PEERS_PORT).into(), datagram)?;
         }
         until("replays are counted", Duration::from_secs(5), async || {
-            let now = cluster.sum("larder_peer_datagrams_refused_total", &["why=\"replayed\""]).await;
+            let now = cluster.sum("larder_peer_refused_total", &["why=\"replayed\""]).await;
             (now >= before + 3.0).then_some(())
         })
         .await
