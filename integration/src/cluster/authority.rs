@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose, date_time_ymd};
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType, date_time_ymd,
+};
 
 /// A cluster's certificate authority.
 #[derive(Debug)]
@@ -39,9 +41,11 @@ impl Authority {
         write(folder, &self.certificate, &self.key)
     }
 
-    /// Writes a certificate for these names into a folder; one that `expired` did so years ago.
-    pub fn issue(&self, folder: &Path, names: &[&str], expired: bool) -> Result<Files> {
-        let mut params = CertificateParams::new(names.iter().map(|&name| name.to_owned()).collect::<Vec<_>>())?;
+    /// Writes the certificate of a node into a folder, by the 32 digits of its number; one that `expired` did so years
+    /// ago.
+    pub fn issue(&self, folder: &Path, node: &str, expired: bool) -> Result<Files> {
+        let mut params = CertificateParams::new(Vec::new())?;
+        params.subject_alt_names.push(SanType::URI(format!("larder://node/{node}").try_into()?));
         if expired {
             (params.not_before, params.not_after) = (date_time_ymd(2019, 1, 1), date_time_ymd(2020, 1, 1));
         }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use bytes::Bytes;
-use http::{Request, StatusCode};
+use bytes::{Bytes, BytesMut};
+use http::Request;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::pem::PemObject;
@@ -19,13 +19,30 @@ use super::Files;
 use crate::Host;
 
 const ANSWER: Duration = Duration::from_secs(5);
+/// Before each message: whether it is compressed, and its length.
+const HEAD: usize = 5;
 
-/// Asks whether the agent there serves. An error: it was refused, or nothing came.
-pub(super) async fn knock(from: &Host, to: SocketAddr, files: Option<&Files>) -> Result<StatusCode> {
-    tokio::time::timeout(ANSWER, ask(from, to, files)).await.context("no answer")?
+/// What came back.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    /// gRPC's own status: 0 for an answer.
+    pub status: String,
+    /// The first message, if one came.
+    pub message: Bytes,
 }
 
-async fn ask(from: &Host, to: SocketAddr, files: Option<&Files>) -> Result<StatusCode> {
+/// Calls a method with a message. An error: it was refused, or nothing came.
+pub(super) async fn call(
+    from: &Host,
+    to: SocketAddr,
+    files: Option<&Files>,
+    method: &str,
+    message: &[u8],
+) -> Result<Answer> {
+    tokio::time::timeout(ANSWER, ask(from, to, files, method, message)).await.context("no answer")?
+}
+
+async fn ask(from: &Host, to: SocketAddr, files: Option<&Files>, method: &str, message: &[u8]) -> Result<Answer> {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let builder = ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions()?;
     let builder = builder.dangerous().with_custom_certificate_verifier(Arc::new(Anybody(provider)));
@@ -41,14 +58,29 @@ async fn ask(from: &Host, to: SocketAddr, files: Option<&Files>) -> Result<Statu
     let stream = TlsConnector::from(Arc::new(config)).connect(ServerName::try_from("larder")?, stream).await?;
     let (mut requests, connection) = h2::client::handshake(stream).await?;
     let driven = tokio::spawn(connection);
-    let request = Request::post(format!("https://{to}/larder.peers.v1.Health/Check"));
+    let request = Request::post(format!("https://{to}/larder.peers.v1.{method}"));
     let request = request.header("content-type", "application/grpc").header("te", "trailers").body(())?;
     let (reply, mut body) = requests.send_request(request, false)?;
-    // An empty message: not compressed, no bytes.
-    body.send_data(Bytes::from_static(&[0; 5]), true)?;
-    let reply = reply.await;
+    // Not compressed, so long, and the message.
+    let length = u32::try_from(message.len())?.to_be_bytes();
+    body.send_data([&[0], &length[..], message].concat().into(), true)?;
+    let read = async {
+        let (head, mut body) = reply.await?.into_parts();
+        let mut all = BytesMut::new();
+        while let Some(data) = body.data().await {
+            let data = data?;
+            body.flow_control().release_capacity(data.len())?;
+            all.extend_from_slice(&data);
+        }
+        let trailers = body.trailers().await?.unwrap_or_default();
+        let status = trailers.get("grpc-status").or_else(|| head.headers.get("grpc-status"));
+        let status = status.context("no status of gRPC")?.to_str()?.to_owned();
+        let message = all.freeze();
+        Ok(Answer { status, message: if message.len() > HEAD { message.slice(HEAD..) } else { Bytes::new() } })
+    };
+    let answer = read.await;
     driven.abort();
-    Ok(reply?.status())
+    answer
 }
 
 /// Believes whoever answers.

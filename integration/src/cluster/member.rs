@@ -4,10 +4,9 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use http::StatusCode;
 
-use super::Files;
-use super::knock::knock;
+use super::knock::call;
+use super::{Answer, Files};
 use crate::{
     Agent, AgentConfig, Containerd, ContainerdConfig, Fetched, Host, Login, Namespace, Puller, Rate, Release, node,
     until,
@@ -110,9 +109,9 @@ impl Member {
         Ok((count("larder_peer_members"), count("larder_peer_ring_members")))
     }
 
-    /// Asks it from another machine, over TLS with this certificate or without, whether it serves; the status.
-    pub async fn knock(&self, from: &Host, files: Option<&Files>) -> Result<StatusCode> {
-        knock(from, (self.host.address(), super::PEERS_PORT).into(), files).await
+    /// Calls a method at its port for peers from another machine, with this certificate or without: `Health/Check`.
+    pub async fn call(&self, from: &Host, files: Option<&Files>, method: &str, message: &[u8]) -> Result<Answer> {
+        call(from, (self.host.address(), super::PEERS_PORT).into(), files, method, message).await
     }
 
     /// Cuts its link; nobody is told.

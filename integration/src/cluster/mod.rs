@@ -16,6 +16,7 @@ use futures_util::future::{join_all, try_join_all};
 
 pub use authority::{Authority, Files};
 pub use dns::NameServer;
+pub use knock::Answer;
 pub use member::Member;
 
 use crate::{AgentConfig, Fetched, Folder, Host, Image, Network, Rate, Release, until};

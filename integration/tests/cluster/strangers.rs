@@ -8,6 +8,9 @@ use larder_integration::{Authority, Cluster, Folder, Image, PEERS_PORT, until};
 use super::{NAME, Stage};
 use crate::support::run;
 
+/// The number of a node that there isn't.
+const NODE: &str = "0123456789abcdef0123456789abcdef";
+
 /// An agent of another authority knows the address, and that is all it ever knows.
 #[test]
 fn another_authority_is_believed_by_nobody() {
@@ -48,16 +51,16 @@ fn connections_take_a_certificate_that_holds() {
         let outside = stage.network.host(None)?;
         let refused = async || cluster.sum("larder_peer_refused_total", &[]).await;
         // One of ours is let in.
-        let member = ours.issue(&folder.path().join("ours"), &["larder"], false)?;
-        ensure!(cluster.member(0).knock(&outside, Some(&member)).await? == 200);
+        let member = ours.issue(&folder.path().join("ours"), NODE, false)?;
+        ensure!(cluster.member(0).call(&outside, Some(&member), "Health/Check", &[]).await?.status == "0");
         let cases = [
             ("none", None),
-            ("a stranger's", Some(theirs.issue(&folder.path().join("theirs"), &["larder"], false)?)),
-            ("an expired one", Some(ours.issue(&folder.path().join("expired"), &["larder"], true)?)),
+            ("a stranger's", Some(theirs.issue(&folder.path().join("theirs"), NODE, false)?)),
+            ("an expired one", Some(ours.issue(&folder.path().join("expired"), NODE, true)?)),
         ];
         for (what, files) in cases {
             let before = refused().await;
-            let answer = cluster.member(0).knock(&outside, files.as_ref()).await;
+            let answer = cluster.member(0).call(&outside, files.as_ref(), "Health/Check", &[]).await;
             ensure!(answer.is_err(), "with {what} an answer came: {answer:?}");
             until(&format!("{what} is counted"), Duration::from_secs(5), async || {
                 (refused().await > before).then_some(())
@@ -85,5 +88,37 @@ fn replayed_datagrams_are_dropped() {
             (now >= before + 3.0).then_some(())
         })
         .await
+    });
+}
+
+/// A newer agent says more than this one knows, and asks for what it hasn't: it is answered as far as it is understood.
+#[test]
+fn newer_agents_are_understood() {
+    run(async {
+        let image = Image::tiny(4);
+        let stage = Stage::with(&image, None)?;
+        let cluster = stage.nodes(2, None)?.start().await?;
+        cluster.member(0).pull(NAME).await?;
+        let folder = Folder::new()?;
+        let (outside, files) = (stage.network.host(None)?, cluster.authority().issue(folder.path(), NODE, false)?);
+        let call =
+            async |method: &str, message: &[u8]| cluster.member(0).call(&outside, Some(&files), method, message).await;
+        // Fields of numbers that nobody has given a meaning yet: a number, and a piece of text.
+        let unknown = [&[0xf8, 0x3f, 0x01][..], &[0x82, 0x40, 0x03], b"new"].concat();
+        ensure!(call("Health/Check", &unknown).await?.status == "0");
+        let mut asked = Vec::new();
+        // key { digest, registry, access: anonymous }, size
+        let digest = image.largest().digest.as_bytes();
+        let key = [&[0x0a, digest.len() as u8][..], digest, &[0x12, 0x08], b"reg.test", &[0x18, 0x01]].concat();
+        asked.extend([0x0a, key.len() as u8]);
+        asked.extend(&key);
+        asked.extend(&unknown);
+        let answer = call("Directory/Ask", &asked).await?;
+        ensure!(answer.status == "0" && !answer.message.is_empty(), "{answer:?}");
+        // What it doesn't know it says so, and goes on.
+        ensure!(call("Directory/Reconcile", &[]).await?.status == "12");
+        ensure!(call("Future/Method", &[]).await?.status == "12");
+        ensure!(call("Health/Check", &[]).await?.status == "0");
+        Ok(())
     });
 }
