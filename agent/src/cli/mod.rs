@@ -1,6 +1,7 @@
 //! The commands. Each has a file with its arguments and what it does; this one tells them apart.
 
 pub mod cache;
+pub mod certs;
 pub mod config;
 pub mod doctor;
 pub mod hosts;
@@ -40,6 +41,8 @@ enum Command {
     Doctor(doctor::DoctorArgs),
     /// Show, check or shrink what is kept
     Cache(cache::Arguments),
+    /// Make or rotate the certificate authority by which nodes know each other
+    Certs(certs::Arguments),
     /// Check the configuration, or print the default one
     Config(config::Arguments),
 }
@@ -59,8 +62,10 @@ pub fn main() -> ExitCode {
 
 fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let file = arguments.config;
-    if let Command::Config(config) = &arguments.command {
-        return config::run(config, file.as_deref());
+    match &arguments.command {
+        Command::Config(config) => return config::run(config, file.as_deref()),
+        Command::Certs(certs) => return certs::run(certs),
+        _ => {}
     }
     let config = Config::load(file.as_deref(), environment())?;
     match arguments.command {
@@ -75,7 +80,7 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
             doctor::run(&config, agent, doctor).await
         })?,
         Command::Cache(cache) => cache::run(&cache, &config),
-        Command::Config(_) => Ok(ExitCode::SUCCESS),
+        Command::Config(_) | Command::Certs(_) => Ok(ExitCode::SUCCESS),
     }
 }
 

@@ -1,11 +1,36 @@
+use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
+use hyper::rt::Executor;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tonic::transport::{Channel, Endpoint};
 
+use super::connect::Connector;
+use super::metrics::{Direction, Open};
 use super::{Identity, WireMetrics};
 use crate::image::NodeId;
+
+/// A connection that nobody has asked for in this time is closed; calls under way on it end first.
+const IDLE: Duration = Duration::from_secs(60);
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// More than a node talks to within a minute. Of more, the one that was asked for longest ago goes.
+const MAX_OPEN: usize = 1024;
+
+/// A peer that answers no ping for so long, while something is under way, is gone.
+const PING_EVERY: Duration = Duration::from_secs(5);
+const PING_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The receiver decides how much comes at once: with frames of this size a stream is twice as fast as with HTTP/2's
+/// own 16 KiB.
+pub(super) const FRAME: u32 = 256 << 10;
+/// What a stream may have under way: 10 Gbit/s at 3 ms.
+const STREAM_WINDOW: u32 = 4 << 20;
+/// What all streams of a connection may have: one whose reader waits doesn't hold up the others.
+const CONNECTION_WINDOW: u32 = 16 << 20;
 
 /// What a connection is for: small calls must not wait behind streams.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -19,29 +44,104 @@ pub enum Purpose {
 /// Connections to peers, made when they are first needed.
 #[derive(Debug)]
 pub struct Channels {
-    _identity: Arc<Identity>,
+    identity: Arc<Identity>,
+    metrics: WireMetrics,
+    tasks: TaskTracker,
+    open: Mutex<HashMap<Key, Kept>>,
+}
+
+type Key = (NodeId, SocketAddr, Purpose);
+
+#[derive(Debug)]
+struct Kept {
+    channel: Channel,
+    /// With which of the identity's sets it connects.
+    generation: u64,
+    asked_for: Instant,
+    _open: Open,
 }
 
 impl Channels {
     /// None yet.
     #[must_use]
-    pub fn new(identity: Arc<Identity>, _metrics: WireMetrics) -> Arc<Self> {
-        Arc::new(Self { _identity: identity })
+    pub fn new(identity: Arc<Identity>, metrics: WireMetrics) -> Arc<Self> {
+        Arc::new(Self { identity, metrics, tasks: TaskTracker::new(), open: Mutex::default() })
     }
 
-    /// The connection to a node at an address. It is made by the first call, and every call fails for which that takes
-    /// longer than a second, or somebody else is found there. Ask for it anew for each call: one that is held longer is
-    /// neither closed nor replaced when certificates change.
+    /// The connection to a node at an address. Needs a runtime. It is made by the first call, which fails when that
+    /// takes longer than a second, or another node is found there; so does the next one, after another attempt.
+    ///
+    /// Ask for it anew for each call: one that is held is neither closed when it is idle, nor replaced when certificates
+    /// change.
     #[must_use]
-    pub fn to(&self, _node: NodeId, address: SocketAddr, _purpose: Purpose) -> Channel {
-        Endpoint::from_shared(format!("http://{address}")).map_or_else(
-            |_| Endpoint::from_static("http://unreachable.invalid").connect_lazy(),
-            |endpoint| endpoint.connect_lazy(),
-        )
+    pub fn to(&self, node: NodeId, address: SocketAddr, purpose: Purpose) -> Channel {
+        let (key, now, generation) = ((node, address, purpose), Instant::now(), self.identity.generation());
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(kept) = open.get_mut(&key)
+            && kept.generation == generation
+        {
+            kept.asked_for = now;
+            return kept.channel.clone();
+        }
+        if open.len() >= MAX_OPEN
+            && let Some(oldest) = open.iter().min_by_key(|(_, kept)| kept.asked_for).map(|(key, _)| *key)
+        {
+            open.remove(&oldest);
+        }
+        let channel = self.make(node, address, purpose);
+        let kept =
+            Kept { channel: channel.clone(), generation, asked_for: now, _open: self.metrics.open(Direction::Out) };
+        open.insert(key, kept);
+        channel
     }
 
-    /// Closes what nobody has asked for in a minute, until `stop`; then all.
+    /// Closes what nobody has asked for in a minute, until `stop`; then all of it, and waits until calls under way have
+    /// ended.
     pub async fn close_idle(self: Arc<Self>, stop: CancellationToken) {
-        stop.cancelled().await;
+        while stop.run_until_cancelled(tokio::time::sleep(LOOK_EVERY)).await.is_some() {
+            self.sweep(Instant::now());
+        }
+        self.lock().clear();
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+
+    fn sweep(&self, now: Instant) {
+        let generation = self.identity.generation();
+        self.lock().retain(|_, kept| kept.generation == generation && now - kept.asked_for < IDLE);
+        self.metrics.certificate_ends.set(self.identity.ends());
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Key, Kept>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn make(&self, node: NodeId, address: SocketAddr, purpose: Purpose) -> Channel {
+        // The authority of requests; who is there is checked by certificate. TLS is the connector's.
+        let endpoint = Endpoint::from_static("http://larder-peer").executor(Owned(self.tasks.clone()));
+        let endpoint = match purpose {
+            Purpose::Small => endpoint,
+            Purpose::Bulk => endpoint
+                .max_frame_size(FRAME)
+                .initial_stream_window_size(STREAM_WINDOW)
+                .initial_connection_window_size(CONNECTION_WINDOW),
+        };
+        let endpoint = endpoint.http2_keep_alive_interval(PING_EVERY).keep_alive_timeout(PING_TIMEOUT);
+        let (identity, metrics) = (Arc::clone(&self.identity), self.metrics.clone());
+        Channel::new(Connector { identity, node, address, metrics }, endpoint)
+    }
+}
+
+/// Runs what a connection needs in tasks that somebody waits for.
+#[derive(Debug, Clone)]
+pub(super) struct Owned(pub(super) TaskTracker);
+
+impl<F> Executor<F> for Owned
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    fn execute(&self, task: F) {
+        self.0.spawn(task);
     }
 }

@@ -8,18 +8,28 @@
 //!
 //! Nothing in here knows what is said.
 
+mod address;
 mod channels;
+mod connect;
+mod connection;
 mod datagrams;
 mod identity;
 mod limit;
 mod listen;
 mod metrics;
+mod refusal;
+mod replay;
 mod resolve;
+mod seal;
+
+#[cfg(test)]
+mod tests;
 
 pub use channels::{Channels, Purpose};
+pub use connection::Caller;
 pub use datagrams::Datagrams;
-pub use identity::{Identity, IdentityError};
+pub use identity::{CaError, ClusterCa, Identity, IdentityError};
 pub use limit::Limiter;
-pub use listen::{BindError, Caller, PeerListener};
+pub use listen::{BindError, PeerListener};
 pub use metrics::WireMetrics;
 pub use resolve::{ResolveError, resolve};
