@@ -1,18 +1,17 @@
 //! Whom the members of a cluster believe, and certificates that they shouldn't.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
-use anyhow::Result;
-use rcgen::{
-    BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType, date_time_ymd,
-};
+use anyhow::{Context, Result, ensure};
+use rcgen::{CertificateParams, Issuer, KeyPair, SanType, date_time_ymd};
 
-/// A cluster's certificate authority.
+use crate::{Folder, agent};
+
+/// A cluster's certificate authority, as `larder certs` makes it.
 #[derive(Debug)]
 pub struct Authority {
-    issuer: Issuer<'static, KeyPair>,
-    certificate: String,
-    key: String,
+    folder: Folder,
 }
 
 /// Where a certificate and its key were written, as PEM.
@@ -27,30 +26,31 @@ pub struct Files {
 impl Authority {
     /// A new one.
     pub fn new() -> Result<Self> {
-        let mut params = CertificateParams::new(Vec::new())?;
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        params.distinguished_name.push(DnType::CommonName, "a cluster of the tests");
-        let key = KeyPair::generate()?;
-        let (certificate, key_pem) = (params.self_signed(&key)?.pem(), key.serialize_pem());
-        Ok(Self { issuer: Issuer::new(params, key), certificate, key: key_pem })
+        let folder = Folder::new()?;
+        let output = Command::new(agent::program()?).args(["certs", "--dir"]).arg(folder.path()).output()?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "larder certs: {}", said.trim());
+        Ok(Self { folder })
     }
 
-    /// Writes its certificate and its key into a folder, which is made.
-    pub fn write(&self, folder: &Path) -> Result<Files> {
-        write(folder, &self.certificate, &self.key)
+    /// Its certificate, and its key.
+    pub fn files(&self) -> Files {
+        Files { certificate: self.folder.path().join("ca.pem"), key: self.folder.path().join("ca.key") }
     }
 
     /// Writes the certificate of a node into a folder, by the 32 digits of its number; one that `expired` did so years
     /// ago.
     pub fn issue(&self, folder: &Path, node: &str, expired: bool) -> Result<Files> {
+        let own = self.files();
+        let (certificate, key) = (std::fs::read_to_string(own.certificate)?, std::fs::read_to_string(own.key)?);
+        let issuer = Issuer::from_ca_cert_pem(&certificate, KeyPair::from_pem(&key).context("ca.key")?)?;
         let mut params = CertificateParams::new(Vec::new())?;
         params.subject_alt_names.push(SanType::URI(format!("larder://node/{node}").try_into()?));
         if expired {
             (params.not_before, params.not_after) = (date_time_ymd(2019, 1, 1), date_time_ymd(2020, 1, 1));
         }
         let key = KeyPair::generate()?;
-        let certificate = params.signed_by(&key, &self.issuer)?;
+        let certificate = params.signed_by(&key, &issuer)?;
         write(folder, &certificate.pem(), &key.serialize_pem())
     }
 }

@@ -195,7 +195,7 @@ impl Plan {
 
     async fn member(&self, number: usize, host: Host, seeds: &[String]) -> Result<Member> {
         let folder = self.folder.path().join(number.to_string());
-        let files = self.authority.write(&folder.join("ca"))?;
+        let files = self.authority.files();
         let mut config = AgentConfig::default();
         config.namespace = Some(host.namespace().clone());
         config

@@ -25,7 +25,7 @@ fn another_authority_is_believed_by_nobody() {
         // A cluster of one, with an authority of its own.
         let stranger = stage.nodes(1, None)?.seeds(&seeds).launch().await?;
         until("its datagrams are counted", Duration::from_secs(10), async || {
-            (cluster.sum("larder_peer_refused_total", &[]).await > 0.0).then_some(())
+            (cluster.sum("larder_peer_refused_total", &["reason=\"wrong_key\""]).await > 0.0).then_some(())
         })
         .await?;
         stage.registry.clear_log();
@@ -49,21 +49,22 @@ fn connections_take_a_certificate_that_holds() {
         let folder = Folder::new()?;
         let (ours, theirs) = (cluster.authority(), Authority::new()?);
         let outside = stage.network.host(None)?;
-        let refused = async || cluster.sum("larder_peer_refused_total", &[]).await;
+        let refused =
+            async |reason: &str| cluster.sum("larder_peer_refused_total", &[&format!("reason=\"{reason}\"")]).await;
         // One of ours is let in.
         let member = ours.issue(&folder.path().join("ours"), NODE, false)?;
         ensure!(cluster.member(0).call(&outside, Some(&member), "Health/Check", &[]).await?.status == "0");
         let cases = [
-            ("none", None),
-            ("a stranger's", Some(theirs.issue(&folder.path().join("theirs"), NODE, false)?)),
-            ("an expired one", Some(ours.issue(&folder.path().join("expired"), NODE, true)?)),
+            ("no_certificate", None),
+            ("wrong_ca", Some(theirs.issue(&folder.path().join("theirs"), NODE, false)?)),
+            ("expired", Some(ours.issue(&folder.path().join("expired"), NODE, true)?)),
         ];
-        for (what, files) in cases {
-            let before = refused().await;
+        for (reason, files) in cases {
+            let before = refused(reason).await;
             let answer = cluster.member(0).call(&outside, files.as_ref(), "Health/Check", &[]).await;
-            ensure!(answer.is_err(), "with {what} an answer came: {answer:?}");
-            until(&format!("{what} is counted"), Duration::from_secs(5), async || {
-                (refused().await > before).then_some(())
+            ensure!(answer.is_err(), "{reason}: an answer came: {answer:?}");
+            until(&format!("{reason} is counted"), Duration::from_secs(5), async || {
+                (refused(reason).await > before).then_some(())
             })
             .await?;
         }
@@ -78,13 +79,13 @@ fn replayed_datagrams_are_dropped() {
         let stage = Stage::with(&Image::tiny(3), None)?;
         let cluster: Cluster = stage.nodes(2, None)?.start().await?;
         let (one, other) = (&cluster.member(0).host, &cluster.member(1).host);
-        let before = cluster.sum("larder_peer_refused_total", &["why=\"replayed\""]).await;
+        let before = cluster.sum("larder_peer_refused_total", &["reason=\"replay\""]).await;
         let overheard = one.overhear(PEERS_PORT, 3).await?;
         for datagram in &overheard {
             other.send_datagram((one.address(), PEERS_PORT).into(), datagram)?;
         }
         until("replays are counted", Duration::from_secs(5), async || {
-            let now = cluster.sum("larder_peer_refused_total", &["why=\"replayed\""]).await;
+            let now = cluster.sum("larder_peer_refused_total", &["reason=\"replay\""]).await;
             (now >= before + 3.0).then_some(())
         })
         .await

@@ -26,7 +26,8 @@ pub(crate) async fn stream(pairs: usize) -> Result<()> {
     registry.add(&image, "acme/app", "v1");
     let length = image.largest().bytes.len();
     let path = format!("/v2/acme/app/blobs/{}?ns=reg.test", image.largest().digest);
-    let files = Authority::new()?.write(&folder.path().join("ca"))?;
+    let authority = Authority::new()?;
+    let files = authority.files();
     let ports = [free_port()?, free_port()?];
     let start = async |name: &str, own: u16, other: u16| {
         let mut config = AgentConfig::without_containerd(folder.path());
