@@ -1,6 +1,6 @@
 //! Larder: an agent that runs on every node and makes container image pulls survive.
 //!
-//! The folders are rooms with one-way doors: `mirror`, `admin` and `cli` take requests; `pull` and `keep` do the work;
+//! The folders are rooms with one-way doors: `mirror`, `sharing`, `admin` and `cli` take requests; `pull`, `keep` and `peers` do the work;
 //! `store`, `containerd`, `upstream`, `cluster` and `wire` are the rooms, which don't know each other; `image` and `config` are the words.
 //! ARCHITECTURE.md has the whole picture.
 
@@ -17,6 +17,7 @@ pub mod keep;
 pub mod mirror;
 pub mod peers;
 pub mod pull;
+pub mod sharing;
 pub mod store;
 pub mod upstream;
 pub mod wire;

@@ -15,6 +15,7 @@ use tokio::time::timeout;
 
 use super::view::{Checked, Collected, Failed, Kept, Status};
 use crate::containerd::canary::Report;
+use crate::peers::Shown;
 
 /// To an answer's head. A canary pull is the slowest of them.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -75,6 +76,14 @@ impl Client {
     /// When there is no agent, or it doesn't answer.
     pub async fn status(&self) -> Result<Status, ClientError> {
         self.call(Method::GET, "/v1/status").await
+    }
+
+    /// The cluster as the agent sees it; `None` where none is configured.
+    ///
+    /// # Errors
+    /// When there is no agent, or it doesn't answer.
+    pub async fn peers(&self) -> Result<Option<Shown>, ClientError> {
+        self.call(Method::GET, "/v1/peers").await
     }
 
     /// Proves now whether containerd comes to us.

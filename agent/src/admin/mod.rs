@@ -24,6 +24,7 @@ use crate::config::Config;
 use crate::containerd::canary::{self, Canary};
 use crate::image::Digest;
 use crate::keep;
+use crate::peers::Peers;
 use crate::pull::Pull;
 use crate::store::{Listed, Proof, Store};
 use crate::upstream::Upstreams;
@@ -45,6 +46,8 @@ pub struct Agent {
     pub store: Store,
     /// Pulls under way.
     pub pull: Pull,
+    /// The other nodes, where a cluster is configured.
+    pub peers: Option<Peers>,
     /// The registries.
     pub upstreams: Arc<Upstreams>,
     /// The runtime that is asked for canaries.

@@ -24,6 +24,7 @@ use tokio_util::task::TaskTracker;
 
 use super::Agent;
 use super::view::Failed;
+use crate::peers::Peers;
 
 type Body = UnsyncBoxBody<Bytes, Infallible>;
 
@@ -100,6 +101,7 @@ async fn connection(stream: UnixStream, agent: Arc<Agent>) {
 async fn answer(agent: Arc<Agent>, request: &Request<Incoming>) -> Response<Body> {
     match (request.method(), request.uri().path()) {
         (&Method::GET, "/v1/status") => json(StatusCode::OK, &agent.status().await),
+        (&Method::GET, "/v1/peers") => json(StatusCode::OK, &agent.peers.as_ref().map(Peers::shown)),
         (&Method::POST, "/v1/canary") => json(StatusCode::OK, &agent.prove().await),
         (&Method::POST, "/v1/cache/gc") => json(StatusCode::OK, &agent.collect().await),
         (&Method::GET, "/v1/cache") => lines(|lines| async move { agent.kept(lines).await }),

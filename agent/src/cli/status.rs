@@ -1,5 +1,7 @@
 //! `larder status`
 
+mod peers;
+
 use std::fmt::Write as _;
 use std::process::ExitCode;
 
@@ -19,6 +21,9 @@ pub struct Arguments {
     /// As JSON, for programs
     #[arg(long)]
     json: bool,
+    /// The other nodes: who they are, what is read from and sent to them
+    #[arg(long)]
+    peers: bool,
 }
 
 /// Asks the running agent.
@@ -26,6 +31,9 @@ pub struct Arguments {
 /// # Errors
 /// When no agent runs, or it doesn't answer.
 pub fn run(arguments: &Arguments, config: &Config) -> anyhow::Result<ExitCode> {
+    if arguments.peers {
+        return peers::run(arguments.json, config);
+    }
     let status = block_on(Client::new(&config.admin.socket).status())??;
     if arguments.json {
         println!("{}", serde_json::to_string_pretty(&status)?);

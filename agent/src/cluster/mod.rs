@@ -4,19 +4,23 @@
 //! since the process began, chance as a generator, messages as values; what a machine wants sent comes out of it. The
 //! same machines therefore run over real sockets (`peers`) and a thousand at a time under an event queue.
 //!
-//! - [`Members`]: SWIM membership by `foca`, with a roll call that tells a newcomer everybody within a second.
+//! - [`Members`]: SWIM membership by `foca`, with a roll that is called besides gossip.
 //! - [`Ring`]: which two members own which of the 128 [`Bucket`]s that digests fall into.
 //! - [`directory`]: an owner's table of who has what, who reads from whom, and who fetches.
 //! - [`follow`]: one blob's reading on this node: whose turn it is, and what to do when somebody fails.
 //! - [`serve`]: who reads a blob from this node.
 //! - [`chain`]: the words that these three have in common.
+//! - `sim`: these machines simulated, under an event queue.
 
 pub mod chain;
 pub mod directory;
 pub mod follow;
 mod members;
+mod mix;
 mod ring;
 pub mod serve;
+#[cfg(any(test, feature = "simulation"))]
+pub mod sim;
 
 pub use members::{BadPacket, Effect, Identity, Member, Members, Run, Search};
 pub use ring::{Bucket, Owners, Ring};

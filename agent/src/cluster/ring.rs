@@ -5,6 +5,7 @@ use std::fmt;
 use crate::image::{Digest, NodeId};
 
 use super::Member;
+use super::mix::{self, mix};
 
 /// One of the 128 parts that all digests (and all other hashed keys) fall into.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -105,8 +106,11 @@ impl Ring {
         let mut members: Vec<Member> = members.into_iter().collect();
         members.sort_by(|a, b| (a.node, b.start).cmp(&(b.node, a.start)));
         members.dedup_by_key(|member| member.node);
-        let seeds: Vec<(NodeId, u64)> =
-            members.iter().filter(|member| member.settled).map(|member| (member.node, seed(member.node))).collect();
+        let seeds: Vec<(NodeId, u64)> = members
+            .iter()
+            .filter(|member| member.settled)
+            .map(|member| (member.node, mix::node(member.node)))
+            .collect();
         let mut owners = Box::new([Owners::default(); Bucket::COUNT]);
         for bucket in Bucket::all() {
             owners[bucket.index()] = elect(bucket, &seeds);
@@ -180,27 +184,9 @@ fn elect(bucket: Bucket, nodes: &[(NodeId, u64)]) -> Owners {
     Owners { first: first.map(|(_, node)| node), second: second.map(|(_, node)| node) }
 }
 
-// The scores are part of the protocol: nodes of every version must agree on them.
-
-/// A node's part in its scores.
-fn seed(node: NodeId) -> u64 {
-    let number = u128::from_be_bytes(*node.as_bytes());
-    // Truncating: the two halves.
-    mix(mix((number >> 64) as u64) ^ number as u64)
-}
-
-/// A node's score for a bucket.
+/// A node's score for a bucket: part of the protocol, as nodes of every version must agree on it.
 const fn score(seed: u64, bucket: Bucket) -> u64 {
     mix(seed ^ bucket.number() as u64)
-}
-
-/// One step of the generator SplitMix64: a permutation of 64 bits, in which each bit of the input moves about half of
-/// the output's.
-const fn mix(x: u64) -> u64 {
-    let x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    x ^ (x >> 31)
 }
 
 #[cfg(test)]
@@ -314,7 +300,7 @@ mod tests {
     #[test]
     fn scores_are_what_they_always_were() {
         let node = NodeId::new(0x0001_0203_0405_0607_0809_0a0b_0c0d_0e0f_u128.to_be_bytes());
-        let scores = [0, 1, 127].map(|number| score(seed(node), Bucket(number)));
+        let scores = [0, 1, 127].map(|number| score(mix::node(node), Bucket(number)));
         assert_eq!(scores, [0x040d_d82b_fff4_f172, 0xfaa3_8fc9_4dde_9483, 0xef7c_1b7c_409a_a1dd]);
     }
 

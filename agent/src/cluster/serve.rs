@@ -1,9 +1,25 @@
 //! Who reads a blob from this node: who is taken, who is parted from, and what is said to them.
+//!
+//! A node that hasn't got all of a blob takes readers with higher tickets than its own, and no others: bytes never flow
+//! in a circle. It takes one at a time (of tiny blobs several), since two would halve what each of them gets, and names
+//! its reader to the others, so that they can read from that one.
+//!
+//! A reader may come in the place of another, which it found slow. Both are served for a second, and the one that takes
+//! less has to go: the sender alone sees both.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::chain::{Beat, Hop, Parting, Ticket};
+use super::directory::fan_out;
 use crate::image::{NodeId, Zone};
+
+/// How long two readers are compared.
+const CONTEST: Duration = Duration::from_millis(800);
+/// Who takes less than this part of what the other takes is the slow one; otherwise it is who was there before.
+const CLEARLY_LESS: f64 = 0.6;
+/// How many more are taken of those who know of nobody else.
+const SQUEEZED: usize = 3;
 
 /// One who wants to read.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,54 +40,216 @@ pub struct Reader {
 
 /// Who reads one blob from this node. Streams are numbered by whoever serves them.
 #[derive(Debug)]
-pub struct Serve {}
+pub struct Serve {
+    me: NodeId,
+    zone: Zone,
+    ticket: Option<Ticket>,
+    is_whole: bool,
+    frontier: u64,
+    size: Option<u64>,
+    streams: BTreeMap<u64, Stream>,
+    contest: Option<Contest>,
+    partings: Vec<(u64, Parting)>,
+}
+
+#[derive(Debug)]
+struct Stream {
+    node: NodeId,
+    zone: Zone,
+    ticket: Option<Ticket>,
+    /// The byte that is sent next.
+    at: u64,
+    /// It gets what is before this byte, and no more.
+    bound: Option<u64>,
+    /// The path that it was told of last.
+    upwards: Vec<Hop>,
+}
+
+#[derive(Debug)]
+struct Contest {
+    before: u64,
+    newcomer: u64,
+    until: Duration,
+    before_took: u64,
+    newcomer_took: u64,
+}
 
 impl Serve {
     /// Nobody yet.
     #[must_use]
-    pub fn new(_me: NodeId, _zone: Zone) -> Self {
-        Self {}
+    pub const fn new(me: NodeId, zone: Zone) -> Self {
+        Self {
+            me,
+            zone,
+            ticket: None,
+            is_whole: false,
+            frontier: 0,
+            size: None,
+            streams: BTreeMap::new(),
+            contest: None,
+            partings: Vec::new(),
+        }
     }
-    /// Takes a reader, or says why not.
+
+    /// Takes a reader, or says why not. [`Self::partings`] may have something to say to others then.
     ///
     /// # Errors
     /// How to part from it.
-    pub fn admit(&mut self, _now: Duration, _stream: u64, _reader: &Reader) -> Result<(), Parting> {
+    pub fn admit(&mut self, now: Duration, stream: u64, reader: &Reader) -> Result<(), Parting> {
+        let is_below = self.ticket.zip(reader.ticket).is_some_and(|(mine, its)| mine < its);
+        if !self.is_whole && !is_below {
+            return Err(Parting::NotLower);
+        }
+        // A node reads a blob once: what it opened before, it has left.
+        self.part_from(|stream| stream.node == reader.node, &Parting::Yielded);
+        let going = |stream: &&Stream| stream.bound.is_none();
+        let count = self.streams.values().filter(going).count();
+        let room = fan_out(self.size);
+        if count >= room {
+            let replaced = self
+                .streams
+                .iter()
+                .find(|(_, stream)| stream.bound.is_none() && Some(stream.node) == reader.instead_of);
+            let is_near = reader.zone == self.zone;
+            let foreign = |stream: &Stream| stream.bound.is_none() && stream.zone != self.zone;
+            if let Some((before, _)) = replaced.filter(|_| self.contest.is_none()) {
+                let until = now + CONTEST;
+                self.contest =
+                    Some(Contest { before: *before, newcomer: stream, until, before_took: 0, newcomer_took: 0 });
+            } else if is_near && self.streams.values().any(foreign) {
+                let zone = self.zone.clone();
+                let is_foreign = |stream: &Stream| stream.bound.is_none() && stream.zone != zone;
+                self.part_from(is_foreign, &Parting::Full(vec![reader.node]));
+            } else if !reader.insists || count >= room + SQUEEZED {
+                return Err(Parting::Full(self.readers().collect()));
+            }
+        }
+        let taken = Stream {
+            node: reader.node,
+            zone: reader.zone.clone(),
+            ticket: reader.ticket,
+            at: reader.from,
+            bound: None,
+            upwards: Vec::new(),
+        };
+        self.streams.insert(stream, taken);
         Ok(())
     }
+
     /// So many bytes have been handed to the connection of a stream since the last call.
-    pub fn sent(&mut self, _now: Duration, _stream: u64, _bytes: u64) {}
-    /// A stream has ended.
-    pub fn ended(&mut self, _now: Duration, _stream: u64) {}
-    /// This node's place has changed: readers whose tickets aren't higher get what is here now, and are parted from.
-    pub fn placed(&mut self, _now: Duration, _ticket: Ticket) {}
-    /// Every byte before `frontier` is here, of `size` if that is known.
-    pub fn arrived(&mut self, _now: Duration, _frontier: u64, _size: Option<u64>) {}
-    /// All of it is here and verified.
-    pub fn is_whole(&mut self, _now: Duration) {}
-    /// How far a stream may go: `None` without bound; else it is parted from as [`Parting::Yielded`] when that is sent.
-    #[must_use]
-    pub fn bound(&self, _stream: u64) -> Option<u64> {
-        None
+    pub fn sent(&mut self, stream: u64, bytes: u64) {
+        let Some(taken) = self.streams.get_mut(&stream) else { return };
+        taken.at += bytes;
+        if let Some(contest) = &mut self.contest {
+            if stream == contest.before {
+                contest.before_took += bytes;
+            } else if stream == contest.newcomer {
+                contest.newcomer_took += bytes;
+            }
+        }
+        self.part_from_served();
     }
+
+    /// A stream has ended, whoever ended it.
+    pub fn ended(&mut self, stream: u64) {
+        self.streams.remove(&stream);
+        self.contest = self.contest.take().filter(|contest| contest.before != stream && contest.newcomer != stream);
+    }
+
+    /// This node's place has changed: readers whose tickets aren't higher get what is here now, and are parted from.
+    pub fn placed(&mut self, ticket: Ticket) {
+        self.ticket = Some(ticket);
+        self.bind(|stream| stream.ticket.is_none_or(|its| its <= ticket));
+    }
+
+    /// This node is about to take another place: its readers get what is here now, and are parted from.
+    pub fn yields(&mut self) {
+        self.bind(|_| true);
+    }
+
+    /// Every byte before `frontier` is here, of `size` if that is known.
+    pub fn arrived(&mut self, frontier: u64, size: Option<u64>) {
+        self.frontier = frontier;
+        self.size = size.or(self.size);
+    }
+
+    /// All of it is here and verified.
+    pub fn is_whole(&mut self) {
+        self.is_whole = true;
+        for stream in self.streams.values_mut() {
+            stream.bound = None;
+        }
+    }
+
+    /// How far a stream may go: `None` without bound.
+    #[must_use]
+    pub fn bound(&self, stream: u64) -> Option<u64> {
+        self.streams.get(&stream)?.bound
+    }
+
     /// Streams that are to be ended now, and how; each is said once and isn't among the readers any more.
     pub fn partings(&mut self) -> Vec<(u64, Parting)> {
-        Vec::new()
+        std::mem::take(&mut self.partings)
     }
-    /// What to say every [`BEAT_EVERY`](super::chain::BEAT_EVERY): `upwards` and `rate` as the [`Follow`](super::follow::Follow) says.
+
+    /// What to say on a stream every [`BEAT_EVERY`](super::chain::BEAT_EVERY): `rate` and `upwards` as
+    /// [`Follow::rate`](super::follow::Follow::rate) and [`Follow::path`](super::follow::Follow::path) say.
     #[must_use]
-    pub fn beat(&self, _rate: u64, _upwards: &[Hop]) -> Beat {
-        Beat { path: Vec::new() }
+    pub fn beat(&mut self, stream: u64, rate: u64, upwards: &[Hop]) -> Beat {
+        let me = Hop { node: self.me, ticket: self.ticket.filter(|_| !self.is_whole), frontier: self.frontier, rate };
+        let mut path = vec![me];
+        if let Some(stream) = self.streams.get_mut(&stream).filter(|_| !self.is_whole) {
+            // Who is about to be parted from goes on where it stood, not where this node stands now.
+            if stream.bound.is_none() {
+                stream.upwards = upwards.iter().take(Beat::MAX_PATH - 1).copied().collect();
+            }
+            path.extend_from_slice(&stream.upwards);
+        }
+        Beat { path }
     }
+
     /// Time has passed.
-    pub fn tick(&mut self, _now: Duration) {}
+    pub fn tick(&mut self, now: Duration) {
+        let Some(contest) = self.contest.take_if(|contest| contest.until <= now) else { return };
+        let newcomer_is_slow = (contest.newcomer_took as f64) < CLEARLY_LESS * contest.before_took as f64;
+        let slow = if newcomer_is_slow { contest.newcomer } else { contest.before };
+        if self.streams.remove(&slow).is_some() {
+            self.partings.push((slow, Parting::Displaced));
+        }
+    }
+
     /// When to call [`Self::tick`] next, at the latest.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Duration> {
-        None
+        self.contest.as_ref().map(|contest| contest.until)
     }
-    /// Who reads.
+
+    /// Who reads, and goes on reading.
     pub fn readers(&self) -> impl Iterator<Item = NodeId> {
-        std::iter::empty()
+        self.streams.values().filter(|stream| stream.bound.is_none()).map(|stream| stream.node)
+    }
+
+    fn bind(&mut self, whom: impl Fn(&Stream) -> bool) {
+        if self.is_whole {
+            return;
+        }
+        let frontier = self.frontier;
+        for stream in self.streams.values_mut().filter(|stream| whom(stream)) {
+            stream.bound.get_or_insert(frontier);
+        }
+        self.part_from_served();
+    }
+
+    fn part_from_served(&mut self) {
+        self.part_from(|stream| stream.bound.is_some_and(|bound| bound <= stream.at), &Parting::Yielded);
+    }
+
+    fn part_from(&mut self, whom: impl Fn(&Stream) -> bool, how: &Parting) {
+        let gone: Vec<u64> =
+            self.streams.iter().filter(|(_, stream)| whom(stream)).map(|(number, _)| *number).collect();
+        for stream in gone {
+            self.ended(stream);
+            self.partings.push((stream, how.clone()));
+        }
     }
 }

@@ -1,6 +1,14 @@
-use crate::image::{Access, Digest, NodeId, Registry};
+use std::fmt;
+use std::sync::Arc;
 
-use super::{Credential, Peer};
+use tokio::sync::watch;
+
+use super::chain::Chain;
+use super::{Inner, Peer, Trace};
+use crate::cluster::chain::{Credential, Key};
+use crate::cluster::directory::Released;
+use crate::cluster::follow;
+use crate::image::{Access, Digest, NodeId, Registry};
 
 /// What is looked for among the peers.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -47,94 +55,160 @@ pub enum Failed {
 ///
 /// Without a cluster, its turn is always to fetch everything from upstream.
 #[derive(Debug)]
-pub struct Follow {
+pub struct Follow(Part);
+
+#[derive(Debug)]
+enum Part {
+    Alone,
+    Chain(Place),
     #[cfg(test)]
-    script: Option<super::script::Follow>,
+    Script(super::script::Follow),
+}
+
+/// A reading's place in its chain; left when it is dropped.
+struct Place {
+    chain: Arc<Chain>,
+    number: u64,
+    changed: watch::Receiver<()>,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.chain.leave(self.number);
+    }
+}
+
+impl fmt::Debug for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Place({}, {:?})", self.number, self.chain)
+    }
 }
 
 impl Follow {
     /// One without a cluster.
     #[must_use]
     pub const fn alone() -> Self {
-        Self {
-            #[cfg(test)]
-            script: None,
-        }
+        Self(Part::Alone)
+    }
+
+    pub(super) fn begin(inner: &Arc<Inner>, sought: Sought, size: Option<u64>, frontier: u64, trace: &Trace) -> Self {
+        let Sought { digest, registry, access, credential } = sought;
+        let key = Key { digest, registry, access };
+        let sought = follow::Sought { key, credential, zone: inner.zone.clone() };
+        let (chain, number, changed) = Chain::begin(inner, sought, size, frontier, trace);
+        Self(Part::Chain(Place { chain, number, changed }))
     }
 
     /// One that obeys a script.
     #[cfg(test)]
     pub(super) const fn scripted(script: super::script::Follow) -> Self {
-        Self { script: Some(script) }
+        Self(Part::Script(script))
     }
 
     /// What to do now. Never waits.
     #[must_use]
     pub fn turn(&self) -> Turn {
-        #[cfg(test)]
-        if let Some(script) = &self.script {
-            return script.turn();
+        match &self.0 {
+            Part::Alone => Turn::Upstream { upto: u64::MAX },
+            Part::Chain(Place { chain, number, .. }) => match chain.turn(*number) {
+                follow::Turn::Wait => Turn::Wait,
+                follow::Turn::Upstream { upto } => Turn::Upstream { upto },
+                follow::Turn::Peer(opening) => Turn::Peer(Peer::new(Arc::clone(chain), *number, opening)),
+            },
+            #[cfg(test)]
+            Part::Script(script) => script.turn(),
         }
-        Turn::Upstream { upto: u64::MAX }
     }
 
     /// Ends when the turn may have changed since it was last looked at. Cancelling it loses nothing.
     pub async fn changed(&mut self) {
-        #[cfg(test)]
-        if let Some(script) = &mut self.script {
-            return script.changed().await;
+        match &mut self.0 {
+            Part::Alone => std::future::pending().await,
+            Part::Chain(place) => {
+                // The chain, and with it the sender, lives as long as the place in it.
+                let _ = place.changed.changed().await;
+            }
+            #[cfg(test)]
+            Part::Script(script) => script.changed().await,
         }
-        std::future::pending::<()>().await;
     }
 
     /// Upstreams that broke this digest for some node within the hour: what they deliver is verified before it goes out.
     #[must_use]
     pub fn broken_sources(&self) -> Vec<String> {
-        #[cfg(test)]
-        if let Some(script) = &self.script {
-            return script.broken_sources();
+        match &self.0 {
+            Part::Alone => Vec::new(),
+            Part::Chain(place) => place.chain.broken_sources(place.number),
+            #[cfg(test)]
+            Part::Script(script) => script.broken_sources(),
         }
-        Vec::new()
     }
 
     /// The blob has so many bytes.
-    pub fn learnt_size(&mut self, _size: u64) {
-        #[cfg(test)]
-        if let Some(script) = &self.script {
-            script.tell(super::script::Told::Size(_size));
+    pub fn learnt_size(&mut self, size: u64) {
+        match &self.0 {
+            Part::Alone => {}
+            Part::Chain(place) => place.chain.learnt_size(place.number, size),
+            #[cfg(test)]
+            Part::Script(script) => script.tell(super::script::Told::Size(size)),
         }
     }
 
     /// Every byte before `frontier` is here.
-    pub fn arrived(&mut self, _frontier: u64) {
-        #[cfg(test)]
-        if let Some(script) = &self.script {
-            script.arrived(_frontier);
+    pub fn arrived(&mut self, frontier: u64) {
+        match &self.0 {
+            Part::Alone => {}
+            Part::Chain(place) => place.chain.arrived(place.number, frontier),
+            #[cfg(test)]
+            Part::Script(script) => script.arrived(frontier),
         }
     }
 
     /// What the turn named is no use.
-    pub fn failed(&mut self, _why: &Failed) {
-        #[cfg(test)]
-        if let Some(script) = &self.script {
-            script.failed(_why);
+    pub fn failed(&mut self, why: &Failed) {
+        match &self.0 {
+            Part::Alone => {}
+            Part::Chain(place) => place.failed(why),
+            #[cfg(test)]
+            Part::Script(script) => script.failed(why),
         }
     }
 
     /// All of it is here and verified. Peers may read it from the store from now on.
     pub fn is_whole(&mut self) {
-        #[cfg(test)]
-        if let Some(script) = &self.script {
-            script.tell(super::script::Told::Whole);
+        match &self.0 {
+            Part::Alone => {}
+            Part::Chain(place) => place.chain.is_whole(place.number),
+            #[cfg(test)]
+            Part::Script(script) => script.tell(super::script::Told::Whole),
         }
     }
 
     /// The bytes don't hash to the digest: the upstreams that they came from, as far as known, or the peer, whose own copy
     /// was right.
-    pub fn broke(&mut self, _sources: &[String], _peer: Option<NodeId>) {
-        #[cfg(test)]
-        if let Some(script) = &self.script {
-            script.tell(super::script::Told::Broke(_sources.to_vec(), _peer));
+    pub fn broke(&mut self, sources: &[String], peer: Option<NodeId>) {
+        match &self.0 {
+            Part::Alone => {}
+            Part::Chain(Place { chain, number, .. }) => {
+                if let Some(peer) = peer {
+                    chain.inner().avoid(peer);
+                }
+                chain.tell(*number, |machine, now| machine.broke(now, sources.to_vec(), peer));
+            }
+            #[cfg(test)]
+            Part::Script(script) => script.tell(super::script::Told::Broke(sources.to_vec(), peer)),
         }
+    }
+}
+
+impl Place {
+    fn failed(&self, why: &Failed) {
+        let released = match why {
+            Failed::Absent => Released::Absent,
+            Failed::Unauthorized => Released::Unauthorized,
+            Failed::Unreachable => Released::Unreachable,
+            Failed::Peer(node) => return self.chain.useless(self.number, *node),
+        };
+        self.chain.tell(self.number, |machine, now| machine.upstream_failed(now, released));
     }
 }

@@ -256,11 +256,8 @@ mod tests {
             frontier in any::<u64>(),
             cuts in proptest::collection::vec(any::<usize>(), 0..8),
         ) {
-            let beat = reply(read_reply::Part::Beat(Beat {
-                frontier,
-                rate: 7,
-                path: vec![Hop { node: Bytes::copy_from_slice(&[1; 16]).to_vec(), ..Hop::default() }],
-            }));
+            let path = vec![Hop { node: vec![1; 16], ticket: None, frontier, rate: 7 }];
+            let beat = reply(read_reply::Part::Beat(Beat { path }));
             let wire = [before(&data), data.clone().into(), framed(&beat), before(&data[..1]), data[..1].to_vec().into()];
             let parts = read(&wire.concat(), &cuts).unwrap();
             let bytes = |data: &[u8]| Part::Data(VecDeque::from([Bytes::copy_from_slice(data)]));

@@ -1,51 +1,137 @@
 //! The cluster at work: the machines of `cluster/` are given time, chance and messages here, over what `wire/` carries.
 //!
 //! [`Peers::follow`] gives a transfer its part in the one download that the cluster makes of a blob: a [`Follow`], which
-//! says at each moment what to do ([`Turn`]), and is told what became of it.
+//! says at each moment what to do ([`Turn`]), and is told what became of it. [`Peers::tag`] does the same for what a tag
+//! means. [`Peers::admit`] takes a peer that reads from here, and [`Peers::directory`] is this node's part of the
+//! directory, for the door that peers come to.
+//!
+//! Tasks: one for each transfer that is under way here, one for the directory, one that tells owners what is held here.
+//! All run on the main runtime, whoever asks for them, and end with it.
 
+mod announce;
+mod calls;
+mod chain;
+mod directory;
+mod error;
 mod follow;
 pub mod frames;
+mod gossip;
+mod incoming;
+pub mod messages;
+mod metrics;
+mod owner;
 #[cfg(test)]
 pub mod script;
+mod shown;
+mod start;
 mod stream;
 mod tags;
 mod trace;
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
+use aws_lc_rs::hmac;
+use tokio::runtime::Handle;
+use tokio::sync::{Semaphore, watch};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+pub use calls::NODE_HEADER;
+pub use chain::Child;
+pub use directory::Directory;
+pub use error::{PeerError, label};
 pub use follow::{Failed, Follow, Sought, Turn};
-pub use stream::{Head, Parted, Peer, PeerError, PeerStream};
-pub use tags::{Credential, TagAnswer, TagLease, TagSought, TagTurn};
+pub use gossip::{Gossip, GossipMetrics, GossipParts};
+pub use messages::ReadAsk;
+pub use metrics::PeerMetrics;
+pub use shown::{Shown, ShownMember, ShownReading, ShownUpload};
+pub use start::{Ends, JoinError, Parts, Port};
+pub use stream::{Head, Parted, Peer, PeerStream};
+pub use tags::{TagAnswer, TagLease, TagSought, TagTurn};
 pub use trace::{InvalidTrace, Trace};
 
+pub use crate::cluster::chain::Credential;
+
+use self::chain::{Chain, Chains};
+use self::metrics::Nearness;
+use crate::cluster::Ring;
+use crate::cluster::chain::{Key, Parting};
+use crate::image::{NodeId, Zone};
+use crate::store::Store;
 use crate::upstream::Grant;
+use crate::wire::{Channels, Limiter};
+
+/// Peers that read from here at a time, of whatever.
+const MOST_UPLOADS: usize = 256;
+/// A peer whose bytes broke a digest is avoided for so long.
+const AVOIDED_FOR: Duration = Duration::from_secs(3600);
 
 /// The other nodes. A cheap clone.
 #[derive(Debug, Clone)]
-pub struct Peers(Arc<Inner>);
+pub struct Peers(Backing);
 
-#[derive(Debug)]
-struct Inner {
+#[derive(Debug, Clone)]
+enum Backing {
+    Cluster(Arc<Inner>),
     #[cfg(test)]
-    script: script::Script,
+    Script(script::Script),
+}
+
+/// What all parts share.
+struct Inner {
+    node: NodeId,
+    zone: Zone,
+    /// What the machines count time from.
+    started: Instant,
+    ring: watch::Receiver<Arc<Ring>>,
+    gossip: Option<Gossip>,
+    channels: Arc<Channels>,
+    failing: calls::Failing,
+    avoided: Avoided,
+    directory: Arc<owner::Owner>,
+    chains: Chains,
+    uploads: Arc<Semaphore>,
+    upload: Option<Arc<Limiter>>,
+    download: Option<Arc<Limiter>>,
+    /// Of the hashes that tell credentials apart: the same on every node.
+    credentials: hmac::Key,
+    store: Store,
+    metrics: PeerMetrics,
+    runtime: Handle,
+    tasks: TaskTracker,
+    stop: CancellationToken,
 }
 
 impl Peers {
     /// One that does what a test says.
     #[cfg(test)]
     pub fn scripted(script: &script::Script) -> Self {
-        Self(Arc::new(Inner { script: script.clone() }))
+        Self(Backing::Script(script.clone()))
+    }
+
+    fn inner(&self) -> &Arc<Inner> {
+        match &self.0 {
+            Backing::Cluster(inner) => inner,
+            #[cfg(test)]
+            Backing::Script(_) => panic!("there is no cluster behind a script"),
+        }
     }
 
     /// A transfer's part in the cluster's single download of a blob. Never waits; the cluster is asked behind it.
     ///
     /// `frontier`: every byte before it is here already. `size`: in bytes, if it is known.
     #[must_use]
-    pub fn follow(&self, _sought: Sought, _size: Option<u64>, _frontier: u64, _trace: &Trace) -> Follow {
-        #[cfg(test)]
-        return Follow::scripted(self.0.script.follow());
-        #[cfg(not(test))]
-        Follow::alone()
+    pub fn follow(&self, sought: Sought, size: Option<u64>, frontier: u64, trace: &Trace) -> Follow {
+        match &self.0 {
+            Backing::Cluster(inner) if inner.stop.is_cancelled() => Follow::alone(),
+            Backing::Cluster(inner) => Follow::begin(inner, sought, size, frontier, trace),
+            #[cfg(test)]
+            Backing::Script(script) => Follow::scripted(script.follow()),
+        }
     }
 
     /// What tells the credentials of `grant` from all others on every node of the cluster, and says nothing else.
@@ -54,24 +140,173 @@ impl Peers {
         match grant {
             Grant::None => Credential::None,
             Grant::Anonymous => Credential::Anonymous,
-            Grant::Credentials(_) => Credential::Keyed([0; 32]),
+            Grant::Credentials(credentials) => Credential::Keyed(match &self.0 {
+                Backing::Cluster(inner) => credentials.hashed_by(|parts| inner.hash(&parts)),
+                #[cfg(test)]
+                Backing::Script(_) => [0; 32],
+            }),
         }
     }
 
     /// Whose turn it is to ask upstream what a tag means: this node's, or another's, whose answer is waited for. Takes at
     /// most two seconds.
-    pub async fn tag(&self, sought: &TagSought, _trace: &Trace) -> TagTurn {
-        #[cfg(test)]
-        return self.0.script.tag_turn(sought);
-        #[cfg(not(test))]
-        TagTurn::Alone
+    pub async fn tag(&self, sought: &TagSought, trace: &Trace) -> TagTurn {
+        match &self.0 {
+            Backing::Cluster(inner) => inner.tag_turn(sought, trace).await,
+            #[cfg(test)]
+            Backing::Script(script) => script.tag_turn(sought),
+        }
     }
 
     /// The newest answer that the tag's owners know, for when no upstream gives one. Takes at most a second.
-    pub async fn newest(&self, _sought: &TagSought, _trace: &Trace) -> Option<TagAnswer> {
-        #[cfg(test)]
-        return self.0.script.newest_answer();
-        #[cfg(not(test))]
-        None
+    pub async fn newest(&self, sought: &TagSought, trace: &Trace) -> Option<TagAnswer> {
+        match &self.0 {
+            Backing::Cluster(inner) => inner.newest_answer(sought, trace).await,
+            #[cfg(test)]
+            Backing::Script(script) => script.newest_answer(),
+        }
+    }
+
+    /// Takes a peer that reads what is here. `whole`: all of it is, and verified.
+    ///
+    /// # Errors
+    /// How to part from it at once.
+    pub fn admit(&self, reader: NodeId, ask: &ReadAsk, whole: bool) -> Result<Child, Parting> {
+        let inner = self.inner();
+        let place = Arc::clone(&inner.uploads).try_acquire_owned().map_err(|_| Parting::Full(Vec::new()))?;
+        Chain::admit(inner, reader, ask, whole, place)
+    }
+
+    /// What this node says of itself to one who waits for a blob to begin here.
+    #[must_use]
+    pub fn beat_of(&self, key: &Key) -> larder_proto::peers::Beat {
+        messages::beat_of(&Chain::beat_of(self.inner(), key))
+    }
+
+    /// The part of the directory that this node owns, for those who come to ask.
+    #[must_use]
+    pub fn directory(&self) -> Directory {
+        Directory::new(Arc::clone(self.inner()))
+    }
+
+    /// This node.
+    #[must_use]
+    pub fn node(&self) -> NodeId {
+        self.inner().node
+    }
+
+    /// Where it stands.
+    #[must_use]
+    pub fn zone(&self) -> &Zone {
+        &self.inner().zone
+    }
+
+    /// What is sent to peers at which rate; `None`: as fast as it goes.
+    #[must_use]
+    pub fn upload(&self) -> Option<&Arc<Limiter>> {
+        self.inner().upload.as_ref()
+    }
+
+    /// What is counted of peers.
+    #[must_use]
+    pub fn metrics(&self) -> &PeerMetrics {
+        &self.inner().metrics
+    }
+
+    /// The cluster, for people to look at.
+    #[must_use]
+    pub fn shown(&self) -> Shown {
+        self.inner().shown()
+    }
+}
+
+impl Inner {
+    fn ring(&self) -> Arc<Ring> {
+        self.ring.borrow().clone()
+    }
+
+    /// Time, as the machines count it.
+    fn now(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// A member doesn't answer: it is looked at more closely.
+    fn doubt(&self, node: NodeId) {
+        if let Some(gossip) = &self.gossip {
+            gossip.suspect(node);
+        }
+    }
+
+    fn nearness(&self, zone: &Zone) -> Nearness {
+        if *zone == self.zone { Nearness::Same } else { Nearness::Other }
+    }
+
+    /// A peer's bytes broke a digest.
+    fn avoid(&self, node: NodeId) {
+        tracing::warn!(peer = %node, "a peer sent wrong bytes: it is avoided for an hour");
+        self.metrics.blamed();
+        self.avoided.add(node);
+    }
+
+    /// The hash of `parts`, which can't run together.
+    fn hash(&self, parts: &[&[u8]]) -> [u8; 32] {
+        let mut context = hmac::Context::with_key(&self.credentials);
+        for part in parts {
+            context.update(&(part.len() as u64).to_le_bytes());
+            context.update(part);
+        }
+        let mut hash = [0; 32];
+        hash.iter_mut().zip(context.sign().as_ref()).for_each(|(to, from)| *to = *from);
+        hash
+    }
+
+    fn shown(&self) -> Shown {
+        let ring = self.ring();
+        let mut owns: HashMap<NodeId, usize> = HashMap::new();
+        for bucket in crate::cluster::Bucket::all() {
+            ring.owners(bucket).iter().for_each(|owner| *owns.entry(owner).or_default() += 1);
+        }
+        let member = |member: &crate::cluster::Member| ShownMember {
+            node: member.node.to_string(),
+            addr: member.addr,
+            zone: member.zone.as_str().to_owned(),
+            settled: member.settled,
+            owns: owns.get(&member.node).copied().unwrap_or(0),
+        };
+        let (reading, uploads) = self.chains.shown();
+        Shown {
+            node: self.node.to_string(),
+            addr: ring.member(self.node).map(|member| member.addr),
+            zone: self.zone.as_str().to_owned(),
+            announced: self.metrics.announced(),
+            known: self.directory.known(),
+            members: ring.members().iter().map(member).collect(),
+            reading,
+            uploads,
+        }
+    }
+}
+
+impl fmt::Debug for Inner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Inner").field("node", &self.node).finish_non_exhaustive()
+    }
+}
+
+/// Peers that sent wrong bytes.
+#[derive(Debug, Default)]
+struct Avoided(Mutex<HashMap<NodeId, Instant>>);
+
+impl Avoided {
+    fn add(&self, node: NodeId) {
+        let now = Instant::now();
+        let mut avoided = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        avoided.retain(|_, until| *until > now);
+        avoided.insert(node, now + AVOIDED_FOR);
+    }
+
+    fn holds(&self, node: NodeId) -> bool {
+        let avoided = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        avoided.get(&node).is_some_and(|until| *until > Instant::now())
     }
 }

@@ -47,13 +47,21 @@ impl Default for State {
 /// What a follow was told.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Told {
+    /// In bytes.
     Size(u64),
+    /// The frontier.
     Arrived(u64),
+    /// What the turn named is no use.
     Failed(Failed),
+    /// All is here.
     Whole,
+    /// Wrong bytes, and whose.
     Broke(Vec<String>, Option<NodeId>),
+    /// It was dropped.
     Left,
+    /// What upstream said of a tag.
     Tag(TagAnswer),
+    /// Upstream said nothing of it.
     TagReleased,
 }
 

@@ -1,24 +1,67 @@
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use larder_proto::peers::{ReadReply, read_reply};
+use tokio::time::{Instant, timeout_at};
 
+use super::chain::Chain;
+use super::frames::Part;
+use super::incoming::Incoming;
+use super::messages::{self, ReadAsk};
+use super::metrics::{Direction, Streaming};
+use super::{PeerError, label};
+use crate::cluster::chain::Parting;
+use crate::cluster::follow::Opening;
 use crate::image::{Access, MediaType, NodeId, Registry};
+use crate::wire::Purpose;
 
-/// Another node that a blob can be read from.
-#[derive(Debug, Clone)]
+/// From the last byte to what the peer says of the whole: it has to hash what it just got, too.
+const PARTING: Duration = Duration::from_secs(2);
+
+/// Another node that a blob can be read from, as one turn names it. Equal when the same turn does.
+#[derive(Clone)]
 pub struct Peer {
     node: NodeId,
+    of: Of,
+}
+
+#[derive(Clone)]
+enum Of {
+    Chain(Place),
     #[cfg(test)]
-    script: Option<super::script::Peering>,
+    Script(super::script::Peering),
+}
+
+/// Which turn of which reading.
+#[derive(Clone)]
+struct Place {
+    chain: Arc<Chain>,
+    reading: u64,
+    opening: Opening,
+    /// What becomes of its streams says nothing of the turn.
+    is_aside: bool,
 }
 
 impl Peer {
+    pub(super) const fn new(chain: Arc<Chain>, reading: u64, opening: Opening) -> Self {
+        Self { node: opening.node, of: Of::Chain(Place { chain, reading, opening, is_aside: false }) }
+    }
+
     #[cfg(test)]
     pub(super) const fn with_script(node: NodeId, script: super::script::Peering) -> Self {
-        Self { node, script: Some(script) }
+        Self { node, of: Of::Script(script) }
     }
 
     #[cfg(test)]
     pub(super) const fn script(&self) -> Option<&super::script::Peering> {
-        self.script.as_ref()
+        match &self.of {
+            Of::Script(script) => Some(script),
+            Of::Chain(_) => None,
+        }
     }
 
     /// Which node.
@@ -27,21 +70,114 @@ impl Peer {
         self.node
     }
 
-    /// Opens the blob, from a byte on and to another (`None`: its end).
+    /// The same for what is read beside what comes next: its failures are no failures of the turn.
+    #[must_use]
+    pub fn aside(mut self) -> Self {
+        match &mut self.of {
+            Of::Chain(place) => place.is_aside = true,
+            #[cfg(test)]
+            Of::Script(_) => {}
+        }
+        self
+    }
+
+    /// Opens the blob, from a byte on and to another (`None`: its end). A peer whose own transfer has only begun lets wait
+    /// for the head, and says meanwhile that it is alive: who waits keeps an eye on the turn.
     ///
     /// # Errors
     /// When the peer can't be reached, or doesn't give it.
-    pub async fn open(&self, _from: u64, _to: Option<u64>) -> Result<PeerStream, PeerError> {
-        #[cfg(test)]
-        if let Some(script) = &self.script {
-            return script.open(_from, _to).await;
+    pub async fn open(&self, from: u64, to: Option<u64>) -> Result<PeerStream, PeerError> {
+        match &self.of {
+            Of::Chain(place) => {
+                let opened = place.open(from, to).await;
+                let reading = opened.inspect_err(|error| place.failed(error))?;
+                Ok(PeerStream { head: reading.0, bytes: Reading::Peer(Box::new(reading.1)) })
+            }
+            #[cfg(test)]
+            Of::Script(script) => script.open(from, to).await,
         }
-        Err(PeerError::Unreachable { node: self.node, why: "there is no cluster".to_owned() })
+    }
+}
+
+impl PartialEq for Peer {
+    fn eq(&self, other: &Self) -> bool {
+        match (&self.of, &other.of) {
+            (Of::Chain(one), Of::Chain(other)) => {
+                one.reading == other.reading && one.opening.number == other.opening.number
+            }
+            #[cfg(test)]
+            _ => self.node == other.node,
+        }
+    }
+}
+
+impl fmt::Debug for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Peer({})", self.node)
+    }
+}
+
+impl Place {
+    async fn open(&self, from: u64, to: Option<u64>) -> Result<(Head, FromPeer), PeerError> {
+        let (node, inner) = (self.opening.node, self.chain.inner());
+        let ask = ReadAsk {
+            key: self.chain.key().clone(),
+            from,
+            end: to,
+            ticket: self.opening.ticket,
+            insists: self.opening.insists,
+            instead_of: self.opening.instead_of,
+            aside: self.is_aside,
+            trace: self.chain.trace(self.reading),
+        };
+        let channel = inner.channel(node, Purpose::Bulk);
+        let channel = channel.map_err(|e| PeerError::Unreachable { node, why: e.to_string() })?;
+        let mut incoming = Incoming::open(node, inner.node, channel, &messages::read_request(&ask)).await?;
+        let head = loop {
+            match incoming.part().await? {
+                Some(Part::Other(ReadReply { part: Some(read_reply::Part::Head(head)) })) => {
+                    break messages::head(head).map_err(|e| PeerError::Senseless { node, what: e.0 })?;
+                }
+                Some(Part::Other(ReadReply { part: Some(read_reply::Part::Beat(beat)) })) => {
+                    self.chain.beat(self.reading, self.opening.number, beat);
+                }
+                Some(Part::Other(ReadReply { part: Some(read_reply::Part::Parting(parting)) })) => {
+                    let parting = messages::parting(parting).map_err(|e| PeerError::Senseless { node, what: e.0 })?;
+                    return Err(PeerError::Parted { node, parting });
+                }
+                // Of a newer version.
+                Some(Part::Other(_)) => {}
+                Some(Part::Data(_)) => return Err(PeerError::Senseless { node, what: "bytes before the head" }),
+                None => return Err(PeerError::Unreachable { node, why: "it ended at once".to_owned() }),
+            }
+        };
+        if !self.is_aside {
+            self.chain.opened(self.reading, self.opening.number);
+        }
+        let end = to.unwrap_or(head.size).min(head.size);
+        let zone = inner.ring().member(node).map(|member| member.zone.clone()).unwrap_or_default();
+        let stream = FromPeer {
+            place: self.clone(),
+            incoming,
+            ready: VecDeque::new(),
+            paying: None,
+            at: from,
+            end,
+            parted: None,
+            counted: inner.metrics.streaming(Direction::In, inner.nearness(&zone)),
+        };
+        Ok((head, stream))
+    }
+
+    fn failed(&self, error: &PeerError) {
+        if !self.is_aside {
+            self.chain.failed(self.reading, self.opening.number, self.opening.node, error);
+        }
     }
 }
 
 /// What a peer says before the bytes.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Head {
     /// The whole blob's, in bytes.
     pub size: u64,
@@ -61,14 +197,20 @@ pub struct Head {
 #[derive(Debug)]
 pub struct PeerStream {
     head: Head,
+    bytes: Reading,
+}
+
+#[derive(Debug)]
+enum Reading {
+    Peer(Box<FromPeer>),
     #[cfg(test)]
-    script: Option<super::script::Stream>,
+    Script(super::script::Stream),
 }
 
 impl PeerStream {
     #[cfg(test)]
     pub(super) const fn with_script(head: Head, script: super::script::Stream) -> Self {
-        Self { head, script: Some(script) }
+        Self { head, bytes: Reading::Script(script) }
     }
 
     /// What the peer says of it.
@@ -83,20 +225,128 @@ impl PeerStream {
     /// # Errors
     /// When the peer ends, errs, falls silent, or parts from us.
     pub async fn frame(&mut self) -> Result<Option<Bytes>, PeerError> {
-        #[cfg(test)]
-        if let Some(script) = &mut self.script {
-            return script.frame().await;
+        match &mut self.bytes {
+            Reading::Peer(stream) => {
+                let next = stream.next().await;
+                next.inspect_err(|error| stream.place.failed(error))
+            }
+            #[cfg(test)]
+            Reading::Script(script) => script.frame().await,
         }
-        Ok(None)
     }
 
-    /// What the peer said of the whole at the end: known once [`Self::frame`] has given `None`, at most a second later.
+    /// What the peer said of the whole at the end: known once [`Self::frame`] has given `None`, at most two seconds later.
     pub async fn parted(&mut self) -> Parted {
-        #[cfg(test)]
-        if let Some(script) = &self.script {
-            return script.parted();
+        match &mut self.bytes {
+            Reading::Peer(stream) => stream.parted().await,
+            #[cfg(test)]
+            Reading::Script(script) => script.parted(),
         }
-        Parted::Unknown
+    }
+}
+
+/// What a peer sends, and what is checked of it.
+struct FromPeer {
+    place: Place,
+    incoming: Incoming,
+    /// Checked, and not yet given.
+    ready: VecDeque<Bytes>,
+    /// Until what is ready is within the limits, kept when it is interrupted: it is paid for.
+    paying: Option<BoxFuture<'static, ()>>,
+    /// The first byte that hasn't come.
+    at: u64,
+    end: u64,
+    parted: Option<Parting>,
+    counted: Streaming,
+}
+
+impl FromPeer {
+    const fn node(&self) -> NodeId {
+        self.place.opening.node
+    }
+
+    async fn next(&mut self) -> Result<Option<Bytes>, PeerError> {
+        loop {
+            if let Some(paying) = &mut self.paying {
+                paying.await;
+                self.paying = None;
+            }
+            if let Some(bytes) = self.ready.pop_front() {
+                return Ok(Some(bytes));
+            }
+            if self.at >= self.end {
+                return Ok(None);
+            }
+            if let Some(parting) = self.parted.take() {
+                return Err(PeerError::Parted { node: self.node(), parting });
+            }
+            match self.incoming.part().await? {
+                Some(Part::Data(pieces)) => self.take(pieces)?,
+                Some(Part::Other(reply)) => self.told(reply)?,
+                None => return Err(PeerError::Unreachable { node: self.node(), why: "it ended short".to_owned() }),
+            }
+        }
+    }
+
+    fn take(&mut self, pieces: VecDeque<Bytes>) -> Result<(), PeerError> {
+        let len = pieces.iter().map(|piece| piece.len() as u64).sum();
+        if len > self.end - self.at {
+            return Err(PeerError::Senseless { node: self.node(), what: "more bytes than were asked for" });
+        }
+        self.at += len;
+        self.ready = pieces;
+        self.counted.add(len);
+        if let Some(limiter) = self.place.chain.inner().download.clone() {
+            let node = self.node();
+            self.paying = Some(Box::pin(async move { limiter.take(node, len).await }));
+        }
+        Ok(())
+    }
+
+    fn told(&mut self, reply: ReadReply) -> Result<(), PeerError> {
+        let node = self.node();
+        match reply.part {
+            Some(read_reply::Part::Beat(beat)) => {
+                self.place.chain.beat(self.place.reading, self.place.opening.number, beat);
+            }
+            Some(read_reply::Part::Parting(parting)) => {
+                let parting = messages::parting(parting).map_err(|e| PeerError::Senseless { node, what: e.0 })?;
+                self.parted = Some(parting);
+            }
+            Some(read_reply::Part::Head(_)) => return Err(PeerError::Senseless { node, what: "a second head" }),
+            // Of a newer version; data has its own way.
+            Some(read_reply::Part::Data(_)) | None => {}
+        }
+        Ok(())
+    }
+
+    async fn parted(&mut self) -> Parted {
+        let deadline = Instant::now() + PARTING;
+        loop {
+            match self.parted.take() {
+                Some(Parting::Held) => return Parted::Held,
+                Some(Parting::Broken(sources)) => return Parted::Broken(sources),
+                Some(parting) => {
+                    tracing::trace!(node = %self.node(), parting = label(&parting), "a peer says nothing of the whole");
+                    return Parted::Unknown;
+                }
+                None => {}
+            }
+            match timeout_at(deadline, self.incoming.part()).await {
+                Ok(Ok(Some(Part::Other(reply)))) => {
+                    if self.told(reply).is_err() {
+                        return Parted::Unknown;
+                    }
+                }
+                _ => return Parted::Unknown,
+            }
+        }
+    }
+}
+
+impl fmt::Debug for FromPeer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "FromPeer({}, {}..{})", self.node(), self.at, self.end)
     }
 }
 
@@ -109,45 +359,4 @@ pub enum Parted {
     Broken(Vec<String>),
     /// It didn't say.
     Unknown,
-}
-
-/// Why a peer didn't give what was asked for.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum PeerError {
-    /// No connection, or it broke.
-    #[error("peer {node} can't be reached: {why}")]
-    Unreachable {
-        /// Which.
-        node: NodeId,
-        /// As the connection says.
-        why: String,
-    },
-    /// Nothing came from it for too long.
-    #[error("peer {node} fell silent")]
-    Silent {
-        /// Which.
-        node: NodeId,
-    },
-    /// Bytes came that aren't what was sent.
-    #[error("what peer {node} sent doesn't have the checksum that it sent with it")]
-    Damaged {
-        /// Which.
-        node: NodeId,
-    },
-    /// It said something that makes no sense.
-    #[error("peer {node} says what can't be: {what}")]
-    Senseless {
-        /// Which.
-        node: NodeId,
-        /// What.
-        what: &'static str,
-    },
-    /// It doesn't give it, or no more of it: the turn changes.
-    #[error("peer {node} parts: {why}")]
-    Parted {
-        /// Which.
-        node: NodeId,
-        /// For people.
-        why: &'static str,
-    },
 }

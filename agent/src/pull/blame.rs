@@ -1,11 +1,9 @@
 //! Wrong bytes: who sent them, how far they reached, and what follows from it.
 
 use std::collections::HashMap;
-use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::Inner;
 use super::bounded::insert;
 use crate::image::Digest;
 use crate::upstream::Upstream;
@@ -60,12 +58,12 @@ impl Blame {
     }
 
     /// Several delivered bytes that together broke `digest`. Who of them it was is found out by taking it from one alone.
-    fn is_unclear(&self, digest: Digest) {
+    pub(super) fn is_unclear(&self, digest: Digest) {
         let mut memory = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         insert(&mut memory.unclear, BOUND, digest, Instant::now(), |at| *at);
     }
 
-    fn needs_one_source(&self, digest: &Digest) -> bool {
+    pub(super) fn needs_one_source(&self, digest: &Digest) -> bool {
         let memory = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         memory.unclear.get(digest).is_some_and(|at| at.elapsed() < SUSPECT_FOR)
     }
@@ -88,79 +86,6 @@ impl Blame {
     /// A caller has got all of a blob, proven: no wrong beginning of it is left to be continued.
     pub(super) fn delivered(&self, digest: &Digest) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).poisoned.remove(digest);
-    }
-}
-
-/// Those whose bytes one arriving blob has.
-pub(super) struct Suspects {
-    pull: Arc<Inner>,
-    digest: Digest,
-    from: Vec<Arc<Upstream>>,
-    /// Whether an earlier transfer's bytes are in it too: anyone's, and they may have reached a caller.
-    has_leftover: bool,
-    must_be_alone: bool,
-}
-
-impl Suspects {
-    pub(super) fn new(pull: Arc<Inner>, digest: Digest) -> Self {
-        let must_be_alone = pull.blame.needs_one_source(&digest);
-        Self { pull, digest, from: Vec::new(), has_leftover: false, must_be_alone }
-    }
-
-    /// Whether all of it has to come from one source, so that it shows whose bytes are wrong.
-    pub(super) const fn must_be_alone(&self) -> bool {
-        self.must_be_alone
-    }
-
-    /// Whether a source's bytes may be added.
-    pub(super) fn admits(&self, source: &Arc<Upstream>) -> bool {
-        !self.must_be_alone || self.from.iter().all(|known| Arc::ptr_eq(known, source))
-    }
-
-    /// A source's bytes are added. Returns whether the whole has to be verified before any of it goes out.
-    pub(super) fn take_from(&mut self, source: &Arc<Upstream>) -> bool {
-        if !self.from.iter().any(|known| Arc::ptr_eq(known, source)) {
-            self.from.push(Arc::clone(source));
-        }
-        self.must_be_alone || self.from.iter().any(|source| self.pull.blame.is_suspect(source.name()))
-    }
-
-    /// What an earlier transfer left is taken up.
-    pub(super) const fn take_leftover(&mut self) {
-        self.has_leftover = true;
-    }
-
-    pub(super) const fn has_leftover(&self) -> bool {
-        self.has_leftover
-    }
-
-    /// All of it was thrown away.
-    pub(super) fn forget(&mut self) {
-        self.from.clear();
-        self.has_leftover = false;
-    }
-
-    /// The digest doesn't hold.
-    pub(super) fn have_broken_it(&self) {
-        if self.has_leftover {
-            self.pull.blame.is_unclear(self.digest);
-        } else {
-            self.pull.blame.broken_by(&self.from, self.digest);
-        }
-    }
-}
-
-impl fmt::Display for Suspects {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let earlier = self.has_leftover.then_some("an earlier transfer");
-        let names = self.from.iter().map(|source| source.name()).chain(earlier);
-        for (n, name) in names.enumerate() {
-            if n > 0 {
-                f.write_str(", ")?;
-            }
-            f.write_str(name)?;
-        }
-        Ok(())
     }
 }
 

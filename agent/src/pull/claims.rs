@@ -31,18 +31,22 @@ struct Claim {
 }
 
 impl Claims {
-    /// Takes the first run of at most `most` bytes at or after `from`'s chunk that is missing and that nobody has taken.
+    /// Takes the first run of at most `most` bytes at or after `from`'s chunk that is missing and that nobody has taken,
+    /// and that begins before `upto`. It ends there, or with the chunk in which that lies.
     pub(super) fn take(
         &mut self,
         gap: impl Fn(u64) -> Option<Range<u64>>,
-        mut from: u64,
+        Range { start: mut from, end: upto }: Range<u64>,
         most: u64,
     ) -> Option<ClaimId> {
         loop {
-            let gap = gap(from).filter(|gap| gap.end > from)?;
+            let mut gap = gap(from).filter(|gap| gap.end > from && gap.start < upto)?;
             match self.covering(gap.start) {
                 Some(claim) => from = self.taken[claim].left.end,
-                None => return Some(self.add(gap, most)),
+                None => {
+                    gap.end = gap.end.min(chunk_after(upto));
+                    return Some(self.add(gap, most));
+                }
             }
         }
     }
@@ -114,6 +118,16 @@ impl Claims {
         }
     }
 
+    /// Ends a claim before `upto`, or with the chunk in which that lies. `false` when nothing is left of it then.
+    pub(super) fn end_at(&mut self, id: ClaimId, upto: u64) -> bool {
+        let upto = chunk_after(upto);
+        let Some(claim) = self.taken.iter_mut().find(|claim| claim.id == id && claim.left.start < upto) else {
+            return false;
+        };
+        claim.left.end = claim.left.end.min(upto);
+        true
+    }
+
     /// Has a claim go on to where the next one begins, or something is there.
     pub(super) fn extend(&mut self, gap: impl Fn(u64) -> Option<Range<u64>>, id: ClaimId) {
         let start = self.left(id).start;
@@ -140,7 +154,7 @@ impl Claims {
 }
 
 /// The end of the chunk that `at` ends in.
-const fn chunk_after(at: u64) -> u64 {
+pub(super) const fn chunk_after(at: u64) -> u64 {
     match at.checked_next_multiple_of(CHUNK) {
         Some(end) => end,
         None => u64::MAX,
@@ -188,14 +202,15 @@ mod tests {
     }
 
     const MIB: u64 = 1 << 20;
+    const ALL: Range<u64> = 0..u64::MAX;
 
     #[test]
     fn alone_it_takes_everything() {
         let blob = Blob::new(10 * MIB + 3);
         let mut claims = Claims::default();
-        let all = claims.take(|at| blob.gap(at), 0, u64::MAX).unwrap();
+        let all = claims.take(|at| blob.gap(at), ALL, u64::MAX).unwrap();
         assert_eq!(claims.left(all), 0..blob.size);
-        assert_eq!(claims.take(|at| blob.gap(at), 0, u64::MAX), None);
+        assert_eq!(claims.take(|at| blob.gap(at), ALL, u64::MAX), None);
         assert!(claims.advance(all, blob.size));
     }
 
@@ -205,7 +220,7 @@ mod tests {
         blob.write(0, 5);
         let mut claims = Claims::default();
         let mut take = || {
-            let id = claims.take(|at| blob.gap(at), 0, 4 * MIB)?;
+            let id = claims.take(|at| blob.gap(at), ALL, 4 * MIB)?;
             Some(claims.left(id))
         };
         assert_eq!(take(), Some(5..5 * MIB));
@@ -215,10 +230,27 @@ mod tests {
     }
 
     #[test]
+    fn a_part_ends_where_it_is_told() {
+        let blob = Blob::new(10 * MIB + 3);
+        blob.write(0, 5);
+        let mut claims = Claims::default();
+        let gap = |at| blob.gap(at);
+        let first = claims.take(gap, 0..4 * MIB, u64::MAX).unwrap();
+        assert_eq!(claims.left(first), 5..4 * MIB);
+        assert_eq!(claims.take(gap, 0..4 * MIB, u64::MAX), None);
+        let next = claims.take(gap, 0..5 * MIB + 1, u64::MAX).unwrap();
+        assert_eq!(claims.left(next), 4 * MIB..6 * MIB, "no chunk is filled by two");
+        assert!(claims.end_at(next, 5 * MIB));
+        assert_eq!(claims.left(next), 4 * MIB..5 * MIB);
+        assert!(!claims.end_at(next, 4 * MIB));
+        assert!(claims.end_at(first, u64::MAX));
+    }
+
+    #[test]
     fn what_is_wanted_far_ahead_is_taken_from_who_has_it() {
         let blob = Blob::new(100 * MIB);
         let mut claims = Claims::default();
-        let all = claims.take(|at| blob.gap(at), 0, u64::MAX).unwrap();
+        let all = claims.take(|at| blob.gap(at), ALL, u64::MAX).unwrap();
         let gap = |at| blob.gap(at);
         assert_eq!(claims.take_wanted(gap, MIB..50 * MIB, 4 * MIB, NEAR), None, "it comes in a moment");
         assert_eq!(claims.take_wanted(gap, 20 * MIB..50 * MIB, 4 * MIB, 20 * MIB), None, "at such a rate too");
@@ -237,7 +269,8 @@ mod tests {
 
     #[derive(Debug, Clone)]
     enum Event {
-        Take { most: u64 },
+        Take { upto: u64, most: u64 },
+        EndAt { who: prop::sample::Index, upto: u64 },
         Want { at: prop::sample::Index, length: u64 },
         Come { who: prop::sample::Index, bytes: u64 },
         Fail { who: prop::sample::Index },
@@ -248,7 +281,8 @@ mod tests {
     fn events() -> impl Strategy<Value = Vec<Event>> {
         let index = any::<prop::sample::Index>;
         let event = prop_oneof![
-            (1..20 * MIB).prop_map(|most| Event::Take { most }),
+            (0..60 * MIB, 1..20 * MIB).prop_map(|(upto, most)| Event::Take { upto, most }),
+            (index(), 0..60 * MIB).prop_map(|(who, upto)| Event::EndAt { who, upto }),
             (index(), 1..9 * MIB).prop_map(|(at, length)| Event::Want { at, length }),
             (index(), 1..4 * MIB).prop_map(|(who, bytes)| Event::Come { who, bytes }),
             index().prop_map(|who| Event::Fail { who }),
@@ -276,7 +310,17 @@ mod tests {
             };
             for event in events {
                 match event {
-                    Event::Take { most } => working.extend(claims.take(gap, 0, most)),
+                    Event::Take { upto, most } => {
+                        let taken = claims.take(gap, 0..upto, most);
+                        prop_assert!(taken.is_none_or(|id| claims.left(id).end <= chunk_after(upto)));
+                        working.extend(taken);
+                    }
+                    Event::EndAt { who, upto } if !working.is_empty() => {
+                        let who = who.index(working.len());
+                        if !claims.end_at(working[who], upto) {
+                            claims.release(working.swap_remove(who));
+                        }
+                    }
                     Event::Want { at, length } => {
                         let at = at.index(size as usize) as u64;
                         working.extend(claims.take_wanted(gap, at..size.min(at + length), 4 * MIB, NEAR));
@@ -296,12 +340,12 @@ mod tests {
                     Event::Extend { who } if !working.is_empty() => {
                         claims.extend(gap, working[who.index(working.len())]);
                     }
-                    Event::Come { .. } | Event::Fail { .. } | Event::Extend { .. } => {}
+                    Event::Come { .. } | Event::Fail { .. } | Event::Extend { .. } | Event::EndAt { .. } => {}
                 }
                 prop_assert!(claims.taken.iter().all(|claim| !claim.left.is_empty()));
             }
             loop {
-                working.extend(claims.take(gap, 0, u64::MAX));
+                working.extend(claims.take(gap, ALL, u64::MAX));
                 if working.is_empty() {
                     break;
                 }

@@ -104,6 +104,11 @@ impl Opened {
         Ok(())
     }
 
+    /// Whose it is.
+    pub(super) const fn upstream(&self) -> &Arc<Upstream> {
+        &self.upstream
+    }
+
     /// What has been read ahead.
     pub(super) fn read(&self) -> &[u8] {
         &self.ahead
@@ -129,6 +134,11 @@ impl Frames {
     /// The next piece; `None` at the end that the upstream announced.
     pub(super) async fn frame(&mut self) -> Result<Option<Bytes>, UpstreamError> {
         if self.ahead.is_empty() { self.body.frame().await } else { Ok(Some(std::mem::take(&mut self.ahead))) }
+    }
+
+    /// Whose they are.
+    pub(super) const fn upstream(&self) -> &Arc<Upstream> {
+        &self.upstream
     }
 
     /// The error of a body that ended in good order, and too early.

@@ -1,6 +1,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use crate::peers::Failed;
 use crate::upstream::{ErrorKind, Grant, UpstreamError};
 
 /// Why there is nothing to give. Each carries what every source said, for the log and for the caller.
@@ -60,6 +61,17 @@ impl PullError {
                 Self::Unauthenticated(said)
             }
             other => other,
+        }
+    }
+
+    /// The same, as the cluster is told of it.
+    pub(super) const fn as_failure(&self) -> Failed {
+        match self {
+            Self::NotFound(_) => Failed::Absent,
+            Self::Denied(_) | Self::Unauthenticated(_) => Failed::Unauthorized,
+            Self::NoAnswer(_) | Self::Late(_) | Self::Poisoned | Self::WrongBytes | Self::Stopping => {
+                Failed::Unreachable
+            }
         }
     }
 

@@ -31,6 +31,8 @@ struct Entry {
     trace: Trace,
     first: Instant,
     last: Instant,
+    /// Replies under way: as long as there are any, it isn't over.
+    replies: usize,
     reference: Option<String>,
     blobs: u64,
     cut_short: u64,
@@ -47,9 +49,15 @@ impl Journal {
         self.enter(place, |entry| entry.reference = Some(reference.to_owned()));
     }
 
+    /// A reply with a blob begins.
+    pub(super) fn replies(&self, place: &Place) {
+        self.enter(place, |entry| entry.replies += 1);
+    }
+
     /// A reply with a blob ended.
     pub(super) fn delivered(&self, place: &Place, bytes: [u64; SOURCES.len()], cut_short: bool) {
         self.enter(place, |entry| {
+            entry.replies = entry.replies.saturating_sub(1);
             entry.blobs += 1;
             entry.cut_short += u64::from(cut_short);
             for (sum, bytes) in entry.bytes.iter_mut().zip(bytes) {
@@ -110,20 +118,35 @@ impl Journal {
     fn write_those_quiet_for(&self, quiet: Duration) -> Option<Duration> {
         let mut pulls = self.0.pulls.lock().unwrap_or_else(PoisonError::into_inner);
         pulls.retain(|place, entry| {
-            let goes_on = entry.last.elapsed() < quiet;
+            let goes_on = entry.last.elapsed() < quiet || (entry.replies > 0 && !quiet.is_zero());
             if !goes_on {
                 entry.write(place);
             }
             goes_on
         });
-        pulls.values().map(|entry| quiet.saturating_sub(entry.last.elapsed())).min()
+        let due = |entry: &Entry| match entry.replies {
+            0 => quiet.saturating_sub(entry.last.elapsed()),
+            // Not before they have ended.
+            _ => quiet,
+        };
+        pulls.values().map(due).min()
     }
 }
 
 impl Entry {
     fn new(now: Instant) -> Self {
         let (bytes, received) = Default::default();
-        Self { trace: Trace::new(), first: now, last: now, reference: None, blobs: 0, cut_short: 0, bytes, received }
+        Self {
+            trace: Trace::new(),
+            first: now,
+            last: now,
+            replies: 0,
+            reference: None,
+            blobs: 0,
+            cut_short: 0,
+            bytes,
+            received,
+        }
     }
 
     fn write(&self, place: &Place) {

@@ -4,10 +4,13 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
 
+use super::received::ORIGINS;
+
 /// What is counted of pulls. Cheap clones of the same counters.
 #[derive(Debug, Clone, Default)]
 pub struct PullMetrics {
     served: Family<SourceLabel, Counter>,
+    received: Family<SourceLabel, Counter>,
     transfers: Family<ResultLabel, Counter>,
     pub(super) under_way: Gauge,
     tags: Family<ResultLabel, Counter>,
@@ -35,6 +38,12 @@ impl PullMetrics {
             "Bytes of blobs and manifests given to callers, by where they came from",
             Unit::Bytes,
             self.served.clone(),
+        );
+        registry.register_with_unit(
+            "larder_transfers_received",
+            "Bytes of blobs and manifests that transfers brought here, by where they came from",
+            Unit::Bytes,
+            self.received.clone(),
         );
         registry.register("larder_transfers", "Transfers that ended, by how", self.transfers.clone());
         registry.register("larder_transfers_active", "Transfers under way", self.under_way.clone());
@@ -64,6 +73,15 @@ impl PullMetrics {
 
     pub(super) fn served(&self, source: &'static str, bytes: u64) {
         self.served.get_or_create(&SourceLabel { source }).inc_by(bytes);
+    }
+
+    /// As [`ORIGINS`] has them.
+    pub(super) fn received(&self, bytes: [u64; ORIGINS.len()]) {
+        for (source, bytes) in ORIGINS.into_iter().zip(bytes) {
+            if bytes > 0 {
+                self.received.get_or_create(&SourceLabel { source }).inc_by(bytes);
+            }
+        }
     }
 
     pub(super) fn transfer_ended(&self, result: &'static str) {

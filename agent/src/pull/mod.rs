@@ -9,6 +9,7 @@
 
 mod arrival;
 mod ask;
+mod begin;
 mod blame;
 mod bounded;
 mod claims;
@@ -21,6 +22,7 @@ mod gauge;
 mod journal;
 mod lanes;
 mod metrics;
+mod partings;
 mod pass;
 mod permit;
 mod place;
@@ -30,8 +32,12 @@ mod resolve;
 mod rights;
 mod share;
 mod sizes;
+mod source;
 mod sources;
+mod suspects;
+mod tags;
 mod transfer;
+mod trust;
 mod wants;
 mod worker;
 

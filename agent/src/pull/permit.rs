@@ -259,8 +259,13 @@ impl Inner {
 
     /// How what arrives is recorded: on the safe side, as authorized wherever credentials may have helped.
     pub(super) fn access_of(&self, wanted: &Wanted) -> Access {
-        let knows_us = || self.upstreams.of(&wanted.place.registry).iter().any(|upstream| upstream.knows_us());
-        match wanted.grant.access() {
+        self.access_at(&wanted.place, &wanted.grant)
+    }
+
+    /// The same, for whatever a place gives.
+    pub(super) fn access_at(&self, place: &Place, grant: &Grant) -> Access {
+        let knows_us = || self.upstreams.of(&place.registry).iter().any(|upstream| upstream.knows_us());
+        match grant.access() {
             Access::Anonymous if knows_us() => Access::Authorized,
             access => access,
         }

@@ -108,6 +108,7 @@ impl Reader {
         source: Source,
     ) -> Self {
         let bytes = Default::default();
+        pull.journal.replies(&wanted.place);
         Self { pull, wanted, start, at: start, end, is_part, source, attempts: 1, bytes, cut_short: false }
     }
 

@@ -15,6 +15,7 @@ use super::permit::now;
 use super::{Inner, Kind, Place, Pull, PullError, Wanted};
 use crate::config::OnDeleted;
 use crate::image::{Access, Digest, MediaType, Reference, Tag};
+use crate::peers::TagTurn;
 use crate::store::TagRecord;
 use crate::upstream::{ErrorKind, Grant, Upstream, UpstreamError};
 
@@ -108,12 +109,25 @@ impl Inner {
     }
 
     async fn ask(self: &Arc<Self>, place: &Place, grant: &Grant, tag: &Tag) -> Result<Resolved, PullError> {
+        let lease = match self.tag_turn(place, grant, tag).await {
+            TagTurn::Ask(lease) => Some(lease),
+            TagTurn::Alone => None,
+            TagTurn::Answer(answer) => match self.told_by_another(place, grant, tag, answer) {
+                Some(answer) => return Ok(answer),
+                None => None,
+            },
+        };
         let chain = self.upstreams.of(&place.registry).for_tags();
-        let asked = self
-            .across(&chain, place, grant, |upstream| async move { self.ask_one(&upstream, place, grant, tag).await });
-        let said = match asked.await {
-            Ok((upstream, answer)) => {
+        let ask = |upstream| async move {
+            let (answer, access) = self.ask_one(&upstream, place, grant, tag).await?;
+            Ok(((answer, access), access))
+        };
+        let said = match self.across(&chain, place, grant, ask).await {
+            Ok((upstream, (answer, access))) => {
                 self.metrics.tag_answered("upstream");
+                if let Some(lease) = lease {
+                    lease.told(self.answer_for_others(place, grant, &answer, access));
+                }
                 let record = TagRecord {
                     digest: answer.digest,
                     media_type: answer.media_type.clone(),
@@ -128,7 +142,11 @@ impl Inner {
                 self.compare(&upstream, place, grant, tag, answer.digest);
                 return Ok(answer);
             }
-            Err(said) => said,
+            Err(said) => {
+                // Who waits for this answer may have other upstreams to ask.
+                let _passed_on = lease;
+                said
+            }
         };
         let is_deleted = self.origin_said(place, &said).is_some_and(|e| *e.kind() == ErrorKind::NotFound);
         // "Not there" from a mirror is no word on what the registry, which is silent, has.
@@ -136,6 +154,9 @@ impl Inner {
             true => self.options.on_deleted == OnDeleted::Serve,
             false => said.iter().any(|e| !e.is_answer()),
         };
+        if is_open && !is_deleted {
+            self.learn_newest(place, grant, tag).await;
+        }
         if is_open && let Some(stale) = self.last_known(place, grant, tag, is_deleted).await? {
             return Ok(stale);
         }

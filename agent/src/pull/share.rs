@@ -173,12 +173,17 @@ impl Shared {
         &self.head
     }
 
-    /// Every byte of the blob before this one is here.
+    /// Every byte of the blob before this one is here, and may go out.
     #[must_use]
     pub fn frontier(&self) -> u64 {
         match &self.source {
             Source::Store(_) | Source::Memory(_) => self.head.size,
-            Source::Transfer(following, _) => following.wants.frontier(),
+            Source::Transfer(following, _) => match following.state() {
+                State::Whole(_) | State::InMemory(..) => self.head.size,
+                State::Arriving(arriving) if !arriving.is_withheld() => following.wants.frontier(),
+                // Where it stands, for who looks whether another is further ahead.
+                _ => self.at,
+            },
         }
     }
 
@@ -297,8 +302,7 @@ async fn follow(
         State::Failed(Failure::WrongBytes) => return Err(Ended::Broken(following.received.sources())),
         State::InMemory(..) | State::Unstored(_) | State::Detached(_) | State::Failed(_) => return Err(Ended::Short),
     };
-    let is_withheld = arriving.verify_whole && !arriving.verified;
-    let available = if is_withheld { at } else { arriving.ingest.available(at).min(end) };
+    let available = if arriving.is_withheld() { at } else { arriving.ingest.available(at).min(end) };
     if available == at {
         return Ok(Step::Wait);
     }

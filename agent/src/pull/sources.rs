@@ -89,6 +89,12 @@ impl Sources {
     pub(super) fn begin_round(&mut self) {
         self.fruitless = if self.gained >= FRUITFUL { 0 } else { self.fruitless + u32::from(!self.known.is_empty()) };
         self.gained = 0;
+        self.order();
+    }
+
+    /// Begins this round anew: what was asked in it was asked in vain through no fault of theirs, or more is known of
+    /// them now.
+    pub(super) fn order(&mut self) {
         let mut order = self.pull.upstreams.of(&self.wanted.place.registry).in_order();
         self.known.retain(|known| order.iter().any(|upstream| Arc::ptr_eq(upstream, &known.upstream)));
         for upstream in &order {

@@ -76,6 +76,11 @@ impl Arriving {
     pub(super) const fn new(ingest: Arc<Ingest>, media_type: MediaType) -> Self {
         Self { ingest, media_type, verify_whole: false, verified: false }
     }
+
+    /// Whether nothing may go out yet, to nobody.
+    pub(super) const fn is_withheld(&self) -> bool {
+        self.verify_whole && !self.verified
+    }
 }
 
 #[derive(Clone)]

@@ -1,4 +1,4 @@
-//! One connection at work: reads its claim from one upstream, a piece at a time.
+//! One connection at work: reads its claim from one source, a piece at a time.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -7,11 +7,14 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use super::Wanted;
 use super::claims::ClaimId;
-use super::direct::{Frames, Opened};
+use super::direct::Opened;
+use super::source::{Answer, Fault, Pieces, Source};
 use super::sources::WATCH;
-use crate::upstream::{Part, Upstream, UpstreamError};
+use super::transfer::Transfer;
+use super::{Inner, Wanted};
+use crate::peers::Peer;
+use crate::upstream::{Part, Upstream};
 
 /// Between two pieces when the transfer is far ahead of its readers. Pieces have 100 KiB and more at such rates, so a
 /// slow reader holds a connection to about 100 MB/s, never less.
@@ -20,7 +23,9 @@ const PAUSE: Duration = Duration::from_millis(1);
 /// A claim, and the connection that its bytes come over. Dropping it ends the connection.
 pub(super) struct Worker {
     pub(super) claim: ClaimId,
-    pub(super) source: Arc<Upstream>,
+    pub(super) source: Source,
+    /// It serves a reader far ahead, whoever's turn it is to bring what comes next.
+    pub(super) is_out_of_turn: bool,
     /// Bytes that come before the claim: the upstream ignores ranges.
     pub(super) skip: u64,
     /// Whether its answer has begun.
@@ -34,36 +39,72 @@ pub(super) struct Worker {
 
 /// What has become of a worker's last request.
 pub(super) enum Step {
-    Opened(Result<Opened, UpstreamError>),
-    Frame(Frames, Result<Option<Bytes>, UpstreamError>),
+    Opened(Result<Answer, Fault>),
+    Piece(Pieces, Result<Option<Bytes>, Fault>),
 }
 
 impl Worker {
-    /// Asks `source` for a part.
-    pub(super) fn ask(source: Arc<Upstream>, wanted: Wanted, part: Part, claim: ClaimId) -> Self {
-        let upstream = Arc::clone(&source);
-        let step = Box::pin(async move { Step::Opened(Opened::open(&upstream, &wanted, part).await) });
-        Self::new(source, claim, step)
+    /// Asks an upstream for a part.
+    pub(super) fn ask(upstream: Arc<Upstream>, wanted: Wanted, part: Part, claim: ClaimId) -> Self {
+        let source = Source::Upstream(Arc::clone(&upstream));
+        let step = async move {
+            let opened = Opened::open(&upstream, &wanted, part).await;
+            Step::Opened(
+                opened
+                    .map(|opened| Answer::Upstream(Box::new(opened)))
+                    .map_err(|error| Fault::Upstream(upstream, error)),
+            )
+        };
+        Self::new(source, claim, Box::pin(step))
+    }
+
+    /// Reads a part from a peer.
+    pub(super) fn read(pull: Arc<Inner>, transfer: Arc<Transfer>, peer: Peer, part: Part, claim: ClaimId) -> Self {
+        let source = Source::Peer(peer.clone());
+        let step = async move {
+            let opened = pull.open_at(&peer, &transfer, part).await;
+            Step::Opened(opened.map(Answer::Peer).map_err(Fault::Peer))
+        };
+        Self::new(source, claim, Box::pin(step))
     }
 
     /// Takes over an answer that is there.
-    pub(super) fn with(source: Arc<Upstream>, opened: Opened, claim: ClaimId) -> Self {
-        Self::new(source, claim, Box::pin(async { Step::Opened(Ok(opened)) }))
+    pub(super) fn with(source: Source, answer: Answer, claim: ClaimId) -> Self {
+        Self::new(source, claim, Box::pin(async { Step::Opened(Ok(answer)) }))
     }
 
-    fn new(source: Arc<Upstream>, claim: ClaimId, step: Pin<Box<dyn Future<Output = Step> + Send>>) -> Self {
+    fn new(source: Source, claim: ClaimId, step: Pin<Box<dyn Future<Output = Step> + Send>>) -> Self {
         let now = Instant::now();
-        Self { claim, source, skip: 0, is_reading: false, last: now, watched: (now, 0), step }
+        let (is_out_of_turn, is_reading) = (false, false);
+        Self { claim, source, is_out_of_turn, skip: 0, is_reading, last: now, watched: (now, 0), step }
+    }
+
+    /// Serves a reader far ahead.
+    pub(super) const fn out_of_turn(mut self) -> Self {
+        self.is_out_of_turn = true;
+        self
+    }
+
+    /// Its answer has begun.
+    pub(super) fn begin(&mut self, now: Instant, pieces: Pieces) {
+        self.is_reading = true;
+        self.watch_anew(now);
+        self.read_on(pieces, false);
+    }
+
+    /// Whether it reads from this upstream.
+    pub(super) fn is_of(&self, upstream: &Arc<Upstream>) -> bool {
+        matches!(&self.source, Source::Upstream(source) if Arc::ptr_eq(source, upstream))
     }
 
     /// Goes on to the next piece, after a moment's rest if `rest`.
-    pub(super) fn read_on(&mut self, mut frames: Frames, rest: bool) {
+    pub(super) fn read_on(&mut self, mut pieces: Pieces, rest: bool) {
         self.step = Box::pin(async move {
             if rest {
                 tokio::time::sleep(PAUSE).await;
             }
-            let frame = frames.frame().await;
-            Step::Frame(frames, frame)
+            let piece = pieces.next().await;
+            Step::Piece(pieces, piece)
         });
     }
 

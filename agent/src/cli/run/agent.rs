@@ -19,9 +19,12 @@ use crate::containerd::client::Client;
 use crate::containerd::hosts::{self, Adopted, Adoption, Applied, Entry, HostsDir, HostsError};
 use crate::keep;
 use crate::mirror::{Identity, Listener, Mirror};
+use crate::peers::{self, Peers};
 use crate::pull::Pull;
+use crate::sharing::{Callers, Sharing};
 use crate::store::{self, Store};
 use crate::upstream::Upstreams;
+use crate::wire;
 
 /// How long background work may take to end.
 const END: Duration = Duration::from_secs(5);
@@ -64,12 +67,14 @@ async fn serve(config: &Config) -> anyhow::Result<ExitCode> {
     let upstreams = Arc::new(Upstreams::new(config)?);
     let containerd = Arc::new(Client::new(&config.containerd)?);
     let canary = Arc::new(Canary::new());
+    let ends = peers::Ends { stop: stop.clone(), end: end.clone() };
+    let (peers, port) = join(config, &store, &tasks, &ends).await.unzip();
     let pull = Pull::new(
         config,
         store.clone(),
         Arc::clone(&upstreams),
         Some(Arc::clone(&containerd)),
-        None,
+        peers.clone(),
         tasks.clone(),
         end.clone(),
     );
@@ -125,6 +130,7 @@ async fn serve(config: &Config) -> anyhow::Result<ExitCode> {
         requests,
         store: store.clone(),
         pull: pull.clone(),
+        peers: peers.clone(),
         upstreams: Arc::clone(&upstreams),
         containerd,
         canary: Arc::clone(&canary),
@@ -137,6 +143,12 @@ async fn serve(config: &Config) -> anyhow::Result<ExitCode> {
     upstreams.metrics().register(&mut registry);
     upstreams.keyring().register(&mut registry);
     canary.register(&mut registry);
+    let sharing = peers.zip(port).map(|(peers, port)| {
+        peers.metrics().register(&mut registry);
+        port.register(&mut registry);
+        let callers = if config.peers.cert.is_some() { Callers::Trusted } else { Callers::Named };
+        tokio::spawn(port.serve(Sharing::new(peers, pull.clone(), callers, stop.clone())))
+    });
     // Neither is worth a failing pull: without them the agent serves on, and says so.
     match MetricsPort::bind(config.metrics.listen) {
         Ok(port) => drop(tasks.spawn(port.serve(registry, ready.subscribe(), stop.clone()))),
@@ -155,6 +167,9 @@ async fn serve(config: &Config) -> anyhow::Result<ExitCode> {
     tracing::info!("ending: replies under way go on, hosts.toml stays");
     stop.cancel();
     serving.await.context("the mirror's listener")?;
+    if let Some(sharing) = sharing {
+        sharing.await.context("the listener for peers")?;
+    }
     end.cancel();
     tasks.close();
     if tokio::time::timeout(END, tasks.wait()).await.is_err() {
@@ -165,6 +180,31 @@ async fn serve(config: &Config) -> anyhow::Result<ExitCode> {
     }
     store.close().await;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Joins the cluster, if one is configured. One that can't be joined is no reason not to serve.
+async fn join(config: &Config, store: &Store, tasks: &TaskTracker, ends: &peers::Ends) -> Option<(Peers, peers::Port)> {
+    if !config.peers.is_on() {
+        return None;
+    }
+    let dir = config.cache.dir.join("peers");
+    let (peers, into) = (config.peers.clone(), dir.clone());
+    let opened = tokio::task::spawn_blocking(move || wire::Identity::open(&peers, &into)).await;
+    let joined = match opened {
+        Ok(Ok(identity)) => Peers::join(&config.peers, identity, dir, store.clone(), tasks, ends),
+        Ok(Err(error)) => Err(error.into()),
+        // Only a runtime that ends cancels it.
+        Err(_) => return None,
+    };
+    let report =
+        |error: &peers::JoinError| tracing::error!(error = chain(error), "no peers: each blob comes from upstream");
+    joined.inspect_err(report).ok()
+}
+
+/// An error with its causes.
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
 async fn open_store(config: &Config) -> anyhow::Result<Store> {

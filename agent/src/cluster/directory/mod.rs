@@ -1,105 +1,278 @@
 //! An owner's table: who has what whole, who reads what from whom, who fetches it, and what tags mean.
+//!
+//! [`Directory::ask`] is the one question that a reader has. The answer gives it a place in the blob's chain, a [`Ticket`],
+//! and either somebody to read from, or the lease to fetch a range from upstream. Newcomers read from the chain's end;
+//! the lowest place fetches. A lease is on a range: its holder reports, and goes on when it did as well as the others of
+//! late, or gives way to the next in the chain, and goes to the end itself. So a slow holder costs one range.
+//!
+//! The table is what its members tell, and is lost with the process: what a node that isn't known any more says under its
+//! old ticket brings it back.
+//!
+//! [`Ticket`]: super::chain::Ticket
 
+mod broken;
+mod chain;
+mod lease;
+mod members;
+mod place;
+mod rates;
+mod shelves;
+mod tags;
 mod words;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use rand::Rng;
 
-use crate::cluster::Ring;
-use crate::image::NodeId;
+use crate::cluster::chain::{Ailment, Key, Lease};
+use crate::cluster::{Member, Ring};
+use crate::image::{NodeId, Zone};
 
+use broken::Broken;
+use chain::Chain;
+pub(crate) use place::fan_out;
+use rates::Rates;
+use shelves::Shelves;
+use tags::Tags;
 pub use words::{
     Announced, Answer, Answered, Ask, AskId, Effect, Holding, Released, Report, Shelf, State, TagAnswer, TagAsk,
     TagKey, TagMeaning, Verdict,
 };
 
+/// How often a reader tells its owner that it reads, and from whom.
+pub const REPORT_READING_EVERY: Duration = Duration::from_secs(30);
+
+/// The most chains that are known at a time.
+const MAX_CHAINS: usize = 8_192;
+/// How often it is looked for leases that are overdue, while there are any, and for what has expired.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+const SWEEP_EVERY: Duration = Duration::from_secs(30);
+
 /// The part of the cluster's table that this node owns. All of it is in memory, bounded, and lost when the process ends.
 #[derive(Debug)]
-pub struct Directory {}
+pub struct Directory {
+    me: NodeId,
+    run: u64,
+    ring: Arc<Ring>,
+    shelves: Shelves,
+    chains: HashMap<Key, Chain>,
+    rates: Rates,
+    broken: Broken,
+    tags: Tags,
+    /// Leases are held, or asks.
+    is_busy: bool,
+    looked: Duration,
+    swept: Duration,
+}
 
 impl Directory {
     /// An empty one. `run`: a random number of this process.
     #[must_use]
-    pub fn new(_ring: Arc<Ring>, _run: u64) -> Self {
-        Self {}
+    pub fn new(me: NodeId, ring: Arc<Ring>, run: u64) -> Self {
+        Self {
+            me,
+            run,
+            ring,
+            shelves: Shelves::default(),
+            chains: HashMap::new(),
+            rates: Rates::default(),
+            broken: Broken::default(),
+            tags: Tags::default(),
+            is_busy: false,
+            looked: Duration::ZERO,
+            swept: Duration::ZERO,
+        }
     }
 
-    /// `from` asks for a blob. Answered at once or later; at the latest when [`Self::next_deadline`] has passed.
-    pub fn ask(&mut self, _now: Duration, _rng: &mut impl Rng, _id: AskId, _from: NodeId, _ask: Ask) -> Vec<Effect> {
-        Vec::new()
+    /// `from` asks for a blob. The answer is among the effects.
+    pub fn ask(&mut self, now: Duration, rng: &mut impl Rng, id: AskId, from: NodeId, ask: &Ask) -> Vec<Effect> {
+        let answer = self.answer(now, rng, from, ask);
+        let broken_sources = self.broken.of(now, &ask.key.digest);
+        vec![Effect::Answer { to: id, answered: Answered { answer, broken_sources } }]
+    }
+
+    fn answer(&mut self, now: Duration, rng: &mut impl Rng, from: NodeId, ask: &Ask) -> Answer {
+        let owners = self.ring.owners_of(&ask.key.digest);
+        let is_mine = owners.first == Some(self.me) || (owners.second == Some(self.me) && ask.owner_failed);
+        if !is_mine {
+            return Answer::NotOwner(owners.first);
+        }
+        for trouble in &ask.troubles {
+            if matches!(trouble.why, Ailment::Absent | Ailment::Wrong) {
+                self.shelves.drop_holder(trouble.node, &ask.key.digest);
+            }
+        }
+        // Who asks hasn't got it.
+        self.shelves.drop_holder(from, &ask.key.digest);
+        let leap = owners.first != Some(self.me);
+        let Some(chain) = chain_of(&mut self.chains, now, &ask.key, leap) else {
+            return Answer::Alone { absent: false };
+        };
+        let holders = self.shelves.holders(&ask.key);
+        let holders: Vec<(NodeId, &Zone)> =
+            holders.filter_map(|node| self.ring.member(node).map(|member| (node, &member.zone))).collect();
+        let answer = chain.ask(now, rng, self.run, from, ask, &holders);
+        self.is_busy |= chain.leases.any();
+        answer
     }
 
     /// `from` says how far it is.
-    pub fn report(
-        &mut self,
-        _now: Duration,
-        _rng: &mut impl Rng,
-        _from: NodeId,
-        _report: &Report,
-    ) -> (Verdict, Vec<Effect>) {
-        (Verdict { upto: None }, Vec::new())
+    pub fn report(&mut self, now: Duration, from: NodeId, report: &Report) -> Verdict {
+        let key = &report.key;
+        let owners = self.ring.owners_of(&key.digest);
+        if !owners.contains(self.me) && !self.chains.contains_key(key) {
+            return if report.lease.is_some() { Verdict::Ended } else { Verdict::Noted };
+        }
+        if let State::Broken { sources, node } = &report.state {
+            self.broken.told(now, &key.digest, sources);
+            if let Some(node) = node {
+                self.shelves.drop_holder(*node, &key.digest);
+            }
+        }
+        if report.state == State::Whole {
+            self.shelves.became_whole(now, from, key);
+        }
+        let leap = owners.first != Some(self.me);
+        let begins = matches!(report.state, State::Fetching | State::Reading);
+        let chain = if begins { chain_of(&mut self.chains, now, key, leap) } else { self.chains.get_mut(key) };
+        let Some(chain) = chain else { return Verdict::Noted };
+        let verdict = match &report.state {
+            State::Fetching => chain.fetching(now, self.run, from, report, &mut self.rates),
+            State::Reading => {
+                chain.reading(now, self.run, from, report);
+                Verdict::Noted
+            }
+            State::Released(why) => {
+                chain.released(now, from, report, *why);
+                Verdict::Noted
+            }
+            State::Whole | State::Gone | State::Broken { .. } => {
+                chain.leaves(now, from);
+                Verdict::Noted
+            }
+        };
+        self.is_busy |= chain.leases.any();
+        verdict
     }
 
     /// `from` says what it holds.
-    pub fn announce(&mut self, _now: Duration, _from: NodeId, _shelves: Vec<Shelf>) -> Announced {
-        Announced::default()
+    pub fn announce(&mut self, now: Duration, from: NodeId, shelves: Vec<Shelf>) -> Announced {
+        let mut announced = Announced::default();
+        for shelf in shelves {
+            let bucket = shelf.bucket;
+            if !self.ring.owners(bucket).contains(self.me) {
+                announced.not_owned.push(bucket);
+            } else if !self.shelves.told(now, from, shelf) {
+                announced.unknown.push(bucket);
+            }
+        }
+        announced
     }
 
-    /// `from` asks for a tag. Answered at once, or within a second.
-    pub fn ask_tag(
-        &mut self,
-        _now: Duration,
-        _rng: &mut impl Rng,
-        _id: AskId,
-        _from: NodeId,
-        _ask: TagAsk,
-    ) -> Vec<Effect> {
-        Vec::new()
+    /// `from` asks for a tag. Answered at once, or within 1.5 seconds.
+    pub fn ask_tag(&mut self, now: Duration, rng: &mut impl Rng, id: AskId, from: NodeId, ask: &TagAsk) -> Vec<Effect> {
+        let owners = self.ring.owners(ask.key.bucket());
+        let is_mine = owners.first == Some(self.me) || (owners.second == Some(self.me) && ask.owner_failed);
+        if !is_mine {
+            return vec![Effect::Tag { to: id, answer: TagAnswer::NotOwner(owners.first) }];
+        }
+        let effects = self.tags.ask(now, rng, id, from, ask);
+        self.is_busy |= self.tags.waits();
+        effects
     }
 
     /// What upstream said to who had the lease of a tag; `None`: nothing that others may share.
     pub fn report_tag(
         &mut self,
-        _now: Duration,
-        _rng: &mut impl Rng,
-        _key: &TagKey,
-        _lease: Lease,
-        _meaning: Option<TagMeaning>,
+        now: Duration,
+        rng: &mut impl Rng,
+        key: &TagKey,
+        lease: Lease,
+        meaning: Option<TagMeaning>,
     ) -> Vec<Effect> {
-        Vec::new()
+        self.tags.told(now, rng, key, lease, meaning)
     }
 
-    /// The newest answer that is known of a tag.
+    /// The newest answer that is known of a tag, however old.
     #[must_use]
-    pub fn newest_tag(&self, _now: Duration, _key: &TagKey) -> Option<TagMeaning> {
-        None
+    pub fn newest_tag(&self, now: Duration, key: &TagKey) -> Option<TagMeaning> {
+        self.tags.newest(now, key)
     }
 
     /// Whoever asked doesn't wait any more.
-    pub fn forget_ask(&mut self, _id: AskId) {}
-
-    /// A member is down: all that is known of it goes.
-    pub fn member_down(&mut self, _now: Duration, _rng: &mut impl Rng, _node: NodeId) -> Vec<Effect> {
-        Vec::new()
+    pub fn forget_ask(&mut self, id: AskId) {
+        self.tags.forget_ask(id);
     }
 
-    /// Members have come or gone, or owners changed.
-    pub fn ring_changed(&mut self, _now: Duration, _ring: Arc<Ring>) -> Vec<Effect> {
-        Vec::new()
+    /// Members have come or gone, or owners changed. What is known of who has gone goes.
+    pub fn ring_changed(&mut self, now: Duration, rng: &mut impl Rng, ring: Arc<Ring>) -> Vec<Effect> {
+        let before = std::mem::replace(&mut self.ring, ring);
+        let mut effects = Vec::new();
+        for member in before.members() {
+            let restarted = |now: &Member| now.start != member.start;
+            if self.ring.member(member.node).is_none_or(restarted) {
+                effects.append(&mut self.member_down(now, rng, member.node));
+            }
+        }
+        effects
+    }
+
+    /// A member is down, or was started anew: all that is known of it goes.
+    fn member_down(&mut self, now: Duration, rng: &mut impl Rng, node: NodeId) -> Vec<Effect> {
+        self.shelves.forget_node(node);
+        for chain in self.chains.values_mut() {
+            chain.lose(now, node);
+        }
+        self.tags.forget_node(now, rng, node)
     }
 
     /// Time has passed.
-    pub fn tick(&mut self, _now: Duration, _rng: &mut impl Rng) -> Vec<Effect> {
-        Vec::new()
+    pub fn tick(&mut self, now: Duration, rng: &mut impl Rng) -> Vec<Effect> {
+        self.looked = now;
+        self.is_busy = self.tags.waits();
+        for chain in self.chains.values_mut().filter(|chain| chain.leases.any()) {
+            chain.tick(now);
+            self.is_busy = true;
+        }
+        if now.saturating_sub(self.swept) >= SWEEP_EVERY {
+            self.swept = now;
+            let Self { shelves, ring, chains, me, .. } = self;
+            shelves.sweep(now, |bucket| ring.owners(bucket).contains(*me));
+            chains.retain(|_, chain| !chain.sweep(now));
+            self.rates.sweep(now);
+            self.broken.sweep(now);
+            self.tags.sweep(now);
+        }
+        self.tags.tick(now, rng)
     }
 
     /// When to call [`Self::tick`] next, at the latest.
     #[must_use]
-    pub fn next_deadline(&self) -> Option<Duration> {
-        None
+    pub fn next_deadline(&self) -> Duration {
+        if self.is_busy { self.looked + LOOK_EVERY } else { self.swept + SWEEP_EVERY }
+    }
+
+    /// The leases that are held on a blob: who, from where to which byte.
+    pub fn leases(&self, key: &Key) -> impl Iterator<Item = (NodeId, u64, u64)> {
+        let leases = self.chains.get(key).map(|chain| chain.leases.iter());
+        leases.into_iter().flatten().map(|held| (held.node, held.frontier, held.upto))
+    }
+
+    /// How many chains and holdings are known.
+    #[must_use]
+    pub fn len(&self) -> (usize, usize) {
+        (self.chains.len(), self.shelves.len())
     }
 }
 
-use crate::cluster::chain::Lease;
+/// The chain of `key`, begun if there is none. `None`: there are too many, all in use.
+fn chain_of<'a>(chains: &'a mut HashMap<Key, Chain>, now: Duration, key: &Key, leap: bool) -> Option<&'a mut Chain> {
+    if chains.len() >= MAX_CHAINS && !chains.contains_key(key) {
+        let idle = chains.iter().filter(|(_, chain)| chain.readers.len() == 0);
+        let oldest = idle.min_by_key(|(_, chain)| chain.touched).map(|(key, _)| key.clone())?;
+        chains.remove(&oldest);
+    }
+    Some(chains.entry(key.clone()).or_insert_with(|| Chain::new(now, leap)))
+}

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use sha2::{Digest as _, Sha256};
+
 use crate::cluster::Bucket;
 use crate::cluster::chain::{Credential, Key, Lease, Ticket, Trouble};
 use crate::image::{Access, Digest, MediaType, NodeId, Registry, Repository, Tag, Zone};
@@ -25,8 +27,10 @@ pub struct Ask {
     pub frontier: u64,
     /// The asker's place, if it has one. It stands whoever gave it out.
     pub ticket: Option<Ticket>,
-    /// A new, highest ticket is wanted.
+    /// A new, highest ticket is wanted: the asker fetches no longer, or is slow.
     pub to_the_tail: bool,
+    /// Another was taken in the asker's place since it takes more: whoever comes later shouldn't stand behind it.
+    pub slow: bool,
     /// Who was no use to the asker.
     pub troubles: Vec<Trouble>,
     /// The owner that ranks before the one that is asked didn't answer.
@@ -60,6 +64,10 @@ pub enum Answer {
         ticket: Ticket,
         /// In the order in which to try them; never empty. Each is whole, or has a lower ticket.
         parents: Vec<NodeId>,
+        /// A slow reader of the first of them, in whose place the asker comes.
+        instead_of: Option<NodeId>,
+        /// How many have lower tickets: the bytes may have to come through all of them.
+        ahead: u32,
     },
     /// Somebody else owns it, as far as known.
     NotOwner(Option<NodeId>),
@@ -87,6 +95,10 @@ pub struct Report {
     pub frontier: u64,
     /// Bytes a second that it receives.
     pub rate: u64,
+    /// Whom it reads from.
+    pub parent: Option<NodeId>,
+    /// Where it stands.
+    pub zone: Zone,
     /// What it does.
     pub state: State,
 }
@@ -128,9 +140,16 @@ pub enum Released {
 
 /// What an owner says to a [`Report`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Verdict {
-    /// How far a lease holder may go on; `None` where its lease has ended: it asks for a place at the tail.
-    pub upto: Option<u64>,
+pub enum Verdict {
+    /// Thanks.
+    Noted,
+    /// The lease goes on.
+    GoOn {
+        /// The first byte that isn't to be fetched.
+        upto: u64,
+    },
+    /// The lease has ended: its holder asks for a place at the tail.
+    Ended,
 }
 
 /// Something that a node holds whole.
@@ -140,6 +159,21 @@ pub struct Holding {
     pub digest: Digest,
     /// Empty for what anybody may have; else the registries that gave it under authorization.
     pub registries: Vec<Registry>,
+}
+
+impl Holding {
+    /// What a shelf's hash is made of. The same on every node and in every version.
+    #[must_use]
+    pub fn hash(&self) -> u64 {
+        let mut hasher = Sha256::new();
+        hasher.update(self.digest.to_string());
+        for registry in &self.registries {
+            hasher.update([0]);
+            hasher.update(registry.as_str());
+        }
+        let hash: [u8; 32] = hasher.finalize().into();
+        hash.first_chunk().copied().map_or(0, u64::from_be_bytes)
+    }
 }
 
 /// What a node holds of one bucket, or what has changed there.
@@ -180,6 +214,24 @@ pub struct TagKey {
     pub tag: Tag,
     /// As whom.
     pub credential: Credential,
+}
+
+impl TagKey {
+    /// The bucket that it falls into. The same on every node and in every version.
+    #[must_use]
+    pub fn bucket(&self) -> Bucket {
+        let mut hasher = Sha256::new();
+        for part in [self.registry.as_str(), self.repository.as_str(), self.tag.as_str()] {
+            hasher.update(part);
+            hasher.update([0]);
+        }
+        match &self.credential {
+            Credential::None => hasher.update([0]),
+            Credential::Anonymous => hasher.update([1]),
+            Credential::Keyed(hash) => hasher.update(hash),
+        }
+        Bucket::of_hash(&hasher.finalize().into())
+    }
 }
 
 /// "What does this tag mean?"

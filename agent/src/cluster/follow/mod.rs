@@ -1,158 +1,565 @@
 //! One blob's reading on this node: whom to ask, what to read from whom, when to move on, and when to go alone.
+//!
+//! A [`Follow`] is told what comes (answers, beats, bytes, failures, time), and says what to do ([`Follow::turn`]) and what
+//! to send ([`Follow::actions`]). Whatever it waits for has an end: [`Follow::next_deadline`] is known as long as bytes are
+//! missing.
+//!
+//! Repairs are made by the reader alone: from a parent that fell silent, or is clearly slower than the one beyond it, it
+//! goes to the one beyond; without one, to the owner. When nothing has brought bytes nearer for [two seconds](patience), it
+//! fetches a piece by itself, and asks again while it does.
 
+mod meter;
+mod patience;
+mod ranks;
+mod reading;
+mod seek;
+mod tell;
+mod troubles;
+mod words;
+
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use crate::cluster::Owners;
-use crate::cluster::chain::{Beat, Credential, Hop, Key, Parting, Ticket};
-use crate::cluster::directory::{Answered, Ask, Released, Report, Verdict};
-use crate::image::{NodeId, Zone};
+use crate::cluster::chain::{Ailment, Beat, Hop, Lease, Parting, Ticket};
+use crate::cluster::directory::{Answer, Answered, REPORT_READING_EVERY, Released, State, Verdict};
+use crate::image::NodeId;
 
-/// What is read, and for whom.
-#[derive(Debug, Clone)]
-pub struct Sought {
-    /// What.
-    pub key: Key,
-    /// As whom this node's upstreams are asked.
-    pub credential: Credential,
-    /// Where this node stands.
-    pub zone: Zone,
-}
+use meter::Meter;
+use patience::Patience;
+use ranks::Ranks;
+use reading::{Reading, SILENCE};
+use seek::{Candidate, Pending};
+use troubles::Troubles;
+pub use words::{Action, Opening, Sought, Turn};
 
-/// What to do now.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Turn {
-    /// Nothing: an answer is on its way.
-    Wait,
-    /// Fetch from upstream, from the frontier on.
-    Upstream {
-        /// The first byte that isn't to be fetched; `u64::MAX` for all.
-        upto: u64,
-    },
-    /// Read from a peer, from the frontier on. A stream for another opening is to be closed.
-    Peer(Opening),
-}
-
-/// A stream to be opened, or open.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Opening {
-    /// Tells openings apart, also those of the same node; grows.
-    pub number: u64,
-    /// From whom to read.
-    pub node: NodeId,
-    /// The reader's place.
-    pub ticket: Option<Ticket>,
-    /// The sender's reader that this one comes in place of.
-    pub instead_of: Option<NodeId>,
-    /// Nobody else is known.
-    pub insists: bool,
-}
-
-/// What to send. Answers and failures come back by number.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Action {
-    /// To an owner; answered by [`Follow::answered`] or [`Follow::unanswered`].
-    Ask {
-        /// Which.
-        number: u64,
-        /// Whom.
-        owner: NodeId,
-        /// What.
-        ask: Ask,
-    },
-    /// To an owner; answered by [`Follow::reported`] or [`Follow::unreported`]. Only reports under a lease need an answer.
-    Report {
-        /// Whom.
-        owner: NodeId,
-        /// What.
-        report: Report,
-    },
-    /// This node's place has changed: its readers must know before anything is read under it ([`Serve::placed`]).
-    ///
-    /// [`Serve::placed`]: super::serve::Serve::placed
-    Placed(Ticket),
-}
+/// An owner that hasn't answered for so long is asked no more; the other one is asked.
+const OWNER_IS_LATE: Duration = Duration::from_millis(100);
+/// After so long without any answer, a piece is fetched from upstream.
+const ANSWERS_ARE_LATE: Duration = Duration::from_millis(200);
+/// When an ask is given up.
+const ASK_FAILS: Duration = Duration::from_millis(1_500);
+/// The first piece that is fetched without the cluster; each further one is twice as long.
+const PIECE: u64 = 4 << 20;
+const LONGEST_PIECE: u64 = 64 << 20;
+/// How often a lease holder reports, besides at half of its range and at its end.
+const REPORT_EVERY: Duration = Duration::from_millis(200);
+/// Who gets no verdict for so long at the end of a range goes on for itself.
+const VERDICT_IS_LATE: Duration = Duration::from_millis(100);
+/// Who goes alone asks again after so long, then after twice as long, and so on.
+const ASK_AGAIN: Duration = Duration::from_millis(1_000);
+const ASK_AGAIN_AT_MOST: Duration = Duration::from_secs(16);
+/// Upstream, when it failed, isn't tried again for so long while somebody else may help.
+const UPSTREAM_RESTS: Duration = Duration::from_millis(500);
+/// A reader moves at most this often to one that does better, and not for so long when it was found to be slow itself.
+const MOVES_EVERY: Duration = Duration::from_secs(1);
+const SLOW_STAYS: Duration = Duration::from_secs(10);
+/// The most upstreams remembered as broken.
+const MAX_BROKEN: usize = 16;
 
 /// One blob's reading on this node.
 #[derive(Debug)]
-pub struct Follow {}
+pub struct Follow {
+    me: NodeId,
+    sought: Sought,
+    size: Option<u64>,
+    frontier: u64,
+    ticket: Option<Ticket>,
+    source: Source,
+    ranks: Ranks,
+    pending: Vec<Pending>,
+    /// What the next ask says.
+    to_the_tail: bool,
+    slow: bool,
+    /// When the last ask went out, and how many have led nowhere since bytes came.
+    asked: Option<Duration>,
+    fruitless: u32,
+    candidates: VecDeque<Candidate>,
+    troubles: Troubles,
+    meter: Meter,
+    patience: Patience,
+    moved: Option<Duration>,
+    stays_until: Duration,
+    upstream_rests_until: Duration,
+    ask_again: Duration,
+    told_reading: Duration,
+    numbers: u64,
+    broken_sources: Vec<String>,
+    is_over: bool,
+    actions: Vec<Action>,
+}
+
+/// Where bytes come from.
+#[derive(Debug)]
+enum Source {
+    Nothing,
+    /// From upstream, for the chain.
+    Lease(Range),
+    /// From upstream, for this node.
+    Own {
+        upto: u64,
+        span: u64,
+        ask_at: Duration,
+    },
+    Peer(Box<Reading>),
+}
+
+/// A range under a lease.
+#[derive(Debug)]
+struct Range {
+    lease: Lease,
+    owner: NodeId,
+    from: u64,
+    upto: u64,
+    told_half: bool,
+    reported: Duration,
+    /// At the end, since when there is no verdict.
+    waits: Option<Duration>,
+}
 
 impl Follow {
-    /// Begins. `frontier`: every byte before it is here already.
+    /// Begins, by asking. `frontier`: every byte before it is here already; `owners`: of the blob's bucket.
     #[must_use]
-    pub fn new(
-        _now: Duration,
-        _me: NodeId,
-        _sought: Sought,
-        _size: Option<u64>,
-        _frontier: u64,
-        _owners: Owners,
-    ) -> Self {
-        Self {}
+    pub fn new(now: Duration, me: NodeId, sought: Sought, size: Option<u64>, frontier: u64, owners: Owners) -> Self {
+        let mut follow = Self {
+            me,
+            sought,
+            size,
+            frontier,
+            ticket: None,
+            source: Source::Nothing,
+            ranks: Ranks::new(owners),
+            pending: Vec::new(),
+            to_the_tail: false,
+            slow: false,
+            asked: None,
+            fruitless: 0,
+            candidates: VecDeque::new(),
+            troubles: Troubles::default(),
+            meter: Meter::new(now, frontier),
+            patience: Patience::new(now),
+            moved: None,
+            stays_until: Duration::ZERO,
+            upstream_rests_until: Duration::ZERO,
+            ask_again: ASK_AGAIN,
+            told_reading: now,
+            numbers: 0,
+            broken_sources: Vec::new(),
+            is_over: false,
+            actions: Vec::new(),
+        };
+        follow.ask(now);
+        follow
     }
+
     /// What to do now.
     #[must_use]
     pub fn turn(&self) -> Turn {
-        Turn::Wait
+        if self.is_over || self.has_all() {
+            return Turn::Wait;
+        }
+        match &self.source {
+            Source::Nothing => Turn::Wait,
+            Source::Lease(range) if self.frontier >= range.upto => Turn::Wait,
+            Source::Lease(range) => Turn::Upstream { upto: range.upto },
+            Source::Own { upto, .. } => Turn::Upstream { upto: *upto },
+            Source::Peer(reading) => Turn::Peer(reading.opening),
+        }
     }
-    /// What is to be sent since the last call, in order. To be called after every other call.
+
+    /// What is to be sent, and told to [`Serve`](crate::cluster::serve::Serve), since the last call, in order. To be called
+    /// after every other call.
     pub fn actions(&mut self) -> Vec<Action> {
-        Vec::new()
+        std::mem::take(&mut self.actions)
     }
+
     /// An owner has answered.
-    pub fn answered(&mut self, _now: Duration, _number: u64, _answered: Answered) {}
-    /// An owner didn't, or can't be reached, or is being left alone.
-    pub fn unanswered(&mut self, _now: Duration, _number: u64) {}
+    pub fn answered(&mut self, now: Duration, number: u64, answered: Answered) {
+        let Some(at) = self.pending.iter().position(|pending| pending.number == number) else { return };
+        let pending = self.pending.swap_remove(at);
+        for source in answered.broken_sources {
+            if self.broken_sources.len() < MAX_BROKEN && !self.broken_sources.contains(&source) {
+                self.broken_sources.push(source);
+            }
+        }
+        if self.is_over {
+            return;
+        }
+        if self.is_served(now) {
+            // The other owner was faster. This one is to forget the place that it gave.
+            if let Answer::Fetch { .. } | Answer::Read { .. } = answered.answer {
+                self.tell(now, pending.owner, State::Gone);
+            }
+            return;
+        }
+        match answered.answer {
+            Answer::NotOwner(Some(owner)) if pending.redirects < seek::MAX_REDIRECTS && owner != self.me => {
+                self.ask_owner(now, owner, pending.redirects + 1);
+            }
+            Answer::NotOwner(_) => self.owner_failed(now, pending.owner),
+            Answer::Fetch { ticket, lease, upto } => {
+                self.place(ticket);
+                let range = Range {
+                    lease,
+                    owner: pending.owner,
+                    from: self.frontier,
+                    upto,
+                    told_half: false,
+                    reported: now,
+                    waits: None,
+                };
+                self.source = Source::Lease(range);
+            }
+            Answer::Read { ticket, parents, instead_of, ahead } => {
+                self.place(ticket);
+                if self.fruitless == 0 {
+                    self.patience.stand_behind(ahead);
+                }
+                let insists = self.fruitless > 1;
+                let candidates = parents.into_iter().enumerate();
+                self.candidates = candidates
+                    .map(|(rank, node)| Candidate { node, instead_of: instead_of.filter(|_| rank == 0), insists })
+                    .collect();
+                if !self.try_next(now) {
+                    self.find_nothing(now);
+                }
+            }
+            Answer::Alone { .. } => self.go_alone(now),
+        }
+    }
+
+    /// An owner didn't answer, can't be reached, or is being left alone.
+    pub fn unanswered(&mut self, now: Duration, number: u64) {
+        let Some(at) = self.pending.iter().position(|pending| pending.number == number) else { return };
+        let pending = self.pending.swap_remove(at);
+        self.owner_failed(now, pending.owner);
+    }
+
     /// An owner has judged a report.
-    pub fn reported(&mut self, _now: Duration, _verdict: Verdict) {}
+    pub fn reported(&mut self, now: Duration, lease: Lease, verdict: Verdict) {
+        let has_all = self.has_all();
+        let frontier = self.frontier;
+        let Source::Lease(range) = &mut self.source else { return };
+        if range.lease != lease {
+            return;
+        }
+        match verdict {
+            Verdict::Noted => {}
+            Verdict::GoOn { upto } => {
+                if upto > range.upto {
+                    range.from = frontier;
+                    range.upto = upto;
+                    range.told_half = false;
+                    range.waits = None;
+                }
+            }
+            Verdict::Ended if has_all => {}
+            Verdict::Ended => {
+                self.actions.push(Action::Yields);
+                self.to_the_tail = true;
+                self.seek_anew(now);
+            }
+        }
+    }
+
     /// A report didn't reach its owner.
-    pub fn unreported(&mut self, _now: Duration) {}
-    /// The owners of the blob have changed.
-    pub fn owners_changed(&mut self, _now: Duration, _owners: Owners) {}
-    /// A peer has begun to answer. `whole`: all of it is there and verified.
-    pub fn opened(&mut self, _now: Duration, _opening: u64, _whole: bool) {}
+    pub fn unreported(&mut self, now: Duration, lease: Lease) {
+        let Source::Lease(range) = &mut self.source else { return };
+        if range.lease != lease {
+            return;
+        }
+        let owner = range.owner;
+        self.ranks.failed(now, owner);
+        if let Some(other) = self.ranks.best(now, Some(owner)) {
+            range.owner = other;
+            self.report_lease(now);
+        }
+    }
+
+    /// The owners of the blob have changed. The new ones are told what this node does.
+    pub fn owners_changed(&mut self, now: Duration, owners: Owners) {
+        let before = self.ranks.owners();
+        if before == owners {
+            return;
+        }
+        self.ranks.change(owners);
+        if self.is_over || before.first == owners.first {
+            return;
+        }
+        match (&mut self.source, owners.first) {
+            (Source::Lease(range), Some(first)) => {
+                range.owner = first;
+                self.report_lease(now);
+            }
+            (Source::Peer(_), Some(_)) => self.tell_reading(now),
+            (Source::Own { ask_at, .. }, _) => *ask_at = now,
+            _ => {}
+        }
+    }
+
+    /// A peer has begun to answer.
+    pub fn opened(&mut self, now: Duration, opening: u64) {
+        let Some(reading) = self.reading(opening) else { return };
+        reading.heard = now;
+        if !std::mem::replace(&mut reading.is_open, true) {
+            // Who was named besides was named for a moment.
+            self.candidates.clear();
+            self.tell_reading(now);
+        }
+    }
+
     /// A peer's beat.
-    pub fn beat(&mut self, _now: Duration, _opening: u64, _beat: Beat) {}
+    pub fn beat(&mut self, now: Duration, opening: u64, beat: Beat) {
+        let (frontier, rate, me) = (self.frontier, self.meter.rate(now), self.me);
+        let may_move =
+            now >= self.stays_until && self.moved.is_none_or(|moved| now.saturating_sub(moved) >= MOVES_EVERY);
+        let Some(reading) = self.reading(opening) else { return };
+        reading.heard = now;
+        let is_circle = beat.path.iter().any(|hop| hop.node == me);
+        let parent = reading.opening.node;
+        let (comes_nearer, better) = reading.beat(now, beat, frontier, rate);
+        if is_circle {
+            // Can't be, by the order of tickets; a node that breaks it is none to wait for.
+            self.troubles.note(now, parent, Ailment::Full);
+            self.seek_anew(now);
+            return;
+        }
+        if comes_nearer {
+            self.patience.sign(now);
+        }
+        if let Some(better) = better.filter(|better| may_move && !self.troubles.speaks_against(now, *better)) {
+            self.moved = Some(now);
+            self.candidates.clear();
+            self.candidates.push_back(Candidate { node: better, instead_of: Some(parent), insists: false });
+            self.candidates.push_back(Candidate { node: parent, instead_of: None, insists: false });
+            self.try_next(now);
+        }
+    }
+
     /// A peer has ended the stream, or refused it.
-    pub fn parted(&mut self, _now: Duration, _opening: u64, _parting: &Parting) {}
+    pub fn parted(&mut self, now: Duration, opening: u64, parting: &Parting) {
+        let Some(reading) = self.reading(opening) else { return };
+        let node = reading.opening.node;
+        if self.has_all() {
+            return;
+        }
+        match parting {
+            Parting::Yielded | Parting::NotLower => self.leave_parent(now, Ailment::Full),
+            Parting::Full(others) => {
+                let (me, insists) = (self.me, false);
+                let others = others.iter().filter(|other| **other != me).take(seek::MAX_REFERRALS);
+                for other in others {
+                    self.candidates.push_front(Candidate { node: *other, instead_of: None, insists });
+                }
+                self.leave_parent(now, Ailment::Full);
+            }
+            Parting::Displaced => {
+                self.stays_until = now + SLOW_STAYS;
+                self.to_the_tail = true;
+                self.slow = true;
+                self.troubles.note(now, node, Ailment::Full);
+                self.seek_anew(now);
+            }
+            Parting::Absent => self.leave_parent(now, Ailment::Absent),
+            Parting::Broken(_) => self.leave_parent(now, Ailment::Wrong),
+            Parting::Held | Parting::Sent | Parting::Failed | Parting::Stopping => {
+                self.leave_parent(now, Ailment::Silent);
+            }
+        }
+    }
+
     /// A peer can't be reached, or the stream broke.
-    pub fn lost(&mut self, _now: Duration, _opening: u64) {}
+    pub fn lost(&mut self, now: Duration, opening: u64) {
+        if self.reading(opening).is_some() && !self.has_all() {
+            self.leave_parent(now, Ailment::Silent);
+        }
+    }
+
     /// The blob has so many bytes.
-    pub fn learnt_size(&mut self, _now: Duration, _size: u64) {}
+    pub const fn learnt_size(&mut self, size: u64) {
+        self.size = Some(size);
+    }
+
     /// Every byte before `frontier` is here.
-    pub fn arrived(&mut self, _now: Duration, _frontier: u64) {}
+    pub fn arrived(&mut self, now: Duration, frontier: u64) {
+        if frontier <= self.frontier {
+            return;
+        }
+        self.frontier = frontier;
+        self.meter.arrived(now, frontier);
+        self.patience.sign(now);
+        self.fruitless = 0;
+        let has_all = self.has_all();
+        match &mut self.source {
+            Source::Lease(range) => {
+                let is_half = frontier - range.from >= (range.upto - range.from) / 2;
+                let is_end = frontier >= range.upto;
+                if has_all {
+                    // What is left to say is that all of it holds.
+                } else if is_end && range.waits.is_none() {
+                    range.waits = Some(now);
+                    self.report_lease(now);
+                } else if is_half && !range.told_half {
+                    range.told_half = true;
+                    self.report_lease(now);
+                }
+            }
+            Source::Own { upto, span, .. } => {
+                // Nobody has helped meanwhile: on without a pause.
+                if frontier.saturating_add(*span / 2) >= *upto {
+                    *span = (*span * 2).min(LONGEST_PIECE);
+                    *upto = upto.saturating_add(*span);
+                }
+            }
+            Source::Peer(reading) => reading.heard = now,
+            Source::Nothing => {}
+        }
+    }
+
     /// Upstream is no use.
-    pub fn upstream_failed(&mut self, _now: Duration, _why: Released) {}
+    pub fn upstream_failed(&mut self, now: Duration, why: Released) {
+        self.upstream_rests_until = now + UPSTREAM_RESTS;
+        match &self.source {
+            Source::Lease(range) => {
+                let (owner, lease) = (range.owner, Some(range.lease));
+                let report = self.report(now, lease, State::Released(why));
+                self.actions.push(Action::Report { owner, report: Box::new(report) });
+                self.actions.push(Action::Yields);
+                self.to_the_tail = true;
+                self.seek_anew(now);
+            }
+            Source::Own { .. } => self.seek_anew(now),
+            Source::Nothing | Source::Peer(_) => {}
+        }
+    }
+
     /// All of it is here and verified.
-    pub fn is_whole(&mut self, _now: Duration) {}
+    pub fn is_whole(&mut self, now: Duration) {
+        self.end(now, State::Whole);
+    }
+
     /// The digest broke: the upstreams that the bytes came from, as far as known, or the node whose own copy was right.
-    pub fn broke(&mut self, _now: Duration, _sources: Vec<String>, _node: Option<NodeId>) {}
+    pub fn broke(&mut self, now: Duration, sources: Vec<String>, node: Option<NodeId>) {
+        self.end(now, State::Broken { sources, node });
+    }
+
     /// The pull is given up.
-    pub fn leave(&mut self, _now: Duration) {}
+    pub fn leave(&mut self, now: Duration) {
+        self.end(now, State::Gone);
+    }
+
     /// Time has passed.
-    pub fn tick(&mut self, _now: Duration) {}
+    pub fn tick(&mut self, now: Duration) {
+        if self.is_over {
+            return;
+        }
+        self.look_at_asks(now);
+        if self.has_all() {
+            return;
+        }
+        match &mut self.source {
+            Source::Peer(reading) if now.saturating_sub(reading.heard) >= SILENCE => {
+                self.leave_parent(now, Ailment::Silent);
+            }
+            Source::Peer(reading) => {
+                let parent = reading.opening.node;
+                if now >= self.patience.deadline() {
+                    self.troubles.note(now, parent, Ailment::Full);
+                    self.go_alone(now);
+                    self.ask(now);
+                } else if now.saturating_sub(self.told_reading) >= REPORT_READING_EVERY {
+                    self.tell_reading(now);
+                }
+            }
+            Source::Lease(range) => {
+                if range.waits.is_some_and(|since| now.saturating_sub(since) >= VERDICT_IS_LATE) {
+                    range.waits = None;
+                    range.upto = range.upto.saturating_add(PIECE);
+                }
+                if now.saturating_sub(range.reported) >= REPORT_EVERY {
+                    self.report_lease(now);
+                }
+            }
+            Source::Own { ask_at, .. } => {
+                if now >= *ask_at {
+                    self.ask_again = (self.ask_again * 2).min(ASK_AGAIN_AT_MOST);
+                    *ask_at = now + self.ask_again;
+                    self.ask(now);
+                }
+            }
+            Source::Nothing => self.look_for_source(now),
+        }
+    }
+
     /// When to call [`Self::tick`] next, at the latest. `None` once all of it is here, or it was left.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Duration> {
-        None
+        if self.is_over || self.has_all() {
+            return None;
+        }
+        let own = match &self.source {
+            Source::Peer(reading) => {
+                (reading.heard + SILENCE).min(self.patience.deadline()).min(self.told_reading + REPORT_READING_EVERY)
+            }
+            Source::Lease(range) => {
+                let reports = range.reported + REPORT_EVERY;
+                range.waits.map_or(reports, |since| reports.min(since + VERDICT_IS_LATE))
+            }
+            Source::Own { ask_at, .. } => *ask_at,
+            Source::Nothing => self.nothing_until(),
+        };
+        Some(self.asks_until().map_or(own, |asks| asks.min(own)))
     }
+
     /// This node's place.
     #[must_use]
-    pub fn ticket(&self) -> Option<Ticket> {
-        None
+    pub const fn ticket(&self) -> Option<Ticket> {
+        self.ticket
     }
-    /// Whom this node reads from, and so on up to the root, for [`Serve::beat`](super::serve::Serve::beat).
+
+    /// Whom this node reads from, and so on up to the root, for [`Serve::beat`](crate::cluster::serve::Serve::beat).
     #[must_use]
     pub fn path(&self) -> &[Hop] {
-        &[]
+        match &self.source {
+            Source::Peer(reading) => &reading.path,
+            _ => &[],
+        }
     }
+
     /// Bytes a second that come in.
     #[must_use]
-    pub fn rate(&self) -> u64 {
-        0
+    pub fn rate(&self, now: Duration) -> u64 {
+        // Truncating: nobody needs parts of a byte.
+        self.meter.rate(now) as u64
     }
+
     /// Upstreams that broke this digest for some node within the hour, as far as owners told.
     #[must_use]
     pub fn broken_sources(&self) -> &[String] {
-        &[]
+        &self.broken_sources
+    }
+
+    fn has_all(&self) -> bool {
+        self.size.is_some_and(|size| self.frontier >= size)
+    }
+
+    fn reading(&mut self, opening: u64) -> Option<&mut Reading> {
+        match &mut self.source {
+            Source::Peer(reading) if reading.opening.number == opening => Some(reading),
+            _ => None,
+        }
+    }
+
+    /// Is there a source that another answer shouldn't take away?
+    const fn is_served(&self, _now: Duration) -> bool {
+        matches!(self.source, Source::Lease(_) | Source::Peer(_))
+    }
+
+    fn place(&mut self, ticket: Ticket) {
+        self.to_the_tail = false;
+        self.slow = false;
+        if self.ticket.replace(ticket) != Some(ticket) {
+            self.actions.push(Action::Placed(ticket));
+        }
     }
 }

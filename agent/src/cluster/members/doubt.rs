@@ -51,13 +51,12 @@ impl Members {
             return;
         }
         self.doubts.remove(&node);
-        // Who is suspected already has been given a time by who suspected it.
-        if let Some((State::Alive, incarnation)) = self.state_of(&identity) {
-            let suspect = foca::Member::new(identity.clone(), incarnation, State::Suspect);
-            let _ = self.swim(now, |swim, out| swim.apply_many(std::iter::once(suspect), true, out));
-            let until = now + tuning::config(self.tuned_for, self.packet).suspect_to_down_after;
-            self.agenda.add(until, Task::Bury { identity, incarnation });
-        }
+        let Some((State::Alive | State::Suspect, incarnation)) = self.state_of(&identity) else { return };
+        // Where it is suspected already, others have given it its time; how that ended may have been missed here.
+        let suspect = foca::Member::new(identity.clone(), incarnation, State::Suspect);
+        let _ = self.swim(now, |swim, out| swim.apply_many(std::iter::once(suspect), true, out));
+        let until = now + tuning::config(self.tuned_for, self.packet).suspect_to_down_after;
+        self.agenda.add(until, Task::Bury { identity, incarnation });
     }
 
     pub(super) fn bury(&mut self, now: Duration, identity: Identity, incarnation: foca::Incarnation) {

@@ -83,6 +83,11 @@ impl Known {
         self.nodes.values().filter(|person| person.up).map(Person::member)
     }
 
+    /// Those that are up and settled.
+    pub(super) fn settled(&self) -> impl Iterator<Item = NodeId> {
+        self.nodes.iter().filter(|(_, person)| person.settled).map(|(node, _)| *node)
+    }
+
     /// It has come up. `None` if it was already.
     pub(super) fn rise(&mut self, identity: &Identity) -> Option<Member> {
         let person = self.nodes.entry(identity.node()).or_insert_with(|| Person {

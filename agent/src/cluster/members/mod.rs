@@ -5,8 +5,8 @@
 //! of agents needs besides:
 //!
 //! - *Knocking.* A seed is an address; who lives there is asked first (`packet.rs`).
-//! - *The roll* (`roll.rs`). A newcomer asks members for the roll, page by page, for as long as pages bring news, and
-//!   now and then for ever after: gossip alone tells a thousand members to a newcomer in a minute.
+//! - *The roll* (`roll.rs`). Members hold against each other what they know. It tells a newcomer a thousand members
+//!   within a second, where gossip takes a minute, and mends what gossip missed.
 //! - *Settling* (`known.rs`). Who has been a member for 5 s may own buckets. A newcomer learns from the roll who has.
 //! - *Doubts* (`doubt.rs`). A node that doesn't answer others' requests is probed at once.
 //! - *Twins* (`twin.rs`). Two that claim the same node, from a disk that was cloned, are found out, and the one that
@@ -205,7 +205,7 @@ impl Members {
                 Task::Settle { node, start } => {
                     self.known.settle(node, start);
                 }
-                Task::Roll { turn } => self.ask_roll(now, turn),
+                Task::Roll { turn } => self.call_roll(now, turn),
                 Task::Doubt(node) => self.look_at_doubt(now, node),
                 Task::Bury { identity, incarnation } => self.bury(now, identity, incarnation),
                 Task::Renew => self.go_on_as(now, self.me.renewed()),
@@ -250,9 +250,9 @@ impl Members {
             }
             // Others' lives are told by gossip.
             Packet::Known(_) => {}
-            Packet::Roll { from, after } => {
+            Packet::Roll { from, sums } => {
                 self.heard_of(from.node());
-                self.answer_roll(&from, after);
+                self.answer_roll(&from, sums);
             }
             Packet::Page(page) => {
                 self.heard_of(page.from.node());
@@ -361,10 +361,12 @@ impl Members {
                 if self.known.count() == 1 {
                     self.begin_roll(now);
                 }
+                self.roll_soon(now);
             }
             OwnedNotification::MemberDown(identity) => {
                 let Some(member) = self.known.fall(identity) else { return };
                 self.effects.push_back(Effect::Down(member));
+                self.roll_soon(now);
             }
             OwnedNotification::Rename(_, identity) => {
                 let Some(member) = self.known.rename(identity) else { return };

@@ -16,22 +16,27 @@ pub(super) enum Packet<'a> {
     Here(Identity),
     /// To one that claims to be a node which is known in a later life: that life.
     Known(Identity),
-    /// Who comes after this node's number in your roll? What is answered is a `Page`.
-    Roll { from: Identity, after: [u8; 16] },
-    /// The next so many of the roll.
+    /// Whom do you know that I don't? What is answered is a `Page`.
+    Roll {
+        from: Identity,
+        /// Over the members of each range, two bytes each.
+        sums: &'a [u8],
+    },
+    /// Some of them.
     Page(Page),
 }
 
 /// What `Packet::Swim` costs besides the bytes in it: the variant, and a length below 16 KiB.
 pub(super) const SWIM_OVERHEAD: usize = 3;
 
-/// A part of the roll of members that are up, in the order of their nodes' numbers, and from the highest on to the
-/// lowest.
+/// A part of the roll of members that are up. Empty where both know the same.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Page {
     pub(super) from: Identity,
     /// The sender has been a member for long enough to own something, as far as it knows.
     pub(super) settled: bool,
+    /// A bit for each range of which this is everybody.
+    pub(super) covered: [u8; 16],
     pub(super) entries: Vec<Entry>,
 }
 
@@ -51,19 +56,43 @@ impl Packet<'_> {
 }
 
 impl Page {
-    /// One that fits into a packet of `max` bytes, with as many of `entries` as there is room for.
-    pub(super) fn fit(from: Identity, settled: bool, entries: impl Iterator<Item = Entry>, max: usize) -> Self {
+    /// One that fits into a packet of `max` bytes, with as many of the ranges as there is room for.
+    pub(super) fn fit(
+        from: Identity,
+        settled: bool,
+        ranges: impl Iterator<Item = (usize, Vec<Entry>)>,
+        max: usize,
+    ) -> Self {
         let size = |entry: &Entry| postcard::to_allocvec(entry).map_or(usize::MAX, |bytes| bytes.len());
-        let mut page = Self { from, settled, entries: Vec::new() };
+        let mut page = Self { from, settled, covered: [0; _], entries: Vec::new() };
         // The variant of the packet, and two bytes for the number of entries.
         let head = postcard::to_allocvec(&page).map_or(usize::MAX, |bytes| bytes.len());
         let mut room = max.saturating_sub(head.saturating_add(3));
-        for entry in entries {
-            let Some(left) = room.checked_sub(size(&entry)) else { break };
-            room = left;
-            page.entries.push(entry);
+        for (range, entries) in ranges {
+            let before = page.entries.len();
+            let mut fits = true;
+            for entry in entries {
+                let left = room.checked_sub(size(&entry));
+                fits = left.is_some();
+                let Some(left) = left else { break };
+                room = left;
+                page.entries.push(entry);
+            }
+            if !fits {
+                // A part of a range is better than nothing.
+                if before > 0 {
+                    page.entries.truncate(before);
+                }
+                break;
+            }
+            page.covered[range / 8] |= 1 << (range % 8);
         }
         page
+    }
+
+    /// Is everybody of that range here whom the sender knows?
+    pub(super) const fn covers(&self, range: usize) -> bool {
+        self.covered[range / 8] & 1 << (range % 8) != 0
     }
 }
 

@@ -21,7 +21,7 @@ pub(super) fn config(members: usize, packet: NonZeroUsize) -> Config {
         periodic_announce: None,
         // What heals partitions.
         periodic_announce_to_down_members: Some(PeriodicParams {
-            frequency: Duration::from_secs(10),
+            frequency: Duration::from_secs(5),
             num_members: NonZeroUsize::MIN,
         }),
         notify_down_members: true,

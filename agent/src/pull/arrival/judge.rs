@@ -3,8 +3,10 @@
 use std::time::{Duration, Instant};
 
 use super::Arrival;
+use crate::peers::Turn;
 use crate::pull::direct::{SILENT, silent};
 use crate::pull::gauge::Reading;
+use crate::pull::source::Source;
 use crate::pull::sources::CRAWL;
 
 /// After a gap between two ticks longer than this, it was we who didn't read.
@@ -15,6 +17,7 @@ impl Arrival<'_> {
     pub(super) fn judge(&mut self, now: Instant) -> bool {
         let blocked = now.saturating_duration_since(self.last_tick) > STUCK;
         self.last_tick = now;
+        self.tell_frontier(true);
         if blocked {
             self.last_gain = now;
             self.workers.iter_mut().for_each(|worker| worker.watch_anew(now));
@@ -25,13 +28,15 @@ impl Arrival<'_> {
             self.leave_the_slow(now);
         }
         let left = self.arriving.ingest.size().saturating_sub(self.frontier);
-        let limit = self.sources.next().map_or(1, |source| self.limit(&source));
+        let is_upstreams = matches!(self.turn_is, Turn::Upstream { .. });
+        let source = if is_upstreams { self.sources.next() } else { None };
+        let limit = source.map_or(1, |source| self.limit(&source));
         let in_demand = !std::mem::take(&mut self.was_ahead);
         let workers = self.workers.len();
         let reading = Reading { now, bytes: self.gained, left, workers, in_demand, limit };
         let resized = self.gauge.measure(reading);
         // What somebody waits for may have seemed to come soon, and doesn't.
-        resized || workers < before || workers == 0 || !self.transfer.wants.is_empty()
+        resized || workers < before || workers == 0 || !self.transfer.wants.is_empty() || self.part_ends_soon()
     }
 
     /// Dismisses workers whose source is silent or crawls, where another source is likely to do better.
@@ -40,14 +45,21 @@ impl Arrival<'_> {
         while index < self.workers.len() {
             let worker = &mut self.workers[index];
             let rate = worker.rate(now);
-            if worker.silent_for(now) >= SILENT && self.sources.prefer_faster(&worker.source, 0) {
-                let worker = self.dismiss(index);
-                self.sources.failed(&worker.source, silent(&worker.source));
+            // Of peers, the cluster knows better what may be expected.
+            let Source::Upstream(source) = &worker.source else {
+                index += 1;
+                continue;
+            };
+            if worker.silent_for(now) >= SILENT && self.sources.prefer_faster(source, 0) {
+                let source = source.clone();
+                self.dismiss(index);
+                self.sources.failed(&source, silent(&source));
             } else if let Some(rate) = rate.filter(|&rate| rate < CRAWL)
-                && self.sources.prefer_faster(&worker.source, rate)
+                && self.sources.prefer_faster(source, rate)
             {
-                let worker = self.dismiss(index);
-                self.sources.crawls(&worker.source, rate);
+                let source = source.clone();
+                self.dismiss(index);
+                self.sources.crawls(&source, rate);
             } else {
                 index += 1;
             }

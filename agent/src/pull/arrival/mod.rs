@@ -1,10 +1,12 @@
 //! A blob on its way into its file: workers that each read a claim from a source, and the loop that serves them.
 //!
 //! The loop is one future on one thread: what a worker receives is written and hashed right where it came, and nothing
-//! is shared but with readers. It ends when everything is there, or nobody has the rest.
+//! is shared but with readers. It ends when everything is there, or nobody has the rest. Whether upstreams bring what
+//! comes next, or a peer, is the cluster's to say; without one, it is always upstreams' turn.
 
 mod assign;
 mod judge;
+mod obey;
 mod piece;
 
 use std::io;
@@ -14,15 +16,18 @@ use std::time::{Duration, Instant};
 use tokio::time::MissedTickBehavior;
 
 use super::Inner;
-use super::blame::Suspects;
+use super::begin::Answered;
 use super::claims::Claims;
-use super::direct::Opened;
 use super::gauge::Gauge;
+use super::partings::Partings;
+use super::source::{Answer, Source};
 use super::sources::Sources;
+use super::suspects::Suspects;
 use super::transfer::{Arriving, Transfer};
 use super::worker::{self, Worker};
+use crate::image::NodeId;
+use crate::peers::{Follow, Peer, Turn};
 use crate::store::Ingest;
-use crate::upstream::Upstream;
 
 /// A transfer that nobody reads any more is given up after this time, unless it is far along.
 const UNREAD_FOR: Duration = Duration::from_secs(10);
@@ -51,10 +56,21 @@ pub(in crate::pull) enum Arrived {
 
 pub(in crate::pull) struct Arrival<'a> {
     pull: &'a Arc<Inner>,
-    transfer: &'a Transfer,
+    transfer: &'a Arc<Transfer>,
     arriving: Arriving,
     sources: &'a mut Sources,
     suspects: &'a mut Suspects,
+    follow: &'a mut Follow,
+    /// Whose turn it was when that was last looked at.
+    turn_is: Turn,
+    /// A peer that failed, in a turn that may still stand.
+    useless: Option<Peer>,
+    /// A peer that has all of it.
+    whole_peer: Option<NodeId>,
+    /// Streams of peers that brought all that was asked for, to be asked what they know of the whole.
+    partings: Partings,
+    /// The frontier that the cluster was told of.
+    told: u64,
     claims: Claims,
     workers: Vec<Worker>,
     /// Whose turn among them it is.
@@ -79,10 +95,10 @@ impl<'a> Arrival<'a> {
     /// An arrival into `arriving`, whose readers know of it.
     pub(in crate::pull) fn new(
         pull: &'a Arc<Inner>,
-        transfer: &'a Transfer,
+        transfer: &'a Arc<Transfer>,
         arriving: Arriving,
-        sources: &'a mut Sources,
-        suspects: &'a mut Suspects,
+        (sources, suspects): (&'a mut Sources, &'a mut Suspects),
+        follow: &'a mut Follow,
     ) -> Self {
         let now = Instant::now();
         let mut arrival = Self {
@@ -91,6 +107,12 @@ impl<'a> Arrival<'a> {
             arriving,
             sources,
             suspects,
+            turn_is: follow.turn(),
+            follow,
+            useless: None,
+            whole_peer: None,
+            partings: Partings::default(),
+            told: 0,
             claims: Claims::default(),
             workers: Vec::new(),
             turn: 0,
@@ -108,22 +130,30 @@ impl<'a> Arrival<'a> {
         arrival
     }
 
-    /// What arrives, for its end.
-    pub(in crate::pull) fn into_arriving(self) -> Arriving {
-        self.arriving
+    /// What arrives, for its end; and what there is to be asked when its bytes are wrong.
+    pub(in crate::pull) fn into_parts(self) -> (Arriving, Partings) {
+        (self.arriving, self.partings)
     }
 
-    /// Takes over the answer with which it began: to the request for bytes from `from` on.
-    pub(in crate::pull) fn employ(&mut self, source: Arc<Upstream>, opened: Opened, from: u64) {
-        let claim = if opened.offset < from {
-            self.sources.ignores_ranges(&source);
-            self.claims.take(|at| self.arriving.ingest.gap(at), 0, u64::MAX)
-        } else {
-            let most = opened.end.map_or(u64::MAX, |end| end.saturating_sub(from));
-            self.claims.take(|at| self.arriving.ingest.gap(at), from, most)
+    /// Takes over the answer with which it began.
+    pub(in crate::pull) fn employ(&mut self, first: Answered) {
+        let Answered { source, answer, from } = first;
+        let (claim, gap) = (&mut self.claims, |at| self.arriving.ingest.gap(at));
+        let claim = match &answer {
+            Answer::Upstream(opened) if opened.offset < from => {
+                self.sources.ignores_ranges(opened.upstream());
+                claim.take(gap, 0..u64::MAX, u64::MAX)
+            }
+            Answer::Upstream(opened) => {
+                let most = opened.end.map_or(u64::MAX, |end| end.saturating_sub(from));
+                claim.take(gap, from..u64::MAX, most)
+            }
+            Answer::Peer(_) => claim.take(gap, from..u64::MAX, u64::MAX),
         };
         if let Some(claim) = claim {
-            self.workers.push(Worker::with(source, opened, claim));
+            let is_ahead = matches!(source, Source::Upstream(_)) && from > self.frontier;
+            let worker = Worker::with(source, answer, claim);
+            self.workers.push(if is_ahead { worker.out_of_turn() } else { worker });
         }
     }
 
@@ -137,7 +167,8 @@ impl<'a> Arrival<'a> {
             if let Err(ended) = self.put_to_work() {
                 return ended;
             }
-            if self.workers.is_empty() && self.retry_at.is_none() {
+            if self.workers.is_empty() && self.arriving.ingest.gap(0).is_none() {
+                self.tell_frontier(true);
                 return finish_hashing(&self.arriving.ingest).await;
             }
             // Until the number of workers, or what they should do, may have changed.
@@ -152,10 +183,12 @@ impl<'a> Arrival<'a> {
                             Err(ended) => return ended,
                         }
                         // A source that always has something ready leaves no other branch its turn.
-                        if now.saturating_duration_since(self.last_tick) >= TICK && self.judge(now) {
+                        let is_tick = now.saturating_duration_since(self.last_tick) >= TICK;
+                        if is_tick && (self.judge(now) || self.is_told_otherwise()) {
                             break;
                         }
                     }
+                    () = self.follow.changed() => break,
                     () = self.transfer.wants.changed() => break,
                     _ = tick.tick() => {
                         let now = Instant::now();
@@ -181,6 +214,7 @@ impl<'a> Arrival<'a> {
     fn follow_frontier(&mut self) {
         self.frontier = self.arriving.ingest.first_gap(self.frontier).unwrap_or(self.arriving.ingest.size());
         self.transfer.wants.reached(self.frontier);
+        self.tell_frontier(false);
     }
 
     /// Whether even the nearest reader is far behind. On few cores a transfer that races ahead takes the CPU from the

@@ -8,10 +8,10 @@ use bytes::Bytes;
 
 use super::{Arrival, Arrived};
 use crate::pull::claims::NEAR;
-use crate::pull::direct::{Frames, Opened};
-use crate::pull::transfer::State;
+use crate::pull::direct::Opened;
+use crate::pull::source::{Answer, AtPeer, Fault, PeerFault, Pieces, Source};
 use crate::pull::worker::{Step, Worker};
-use crate::upstream::{Upstream, UpstreamError};
+use crate::upstream::Upstream;
 
 /// How long an upstream that wants no more connections is left in peace.
 const CROWDED: Duration = Duration::from_secs(5);
@@ -20,45 +20,51 @@ impl Arrival<'_> {
     /// One worker's step. `Ok(false)` when it has ended, and there may be something else to do.
     pub(super) fn step(&mut self, now: Instant, index: usize, step: Step) -> Result<bool, Arrived> {
         match step {
-            Step::Frame(frames, Ok(Some(bytes))) => self.take(now, index, frames, bytes),
-            Step::Frame(frames, Ok(None)) => {
+            Step::Piece(pieces, Ok(Some(bytes))) => return self.take(now, index, pieces, bytes),
+            Step::Piece(pieces, Ok(None)) => {
                 let at = self.claims.left(self.workers[index].claim).start;
-                self.failed(index, frames.cut(at));
-                Ok(false)
+                self.failed(index, pieces.cut(at));
             }
-            Step::Frame(_, Err(error)) => {
-                self.failed(index, error);
-                Ok(false)
-            }
-            Step::Opened(Ok(opened)) => Ok(self.opened(now, index, opened)),
-            Step::Opened(Err(error)) => {
-                let worker = self.dismiss(index);
-                let open =
-                    self.workers.iter().filter(|w| w.is_reading && Arc::ptr_eq(&w.source, &worker.source)).count();
+            Step::Opened(Ok(Answer::Upstream(opened))) => return Ok(self.opened(now, index, *opened)),
+            Step::Opened(Ok(Answer::Peer(answer))) => return Ok(self.opened_at_peer(now, index, answer)),
+            Step::Opened(Err(Fault::Upstream(upstream, error))) => {
+                self.dismiss(index);
+                let is_same = |worker: &&Worker| worker.is_reading && worker.is_of(&upstream);
+                let open = self.workers.iter().filter(is_same).count();
                 if open > 0 && !error.is_answer() {
                     // It delivers; it only wants no more connections.
-                    tracing::debug!(upstream = worker.source.name(), open, error = %error, "no more connections");
+                    tracing::debug!(upstream = upstream.name(), open, error = %error, "no more connections");
                     self.gauge.refused(now, open);
                     self.crowded_until = Some(now + CROWDED);
                 } else {
-                    self.sources.failed(&worker.source, error);
+                    self.sources.failed(&upstream, error);
                 }
-                Ok(false)
+            }
+            Step::Piece(_, Err(fault)) | Step::Opened(Err(fault)) => self.failed(index, fault),
+        }
+        Ok(false)
+    }
+
+    fn failed(&mut self, index: usize, fault: Fault) {
+        let worker = self.dismiss(index);
+        match fault {
+            Fault::Upstream(upstream, error) => {
+                self.sources.failed(&upstream, error);
+                if self.suspects.must_be_alone() {
+                    self.sources.stay_with(&upstream);
+                }
+            }
+            Fault::Peer(fault) => {
+                if let Source::Peer(peer) = worker.source {
+                    self.peer_failed(peer, &fault, worker.is_out_of_turn);
+                }
             }
         }
     }
 
-    fn failed(&mut self, index: usize, error: UpstreamError) {
-        let worker = self.dismiss(index);
-        self.sources.failed(&worker.source, error);
-        if self.suspects.must_be_alone() {
-            self.sources.stay_with(&worker.source);
-        }
-    }
-
-    /// The source of a worker has answered. `false` when it is no use.
+    /// An upstream has answered. `false` when it is no use.
     fn opened(&mut self, now: Instant, index: usize, opened: Opened) -> bool {
-        let (source, claim) = (Arc::clone(&self.workers[index].source), self.workers[index].claim);
+        let (source, claim) = (Arc::clone(opened.upstream()), self.workers[index].claim);
         let size = self.arriving.ingest.size();
         if opened.size.is_some_and(|says| says != size) {
             self.dismiss(index);
@@ -75,26 +81,45 @@ impl Arrival<'_> {
                 return false;
             }
             self.claims.release(claim);
-            let Some(all) = self.claims.take(|at| self.arriving.ingest.gap(at), 0, u64::MAX) else { return false };
+            let all = self.claims.take(|at| self.arriving.ingest.gap(at), 0..u64::MAX, u64::MAX);
+            let Some(all) = all else { return false };
             self.workers[index].claim = all;
         }
-        let left = self.claims.left(self.workers[index].claim);
+        self.transfer.received.name([source.name()]);
         if self.suspects.take_from(&source) && !self.arriving.verify_whole {
-            self.arriving.verify_whole = true;
-            self.transfer.become_(State::Arriving(self.arriving.clone()));
+            self.verify_whole();
         }
+        let left = self.claims.left(self.workers[index].claim);
         let worker = &mut self.workers[index];
         worker.skip = left.start.saturating_sub(opened.offset);
-        worker.is_reading = true;
-        worker.watch_anew(now);
-        worker.read_on(opened.into_frames(), false);
+        worker.begin(now, Pieces::Upstream(Box::new(opened.into_frames())));
         true
+    }
+
+    /// A peer has answered. `false` when it is no use.
+    fn opened_at_peer(&mut self, now: Instant, index: usize, answer: AtPeer) -> bool {
+        let (node, head, size) = (answer.node, answer.stream.head(), self.arriving.ingest.size());
+        if head.size != size {
+            self.failed(index, Fault::Peer(PeerFault::Length { says: head.size, size }));
+            return false;
+        }
+        if head.whole {
+            self.whole_peer = Some(node);
+        }
+        self.transfer.received.name(head.sources.iter().map(String::as_str));
+        if self.suspects.take_from_peer(node, head) && !self.arriving.verify_whole {
+            self.verify_whole();
+        }
+        // A whole one can serve readers far ahead too.
+        let is_all = head.whole && !self.transfer.wants.is_empty();
+        self.workers[index].begin(now, Pieces::Peer(answer));
+        !is_all
     }
 
     /// A source turned out to know no ranges when a second part was asked for: the connection that sends the whole, if it
     /// is there, goes on to the end; another source may know ranges.
     fn make_it_one_again(&mut self, source: &Arc<Upstream>) {
-        let same = |worker: &&Worker| worker.is_reading && Arc::ptr_eq(&worker.source, source);
+        let same = |worker: &&Worker| worker.is_reading && worker.is_of(source);
         match self.workers.iter().find(same) {
             Some(worker) => self.claims.extend(|at| self.arriving.ingest.gap(at), worker.claim),
             None => self.sources.leave(source),
@@ -102,7 +127,7 @@ impl Arrival<'_> {
     }
 
     /// Writes, tells the readers, hashes. May block on the disk: lanes are there for it.
-    fn take(&mut self, now: Instant, index: usize, frames: Frames, mut bytes: Bytes) -> Result<bool, Arrived> {
+    fn take(&mut self, now: Instant, index: usize, pieces: Pieces, mut bytes: Bytes) -> Result<bool, Arrived> {
         let worker = &mut self.workers[index];
         worker.received(now, bytes.len() as u64);
         let skipped = worker.skip.min(bytes.len() as u64);
@@ -110,17 +135,17 @@ impl Arrival<'_> {
         bytes = bytes.split_off(skipped as usize);
         if bytes.is_empty() {
             // What is skipped is no progress: a source that always ends before the gap would be asked for ever.
-            worker.read_on(frames, false);
+            worker.read_on(pieces, false);
             return Ok(true);
         }
         let left = self.claims.left(worker.claim);
         if left.end == self.arriving.ingest.size() && bytes.len() as u64 > left.end - left.start {
-            self.failed(index, frames.too_long());
+            self.failed(index, pieces.too_long());
             return Ok(false);
         }
         // Beyond the claim they are another's.
         bytes.truncate(usize::try_from(left.end - left.start).unwrap_or(usize::MAX));
-        self.sources.delivered(&self.workers[index].source, bytes.len() as u64);
+        self.delivered(index, bytes.len() as u64);
         self.last_gain = now;
         if let Err(e) = self.write(left.start, &bytes) {
             return Err(Arrived::Disk(e));
@@ -132,10 +157,23 @@ impl Arrival<'_> {
         let worker = &mut self.workers[index];
         if self.claims.advance(worker.claim, bytes.len() as u64) {
             self.workers.swap_remove(index);
+            if let Pieces::Peer(peer) = pieces
+                && peer.to.unwrap_or(self.arriving.ingest.size()) == left.end
+            {
+                self.partings.keep(peer);
+            }
             return Ok(false);
         }
-        worker.read_on(frames, is_ahead);
+        worker.read_on(pieces, is_ahead);
         Ok(true)
+    }
+
+    fn delivered(&mut self, index: usize, bytes: u64) {
+        let source = &self.workers[index].source;
+        self.transfer.received.add(source.by(), bytes);
+        if let Source::Upstream(upstream) = source {
+            self.sources.delivered(upstream, bytes);
+        }
     }
 
     fn write(&self, at: u64, bytes: &Bytes) -> io::Result<()> {

@@ -1,8 +1,11 @@
 //! Transfers against real sockets and a real store: what upstreams may do, and what their readers get.
 
 mod failover;
+mod neighbour;
+mod peers;
 mod ranges;
 mod registry;
+mod tags;
 mod wrong;
 
 use std::ops::Range;
@@ -18,6 +21,7 @@ use self::registry::{Manner, Registry};
 use super::{EndedShort, Found, Kind, Place, Pull, PullError, Reader, Wanted};
 use crate::config::Config;
 use crate::image::Digest;
+use crate::peers::Peers;
 use crate::store::{Options, Store};
 use crate::upstream::{Grant, Upstreams};
 
@@ -50,6 +54,11 @@ impl Node {
 
     /// With some more lines of configuration for `[mirror]`.
     fn with(blob: &Bytes, registries: &[&Registry], mirror: &str) -> Self {
+        Self::among(blob, registries, mirror, None)
+    }
+
+    /// The same, in a cluster.
+    fn among(blob: &Bytes, registries: &[&Registry], mirror: &str, peers: Option<Peers>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let mut text = format!(
             "[cache]\ndir = {:?}\nmax_disk_percent = 100\n[mirror]\n{mirror}\n[[registry]]\nname = \"reg.test\"\n",
@@ -62,7 +71,7 @@ impl Node {
         let store = Store::open(Options::from(&config.cache)).unwrap();
         let upstreams = Arc::new(Upstreams::new(&config).unwrap());
         let stop = CancellationToken::new();
-        let pull = Pull::new(&config, store.clone(), upstreams, None, None, TaskTracker::new(), stop.clone());
+        let pull = Pull::new(&config, store.clone(), upstreams, None, peers, TaskTracker::new(), stop.clone());
         let place = Place { registry: "reg.test".parse().unwrap(), repository: "acme/app".parse().unwrap() };
         let wanted = Wanted { place, grant: Grant::Anonymous, digest: Digest::of(blob), kind: Kind::Blob };
         Self { pull, store, wanted, blob: blob.clone(), stop, _dir: dir }

@@ -13,6 +13,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
 
+use crate::image::Digest;
+
 /// How one request is answered. Offsets are those of the blob.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Manner {
@@ -43,6 +45,7 @@ struct Shared {
     /// For the next requests, one each.
     next: Mutex<VecDeque<Manner>>,
     asked: Mutex<Vec<Range<u64>>>,
+    heads: AtomicUsize,
     sent: AtomicU64,
     busy: AtomicUsize,
     busiest: AtomicUsize,
@@ -57,6 +60,7 @@ impl Registry {
             usual: Mutex::default(),
             next: Mutex::default(),
             asked: Mutex::default(),
+            heads: AtomicUsize::new(0),
             sent: AtomicU64::new(0),
             busy: AtomicUsize::new(0),
             busiest: AtomicUsize::new(0),
@@ -95,6 +99,11 @@ impl Registry {
         asked[0].clone()
     }
 
+    /// Questions that were no requests for bytes.
+    pub(super) fn heads(&self) -> usize {
+        self.shared.heads.load(Ordering::SeqCst)
+    }
+
     /// Bytes that were given to the kernel.
     pub(super) fn sent(&self) -> u64 {
         self.shared.sent.load(Ordering::SeqCst)
@@ -131,6 +140,16 @@ async fn serve(mut stream: TcpStream, shared: &Shared) {
 
 /// `None` when the connection is to be closed.
 async fn answer(stream: &mut TcpStream, head: &str, shared: &Shared) -> Option<()> {
+    if head.starts_with("HEAD") {
+        shared.heads.fetch_add(1, Ordering::SeqCst);
+        let status = shared.usual.lock().unwrap().status.unwrap_or(200);
+        let (length, digest) = (shared.blob.len(), Digest::of(&shared.blob));
+        let kind = "application/vnd.oci.image.manifest.v1+json";
+        let reply = format!(
+            "HTTP/1.1 {status} As Told\r\nContent-Length: {length}\r\nContent-Type: {kind}\r\nDocker-Content-Digest: {digest}\r\n\r\n"
+        );
+        return stream.write_all(reply.as_bytes()).await.ok();
+    }
     let manner = shared.next.lock().unwrap().pop_front();
     let manner = manner.unwrap_or_else(|| shared.usual.lock().unwrap().clone());
     let size = manner.length.unwrap_or(shared.blob.len() as u64);

@@ -1,1 +1,3 @@
-
+mod crowd;
+mod lives;
+mod world;

@@ -1,0 +1,210 @@
+//! One chain: who reads in it, and who fetches for it.
+
+use std::time::Duration;
+
+use rand::Rng;
+
+use crate::cluster::chain::{Ailment, Ticket};
+use crate::image::{NodeId, Zone};
+
+use super::lease::{Judged, Leases, Progress};
+use super::members::{Newcomer, Readers};
+use super::place::{Placed, Placing, fan_out};
+use super::rates::Rates;
+use super::words::{Answer, Ask, Released, Report, Verdict};
+
+/// Whom upstream failed isn't asked to fetch again for so long.
+const RESTS: Duration = Duration::from_secs(2);
+/// A chain without readers is remembered for so long, for its count of tickets and what was found absent.
+const LINGERS: Duration = Duration::from_secs(60);
+
+#[derive(Debug)]
+pub(super) struct Chain {
+    pub(super) readers: Readers,
+    pub(super) leases: Leases,
+    size: Option<u64>,
+    pub(super) touched: Duration,
+}
+
+impl Chain {
+    /// `leap`: another owner may have given out tickets.
+    pub(super) fn new(now: Duration, leap: bool) -> Self {
+        Self { readers: Readers::new(leap), leases: Leases::default(), size: None, touched: now }
+    }
+
+    pub(super) fn ask(
+        &mut self,
+        now: Duration,
+        rng: &mut impl Rng,
+        run: u64,
+        from: NodeId,
+        ask: &Ask,
+        holders: &[(NodeId, &Zone)],
+    ) -> Answer {
+        self.touched = now;
+        self.size = ask.size.or(self.size);
+        for trouble in &ask.troubles {
+            if matches!(trouble.why, Ailment::Silent | Ailment::Wrong) && trouble.node != from {
+                self.lose(now, trouble.node);
+            }
+        }
+        if ask.to_the_tail {
+            self.leases.remove(now, from, false);
+        }
+        let newcomer = Newcomer { node: from, zone: &ask.zone, ticket: ask.ticket, to_the_tail: ask.to_the_tail };
+        let Some(ticket) = self.readers.enter(now, run, newcomer) else { return Answer::Alone { absent: false } };
+        if let Some(reader) = self.readers.of_mut(from) {
+            reader.slow |= ask.slow;
+        }
+        if let Some(held) = self.leases.of(from) {
+            return Answer::Fetch { ticket, lease: held.lease, upto: held.upto };
+        }
+        if holders.is_empty() && self.leases.is_absent(now) {
+            self.readers.remove(from);
+            return Answer::Alone { absent: true };
+        }
+        if holders.is_empty() && self.leases.spare(now) && self.may_fetch(now, from, ask) {
+            return self.fetch(now, rng, from, ticket, ask);
+        }
+        if let Some(placed) = self.placing(from, ticket, ask).place(&self.readers, holders) {
+            return self.read(now, from, ticket, placed);
+        }
+        let alone =
+            self.readers.below(ticket).all(|lower| ask.troubles.iter().any(|trouble| trouble.node == lower.node));
+        if holders.is_empty() && alone && !self.leases.any() {
+            if self.may_fetch(now, from, ask) {
+                return self.fetch(now, rng, from, ticket, ask);
+            }
+            if self.readers.len() == 1 {
+                return Answer::Alone { absent: false };
+            }
+        }
+        // Who has a lower ticket is no use: is there room at the tail?
+        let newcomer = Newcomer { to_the_tail: true, ticket: None, ..newcomer };
+        let Some(ticket) = self.readers.enter(now, run, newcomer) else { return Answer::Alone { absent: false } };
+        let placing = self.placing(from, ticket, ask);
+        match placing.place(&self.readers, holders).or_else(|| placing.squeeze(&self.readers, holders)) {
+            Some(placed) => self.read(now, from, ticket, placed),
+            None => Answer::Alone { absent: false },
+        }
+    }
+
+    fn placing<'a>(&self, from: NodeId, ticket: Ticket, ask: &'a Ask) -> Placing<'a> {
+        Placing {
+            me: from,
+            ticket,
+            zone: &ask.zone,
+            slow: self.readers.of(from).is_some_and(|reader| reader.slow),
+            troubles: &ask.troubles,
+            fan_out: fan_out(self.size),
+        }
+    }
+
+    fn read(&mut self, now: Duration, from: NodeId, ticket: Ticket, placed: Placed) -> Answer {
+        self.readers.attach(now, from, placed.parents.first().copied());
+        // At most as many as there are places.
+        let ahead = u32::try_from(self.readers.len().saturating_sub(1)).unwrap_or(u32::MAX);
+        Answer::Read { ticket, parents: placed.parents, instead_of: placed.instead_of, ahead }
+    }
+
+    fn fetch(&mut self, now: Duration, rng: &mut impl Rng, from: NodeId, ticket: Ticket, ask: &Ask) -> Answer {
+        self.readers.attach(now, from, None);
+        let held = self.leases.grant(now, rng, from, ask.frontier, self.size);
+        Answer::Fetch { ticket, lease: held.lease, upto: held.upto }
+    }
+
+    fn may_fetch(&self, now: Duration, from: NodeId, ask: &Ask) -> bool {
+        let rests = self.readers.of(from).and_then(|reader| reader.failed);
+        rests.is_none_or(|failed| now.saturating_sub(failed) >= RESTS) && !self.leases.is_refused(now, &ask.credential)
+    }
+
+    /// A holder reports.
+    pub(super) fn fetching(
+        &mut self,
+        now: Duration,
+        run: u64,
+        from: NodeId,
+        report: &Report,
+        rates: &mut Rates,
+    ) -> Verdict {
+        let Some(lease) = report.lease else { return Verdict::Noted };
+        self.touched = now;
+        self.size = report.size.or(self.size);
+        let progress = Progress {
+            lease,
+            node: from,
+            frontier: report.frontier,
+            size: self.size,
+            registry: &report.key.registry,
+            others: self.readers.len().saturating_sub(1),
+        };
+        match self.leases.progress(now, progress, rates) {
+            Some(Judged::GoOn(upto)) => Verdict::GoOn { upto },
+            Some(Judged::Ended { poor }) => {
+                if let Some(reader) = self.readers.of_mut(from) {
+                    reader.leaving = true;
+                    reader.slow |= poor;
+                }
+                Verdict::Ended
+            }
+            None if self.leases.any() || report.ticket.is_none() => Verdict::Ended,
+            None => {
+                self.reading(now, run, from, report);
+                Verdict::GoOn { upto: self.leases.adopt(now, lease, from, report.frontier, self.size) }
+            }
+        }
+    }
+
+    /// A reader says whom it reads from, and by that that it is here.
+    pub(super) fn reading(&mut self, now: Duration, run: u64, from: NodeId, report: &Report) {
+        self.touched = now;
+        self.size = report.size.or(self.size);
+        let newcomer = Newcomer { node: from, zone: &report.zone, ticket: report.ticket, to_the_tail: false };
+        // Without a ticket there is no place in the chain to speak of.
+        if report.ticket.is_some() && self.readers.enter(now, run, newcomer).is_some() {
+            self.readers.attach(now, from, report.parent);
+        }
+    }
+
+    pub(super) fn released(&mut self, now: Duration, from: NodeId, report: &Report, why: Released) {
+        self.touched = now;
+        self.leases.remove(now, from, matches!(why, Released::Unreachable | Released::Slow));
+        match why {
+            Released::Absent => self.leases.absent(now),
+            Released::Unauthorized => self.leases.refused(now, report.credential),
+            Released::Unreachable | Released::Slow => {}
+        }
+        if let Some(reader) = self.readers.of_mut(from) {
+            reader.failed = Some(now);
+            reader.leaving = true;
+        }
+    }
+
+    /// A reader has all of it, or has left.
+    pub(super) fn leaves(&mut self, now: Duration, node: NodeId) {
+        self.readers.remove(node);
+        self.leases.remove(now, node, false);
+    }
+
+    /// A reader fell silent.
+    pub(super) fn lose(&mut self, now: Duration, node: NodeId) {
+        self.readers.remove(node);
+        self.leases.remove(now, node, true);
+    }
+
+    pub(super) fn tick(&mut self, now: Duration) {
+        let others_wait = self.readers.len() > 1;
+        for node in self.leases.overdue(now, others_wait) {
+            self.leases.remove(now, node, true);
+            if let Some(reader) = self.readers.of_mut(node) {
+                reader.leaving = true;
+            }
+        }
+    }
+
+    /// Drops who wasn't heard of for long. True: nothing is left to know.
+    pub(super) fn sweep(&mut self, now: Duration) -> bool {
+        self.readers.sweep(now);
+        self.readers.len() == 0 && now.saturating_sub(self.touched) > LINGERS
+    }
+}

@@ -1,0 +1,216 @@
+//! Who fetches: leases on ranges.
+
+use std::time::Duration;
+
+use rand::{Rng, RngExt as _};
+
+use crate::cluster::chain::{Credential, Lease};
+use crate::image::{NodeId, Registry};
+
+use super::rates::Rates;
+
+/// The first range, and the longest.
+const FIRST: u64 = 4 << 20;
+const LONGEST: u64 = 32 << 20;
+/// How long a range may take.
+const LONG: Duration = Duration::from_secs(2);
+/// A holder that doesn't report for so long has lost its lease, as has one whose frontier stands still for so long while
+/// others wait. Below the two seconds that a reader waits, so that the next has time to begin.
+const SILENT: Duration = Duration::from_millis(1_000);
+const STALLED: Duration = Duration::from_millis(1_200);
+/// What is measured in less than this says nothing.
+const TELLING_BYTES: u64 = 1 << 20;
+/// Released leases count for so long.
+const REMEMBERED: Duration = Duration::from_secs(2);
+
+/// A range that one node fetches.
+#[derive(Debug, Clone)]
+pub(super) struct Held {
+    pub(super) lease: Lease,
+    pub(super) node: NodeId,
+    from: u64,
+    pub(super) upto: u64,
+    granted: Duration,
+    pub(super) frontier: u64,
+    progressed: Duration,
+    heard: Duration,
+}
+
+/// How a range went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Judged {
+    GoOn(u64),
+    /// `poor`: others did clearly better.
+    Ended {
+        poor: bool,
+    },
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Leases {
+    held: Vec<Held>,
+    granted: u32,
+    failures: u32,
+    failed_at: Duration,
+    absent_until: Option<Duration>,
+    refused: Vec<(Credential, Duration)>,
+}
+
+impl Leases {
+    pub(super) fn grant(
+        &mut self,
+        now: Duration,
+        rng: &mut impl Rng,
+        node: NodeId,
+        from: u64,
+        size: Option<u64>,
+    ) -> Held {
+        let span = (FIRST << self.granted.min(3)).min(LONGEST);
+        self.granted += 1;
+        self.held.retain(|held| held.node != node);
+        let held = Held {
+            lease: Lease(rng.random()),
+            node,
+            from,
+            upto: end(from, span, size),
+            granted: now,
+            frontier: from,
+            progressed: now,
+            heard: now,
+        };
+        self.held.push(held.clone());
+        held
+    }
+
+    /// A holder goes on under a lease that this owner hasn't given, since nobody else fetches here.
+    pub(super) fn adopt(&mut self, now: Duration, lease: Lease, node: NodeId, frontier: u64, size: Option<u64>) -> u64 {
+        let upto = end(frontier, LONGEST, size);
+        self.granted += 1;
+        self.held.push(Held { lease, node, from: frontier, upto, granted: now, frontier, progressed: now, heard: now });
+        upto
+    }
+
+    /// How many may be held at a time: more, the more failed of late.
+    fn allowed(&self, now: Duration) -> usize {
+        if self.failures > 0 && now.saturating_sub(self.failed_at) < REMEMBERED { 1 << self.failures.min(3) } else { 1 }
+    }
+
+    /// May another be given beside those that are held, to somebody who could read from others?
+    pub(super) fn spare(&self, now: Duration) -> bool {
+        let stands = |held: &Held| held.progressed <= held.granted;
+        self.held.len() < self.allowed(now) && self.held.iter().all(stands) && !self.held.is_empty()
+    }
+
+    pub(super) fn any(&self) -> bool {
+        !self.held.is_empty()
+    }
+
+    pub(super) fn of(&self, node: NodeId) -> Option<&Held> {
+        self.held.iter().find(|held| held.node == node)
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Held> {
+        self.held.iter()
+    }
+
+    /// Takes a lease away. `failed`: as slow or unreachable.
+    pub(super) fn remove(&mut self, now: Duration, node: NodeId, failed: bool) {
+        let before = self.held.len();
+        self.held.retain(|held| held.node != node);
+        if failed && self.held.len() < before {
+            self.failures = self.failures.saturating_add(1);
+            self.failed_at = now;
+        }
+    }
+
+    pub(super) fn absent(&mut self, now: Duration) {
+        self.absent_until = Some(now + REMEMBERED);
+    }
+
+    pub(super) fn is_absent(&self, now: Duration) -> bool {
+        self.absent_until.is_some_and(|until| now < until)
+    }
+
+    pub(super) fn refused(&mut self, now: Duration, credential: Credential) {
+        self.refused.retain(|(_, until)| now < *until);
+        self.refused.push((credential, now + REMEMBERED));
+    }
+
+    pub(super) fn is_refused(&self, now: Duration, credential: &Credential) -> bool {
+        self.refused.iter().any(|(refused, until)| refused == credential && now < *until)
+    }
+
+    /// A holder reports. `others`: how many more might fetch.
+    pub(super) fn progress(&mut self, now: Duration, report: Progress<'_>, rates: &mut Rates) -> Option<Judged> {
+        let Progress { lease, node, frontier, size, registry, others } = report;
+        let ahead = self.held.iter().any(|held| held.lease != lease && held.frontier > frontier);
+        let held = self.held.iter_mut().find(|held| held.lease == lease && held.node == node)?;
+        held.heard = now;
+        if frontier > held.frontier {
+            held.frontier = frontier;
+            held.progressed = now;
+        }
+        let brought = held.frontier.saturating_sub(held.from);
+        if brought >= TELLING_BYTES {
+            self.failures = 0;
+        }
+        if size.is_some_and(|size| held.frontier >= size) {
+            self.held.retain(|held| held.lease != lease);
+            return Some(Judged::GoOn(frontier));
+        }
+        let took = now.saturating_sub(held.granted).as_secs_f64().max(1e-3);
+        let at_end = held.frontier >= held.upto || now.saturating_sub(held.granted) >= LONG;
+        let at_half = brought * 2 >= held.upto.saturating_sub(held.from);
+        if !at_end && !at_half {
+            return Some(Judged::GoOn(held.upto));
+        }
+        let rate = brought as f64 / took;
+        let telling = brought >= TELLING_BYTES || at_end;
+        if telling {
+            rates.measured(now, registry, node, rate);
+        }
+        // With several at it, the one that has the most goes on alone.
+        let good = telling && !ahead && rates.is_good(now, registry, rate, others);
+        if good || (at_end && others == 0) {
+            held.from = held.frontier;
+            held.granted = now;
+            held.upto = end(held.frontier, LONGEST, size);
+            return Some(Judged::GoOn(held.upto));
+        }
+        if !at_end {
+            return Some(Judged::GoOn(held.upto));
+        }
+        let poor = rates.is_poor(now, registry, rate);
+        self.held.retain(|held| held.lease != lease);
+        Some(Judged::Ended { poor })
+    }
+
+    /// Who fell silent, or stands still while others wait.
+    pub(super) fn overdue(&self, now: Duration, others_wait: bool) -> Vec<NodeId> {
+        let is_overdue = |held: &&Held| {
+            let silent = now.saturating_sub(held.heard) >= SILENT;
+            silent || (others_wait && now.saturating_sub(held.progressed) >= STALLED)
+        };
+        self.held.iter().filter(is_overdue).map(|held| held.node).collect()
+    }
+}
+
+/// What a holder says.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Progress<'a> {
+    pub(super) lease: Lease,
+    pub(super) node: NodeId,
+    pub(super) frontier: u64,
+    pub(super) size: Option<u64>,
+    pub(super) registry: &'a Registry,
+    pub(super) others: usize,
+}
+
+/// Where a range ends: not shortly before the blob does.
+fn end(from: u64, span: u64, size: Option<u64>) -> u64 {
+    let upto = from.saturating_add(span);
+    match size {
+        Some(size) if upto.saturating_add(span / 4) >= size => size,
+        _ => upto,
+    }
+}

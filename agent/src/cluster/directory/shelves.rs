@@ -1,0 +1,164 @@
+//! Who holds what whole.
+
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+use crate::cluster::Bucket;
+use crate::cluster::chain::Key;
+use crate::image::{Access, Digest, NodeId, Registry};
+
+use super::words::{Holding, Shelf};
+
+/// How long a shelf stands without being renewed.
+const LIFE: Duration = Duration::from_secs(15 * 60);
+/// The most holders remembered of one digest: a newcomer needs one.
+const MAX_HOLDERS: usize = 256;
+/// The most holdings in all; what is beyond isn't known, and costs a second copy.
+const MAX_HOLDINGS: usize = 2_000_000;
+
+#[derive(Debug, Default)]
+pub(super) struct Shelves {
+    shelves: HashMap<(NodeId, Bucket), Known>,
+    holders: HashMap<Digest, Vec<Holder>>,
+    holdings: usize,
+}
+
+#[derive(Debug)]
+struct Known {
+    generation: u64,
+    hash: u64,
+    digests: HashSet<Digest>,
+    expires: Duration,
+}
+
+#[derive(Debug)]
+struct Holder {
+    node: NodeId,
+    /// Empty: anybody may have it.
+    registries: Vec<Registry>,
+    /// Of one that isn't on a known shelf yet.
+    expires: Option<Duration>,
+}
+
+impl Shelves {
+    /// Takes in what `node` says of a shelf. False: all of it has to be told.
+    pub(super) fn told(&mut self, now: Duration, node: NodeId, shelf: Shelf) -> bool {
+        let place = (node, shelf.bucket);
+        let expires = now + LIFE;
+        if shelf.all {
+            self.clear(place);
+            let digests = shelf.added.iter().map(|holding| holding.digest).collect();
+            self.shelves.insert(place, Known { generation: shelf.generation, hash: shelf.hash, digests, expires });
+        } else {
+            let unchanged = shelf.added.is_empty() && shelf.dropped.is_empty();
+            let Some(known) = self.shelves.get_mut(&place) else { return false };
+            let fits = if unchanged {
+                (known.generation, known.hash) == (shelf.generation, shelf.hash)
+            } else {
+                known.generation.checked_add(1) == Some(shelf.generation)
+            };
+            if !fits {
+                return false;
+            }
+            known.generation = shelf.generation;
+            known.hash = shelf.hash;
+            known.expires = expires;
+            known.digests.extend(shelf.added.iter().map(|holding| holding.digest));
+            for digest in &shelf.dropped {
+                known.digests.remove(digest);
+            }
+        }
+        for digest in &shelf.dropped {
+            self.drop_holder(node, digest);
+        }
+        for holding in shelf.added {
+            self.add(node, holding, None);
+        }
+        true
+    }
+
+    /// `node` has just become whole; its shelf will say so too, later.
+    pub(super) fn became_whole(&mut self, now: Duration, node: NodeId, key: &Key) {
+        let registries = match key.access {
+            Access::Anonymous => Vec::new(),
+            Access::Authorized => vec![key.registry.clone()],
+        };
+        self.add(node, Holding { digest: key.digest, registries }, Some(now + LIFE));
+    }
+
+    fn add(&mut self, node: NodeId, holding: Holding, expires: Option<Duration>) {
+        let holders = self.holders.entry(holding.digest).or_default();
+        if let Some(holder) = holders.iter_mut().find(|holder| holder.node == node) {
+            // What anybody may have stays so, whoever else gave it; and a shelf's word outlives a report's.
+            if !holder.registries.is_empty() && !holding.registries.is_empty() {
+                holder.registries.extend(holding.registries);
+                holder.registries.sort();
+                holder.registries.dedup();
+            } else {
+                holder.registries.clear();
+            }
+            holder.expires = holder.expires.and(expires);
+        } else if holders.len() < MAX_HOLDERS && self.holdings < MAX_HOLDINGS {
+            holders.push(Holder { node, registries: holding.registries, expires });
+            self.holdings += 1;
+        }
+    }
+
+    /// The nodes that have all of it, and may give it on to who asks by this key.
+    pub(super) fn holders<'a>(&'a self, key: &'a Key) -> impl Iterator<Item = NodeId> + 'a {
+        let holders = self.holders.get(&key.digest).map_or(&[][..], Vec::as_slice);
+        holders
+            .iter()
+            .filter(|holder| holder.registries.is_empty() || holder.registries.contains(&key.registry))
+            .map(|holder| holder.node)
+    }
+
+    pub(super) fn drop_holder(&mut self, node: NodeId, digest: &Digest) {
+        let Some(holders) = self.holders.get_mut(digest) else { return };
+        let before = holders.len();
+        holders.retain(|holder| holder.node != node);
+        self.holdings -= before - holders.len();
+        if holders.is_empty() {
+            self.holders.remove(digest);
+        }
+    }
+
+    fn clear(&mut self, place: (NodeId, Bucket)) {
+        let Some(known) = self.shelves.remove(&place) else { return };
+        for digest in &known.digests {
+            self.drop_holder(place.0, digest);
+        }
+    }
+
+    pub(super) fn forget_node(&mut self, node: NodeId) {
+        let places: Vec<_> = self.shelves.keys().filter(|(holder, _)| *holder == node).copied().collect();
+        for place in places {
+            self.clear(place);
+        }
+        self.retain(|holder| holder.node != node);
+    }
+
+    pub(super) fn sweep(&mut self, now: Duration, owned: impl Fn(Bucket) -> bool) {
+        let gone = self.shelves.iter().filter(|((_, bucket), known)| known.expires <= now || !owned(*bucket));
+        let gone: Vec<_> = gone.map(|(place, _)| *place).collect();
+        for place in gone {
+            self.clear(place);
+        }
+        self.retain(|holder| holder.expires.is_none_or(|expires| now < expires));
+    }
+
+    fn retain(&mut self, keep: impl Fn(&Holder) -> bool) {
+        let mut holdings = 0;
+        self.holders.retain(|_, holders| {
+            holders.retain(&keep);
+            holdings += holders.len();
+            !holders.is_empty()
+        });
+        self.holdings = holdings;
+    }
+
+    /// How many holdings are known.
+    pub(super) const fn len(&self) -> usize {
+        self.holdings
+    }
+}

@@ -1,0 +1,64 @@
+//! A stream from a peer, and whether it does well.
+
+use std::time::Duration;
+
+use crate::cluster::chain::{Beat, Hop};
+use crate::image::NodeId;
+
+use super::Opening;
+
+/// A peer that says nothing for so long is given up. It beats every 200 ms.
+pub(super) const SILENCE: Duration = Duration::from_millis(600);
+/// So long a reader starves before it moves.
+const STARVED: Duration = Duration::from_millis(600);
+/// So far ahead is the node beyond the parent then, in bytes.
+const LAG: u64 = 2 << 20;
+/// And so much less than it receives comes in here.
+const CLEARLY_LESS: f64 = 0.6;
+
+#[derive(Debug)]
+pub(super) struct Reading {
+    pub(super) opening: Opening,
+    pub(super) heard: Duration,
+    pub(super) is_open: bool,
+    /// The parent, whom it reads from, and so on.
+    pub(super) path: Vec<Hop>,
+    starved_since: Option<Duration>,
+    /// The best rate that was seen of the node beyond the parent.
+    best: (Option<NodeId>, u64),
+}
+
+impl Reading {
+    pub(super) const fn new(now: Duration, opening: Opening) -> Self {
+        Self { opening, heard: now, is_open: false, path: Vec::new(), starved_since: None, best: (None, 0) }
+    }
+
+    /// Takes in a beat. `frontier`, `rate`: of this node. Says whether bytes come nearer, and whom to move to.
+    pub(super) fn beat(&mut self, now: Duration, beat: Beat, frontier: u64, rate: f64) -> (bool, Option<NodeId>) {
+        let before = self.path.first().map_or(0, |hop| hop.frontier);
+        self.path = beat.path;
+        let Some(parent) = self.path.first().copied() else { return (false, None) };
+        let comes_nearer = parent.frontier > before && before <= frontier;
+        let Some(beyond) = self.path.get(1).copied() else {
+            self.starved_since = None;
+            return (comes_nearer, None);
+        };
+        if self.best.0 != Some(beyond.node) {
+            self.best = (Some(beyond.node), 0);
+        }
+        self.best.1 = self.best.1.max(beyond.rate);
+        // Who has all there is to have receives nothing any more: what it received counts then.
+        let beyond_rate = if beyond.rate > 0 { beyond.rate } else { self.best.1 };
+        let waits_for_parent = parent.frontier <= frontier;
+        let here = if waits_for_parent { rate.min(parent.rate as f64) } else { rate };
+        let behind = beyond.frontier.saturating_sub(frontier.min(parent.frontier));
+        let starves = behind > LAG && here < CLEARLY_LESS * beyond_rate as f64;
+        if !starves {
+            self.starved_since = None;
+            return (comes_nearer, None);
+        }
+        let since = *self.starved_since.get_or_insert(now);
+        let moves = now.saturating_sub(since) >= STARVED;
+        (comes_nearer, moves.then_some(beyond.node))
+    }
+}

@@ -1,0 +1,210 @@
+//! Where bytes may come from next: those who were named, those on the path, the owner, and at last upstream.
+
+use std::time::Duration;
+
+use crate::cluster::chain::Ailment;
+use crate::cluster::directory::Ask;
+use crate::image::NodeId;
+
+use super::reading::Reading;
+use super::{ANSWERS_ARE_LATE, ASK_FAILS, Action, Follow, OWNER_IS_LATE, Opening, PIECE, Source};
+
+pub(super) const MAX_REDIRECTS: u32 = 2;
+pub(super) const MAX_REFERRALS: usize = 4;
+/// The most candidates at a time.
+const MAX_CANDIDATES: usize = 24;
+/// An ask that led nowhere is repeated after so long, then after twice as long, and so on.
+const REPEATS: Duration = Duration::from_millis(20);
+
+/// An ask that isn't answered yet.
+#[derive(Debug)]
+pub(super) struct Pending {
+    pub(super) number: u64,
+    pub(super) owner: NodeId,
+    pub(super) redirects: u32,
+    at: Duration,
+    /// It is late, and the other owner was asked.
+    is_late: bool,
+}
+
+/// Somebody to read from.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Candidate {
+    pub(super) node: NodeId,
+    pub(super) instead_of: Option<NodeId>,
+    pub(super) insists: bool,
+}
+
+impl Follow {
+    /// Asks the best owner, unless it has been asked already. Without one, this node is alone.
+    pub(super) fn ask(&mut self, now: Duration) {
+        if !self.pending.is_empty() {
+            return;
+        }
+        match self.ranks.best(now, None) {
+            Some(owner) => self.ask_owner(now, owner, 0),
+            None => self.go_alone(now),
+        }
+    }
+
+    pub(super) fn ask_owner(&mut self, now: Duration, owner: NodeId, redirects: u32) {
+        self.numbers += 1;
+        let number = self.numbers;
+        let ask = Ask {
+            key: self.sought.key.clone(),
+            credential: self.sought.credential,
+            zone: self.sought.zone.clone(),
+            size: self.size,
+            frontier: self.frontier,
+            ticket: self.ticket,
+            to_the_tail: self.to_the_tail,
+            slow: self.slow,
+            troubles: self.troubles.list(now),
+            owner_failed: redirects == 0 && self.ranks.is_second(owner),
+        };
+        self.asked = Some(now);
+        self.pending.push(Pending { number, owner, redirects, at: now, is_late: false });
+        self.actions.push(Action::Ask { number, owner, ask: Box::new(ask) });
+    }
+
+    /// An owner is no use: the other one is asked.
+    pub(super) fn owner_failed(&mut self, now: Duration, owner: NodeId) {
+        self.ranks.failed(now, owner);
+        if !self.is_over && !self.is_served(now) {
+            self.ask(now);
+        }
+    }
+
+    /// Looks for asks that are late.
+    pub(super) fn look_at_asks(&mut self, now: Duration) {
+        let given_up = self.pending.iter().position(|pending| now.saturating_sub(pending.at) >= ASK_FAILS);
+        if let Some(at) = given_up {
+            let pending = self.pending.swap_remove(at);
+            self.owner_failed(now, pending.owner);
+        }
+        let is_late = |pending: &&mut Pending| !pending.is_late && now.saturating_sub(pending.at) >= OWNER_IS_LATE;
+        let Some(late) = self.pending.iter_mut().find(is_late) else { return };
+        late.is_late = true;
+        let owner = late.owner;
+        let is_asked = |node: NodeId, pending: &[Pending]| pending.iter().any(|pending| pending.owner == node);
+        let other = self.ranks.best(now, Some(owner)).filter(|other| !is_asked(*other, &self.pending));
+        // From its silence for now: its answer is taken if it comes before the other's.
+        if let Some(other) = other.filter(|_| !self.is_served(now)) {
+            self.ranks.failed(now, owner);
+            self.ask_owner(now, other, 0);
+        }
+    }
+
+    pub(super) fn asks_until(&self) -> Option<Duration> {
+        let until = |pending: &Pending| pending.at + if pending.is_late { ASK_FAILS } else { OWNER_IS_LATE };
+        self.pending.iter().map(until).min()
+    }
+
+    /// Opens a stream to the next candidate that nothing speaks against. False: there is none.
+    pub(super) fn try_next(&mut self, now: Duration) -> bool {
+        self.candidates.truncate(MAX_CANDIDATES);
+        while let Some(candidate) = self.candidates.pop_front() {
+            if candidate.node == self.me || (!candidate.insists && self.troubles.speaks_against(now, candidate.node)) {
+                continue;
+            }
+            self.numbers += 1;
+            let opening = Opening {
+                number: self.numbers,
+                node: candidate.node,
+                ticket: self.ticket,
+                instead_of: candidate.instead_of,
+                insists: candidate.insists,
+            };
+            match &self.source {
+                Source::Own { .. } => self.patience.try_another(now),
+                Source::Lease(_) => self.patience.begin(now),
+                Source::Nothing | Source::Peer(_) => {}
+            }
+            self.source = Source::Peer(Box::new(Reading::new(now, opening)));
+            return true;
+        }
+        false
+    }
+
+    /// The parent is no use: on to who was named, then to those beyond it, then to the owner.
+    pub(super) fn leave_parent(&mut self, now: Duration, why: Ailment) {
+        let Source::Peer(reading) = &self.source else { return };
+        self.troubles.note(now, reading.opening.node, why);
+        // Beyond it, each in the place of the one before, which its reader may not have missed yet. Who stands above this
+        // node can't be read from, whatever the path says.
+        let mut before = reading.opening.node;
+        for hop in reading.path.iter().skip(1) {
+            if hop.ticket.is_none_or(|its| self.ticket.is_some_and(|mine| its < mine)) {
+                self.candidates.push_back(Candidate { node: hop.node, instead_of: Some(before), insists: false });
+            }
+            before = hop.node;
+        }
+        if !self.try_next(now) {
+            self.seek_anew(now);
+        }
+    }
+
+    /// Nothing is left of what was known: the owner is asked.
+    pub(super) fn seek_anew(&mut self, now: Duration) {
+        if !matches!(self.source, Source::Nothing | Source::Peer(_)) {
+            self.patience.begin(now);
+        }
+        self.candidates.clear();
+        self.source = Source::Nothing;
+        self.find_nothing(now);
+    }
+
+    /// Asks, at once or a little later.
+    pub(super) fn find_nothing(&mut self, now: Duration) {
+        if !matches!(self.source, Source::Nothing) {
+            return;
+        }
+        if self.fruitless > 0 && now < self.repeat_at() {
+            return;
+        }
+        self.fruitless = self.fruitless.saturating_add(1);
+        self.ask(now);
+    }
+
+    fn repeat_at(&self) -> Duration {
+        let pause = REPEATS * (1 << self.fruitless.min(6));
+        self.asked.map_or(Duration::ZERO, |asked| asked + pause)
+    }
+
+    /// Nothing brings bytes: is it time to ask again, or to fetch a piece?
+    pub(super) fn look_for_source(&mut self, now: Duration) {
+        let answers_are_late = self.asked.is_none_or(|asked| now.saturating_sub(asked) >= ANSWERS_ARE_LATE);
+        let is_out_of_patience = now >= self.patience.deadline();
+        if (is_out_of_patience || (answers_are_late && !self.pending.is_empty())) && now >= self.upstream_rests_until {
+            self.go_alone(now);
+        } else if self.pending.is_empty() && now >= self.repeat_at() {
+            self.fruitless = self.fruitless.saturating_add(1);
+            if self.fruitless > 2 {
+                self.troubles.forgive_full();
+            }
+            self.ask(now);
+        }
+    }
+
+    pub(super) fn nothing_until(&self) -> Duration {
+        let patience = self.patience.deadline();
+        let (alone, ask) = match self.asked.filter(|_| !self.pending.is_empty()) {
+            Some(asked) => (patience.min(asked + ANSWERS_ARE_LATE), Duration::MAX),
+            None => (patience, self.repeat_at()),
+        };
+        alone.max(self.upstream_rests_until).min(ask)
+    }
+
+    /// Fetches a piece for itself, and asks again meanwhile.
+    pub(super) fn go_alone(&mut self, now: Duration) {
+        if matches!(self.source, Source::Own { .. }) {
+            return;
+        }
+        self.candidates.clear();
+        self.fruitless = 0;
+        let has_owner = self.ranks.owners().first.is_some();
+        let upto = if has_owner { self.frontier.saturating_add(PIECE) } else { u64::MAX };
+        let ask_at = if has_owner { now + self.ask_again } else { Duration::MAX };
+        self.source = Source::Own { upto, span: PIECE, ask_at };
+    }
+}

@@ -1,0 +1,70 @@
+//! What owners are told.
+
+use std::time::Duration;
+
+use crate::cluster::chain::Lease;
+use crate::cluster::directory::{Report, State};
+use crate::image::NodeId;
+
+use super::{Action, Follow, Source};
+
+impl Follow {
+    pub(super) fn report(&self, now: Duration, lease: Option<Lease>, state: State) -> Report {
+        let parent = match &self.source {
+            Source::Peer(reading) => Some(reading.opening.node),
+            _ => None,
+        };
+        Report {
+            key: self.sought.key.clone(),
+            ticket: self.ticket,
+            lease,
+            credential: self.sought.credential,
+            size: self.size,
+            frontier: self.frontier,
+            rate: self.rate(now),
+            parent,
+            zone: self.sought.zone.clone(),
+            state,
+        }
+    }
+
+    pub(super) fn tell(&mut self, now: Duration, owner: NodeId, state: State) {
+        let report = self.report(now, None, state);
+        self.actions.push(Action::Report { owner, report: Box::new(report) });
+    }
+
+    pub(super) fn report_lease(&mut self, now: Duration) {
+        let Source::Lease(range) = &mut self.source else { return };
+        range.reported = now;
+        let (owner, lease) = (range.owner, range.lease);
+        let report = self.report(now, Some(lease), State::Fetching);
+        self.actions.push(Action::Report { owner, report: Box::new(report) });
+    }
+
+    /// Tells the owner whom this node reads from.
+    pub(super) fn tell_reading(&mut self, now: Duration) {
+        self.told_reading = now;
+        if let Some(owner) = self.ranks.best(now, None) {
+            self.tell(now, owner, State::Reading);
+        }
+    }
+
+    /// The end: nothing is waited for any more.
+    pub(super) fn end(&mut self, now: Duration, state: State) {
+        if self.is_over {
+            return;
+        }
+        self.is_over = true;
+        self.pending.clear();
+        let of_lease = match &self.source {
+            Source::Lease(range) => Some(range.owner),
+            _ => None,
+        };
+        // Who never came to a place has nothing to take back.
+        let says_something = state != State::Gone || self.ticket.is_some() || self.asked.is_some();
+        if let Some(owner) = of_lease.or_else(|| self.ranks.best(now, None)).filter(|_| says_something) {
+            self.tell(now, owner, state);
+        }
+        self.source = Source::Nothing;
+    }
+}

@@ -1,0 +1,134 @@
+//! How a cluster of many behaves. Each test prints its seed and its figures.
+
+use std::time::{Duration, Instant};
+
+use rand::RngExt as _;
+use rand::seq::index;
+
+use super::world::World;
+
+const fn secs(secs: u64) -> Duration {
+    Duration::from_secs(secs)
+}
+
+/// Reads what happened since the last time: what a node sent in a second.
+struct Meter {
+    since: Duration,
+    packets: u64,
+    bytes: u64,
+}
+
+impl Meter {
+    fn new(world: &World) -> Self {
+        Self { since: world.now, packets: world.packets, bytes: world.bytes }
+    }
+
+    fn read(&self, world: &World) -> (f64, f64) {
+        let node_seconds = (world.now - self.since).as_secs_f64() * world.running().count() as f64;
+        ((world.packets - self.packets) as f64 / node_seconds, (world.bytes - self.bytes) as f64 / node_seconds)
+    }
+}
+
+/// The life of a cluster: all join at once, one dies, a tenth changes, a cut through the middle heals.
+fn life(nodes: usize, seed: u64) {
+    let began = Instant::now();
+    let report = |world: &World, meter: &Meter, what: &str, took: Duration| {
+        let (packets, bytes) = meter.read(world);
+        let (took, real) = (took.as_secs_f64(), began.elapsed().as_secs_f64());
+        println!(
+            "{nodes} nodes, seed {seed}: {what} {took:.1} s, {packets:.1} packets/s and {bytes:.0} B/s a node ({real:.1} s)"
+        );
+    };
+    // Nodes that are started later have hosts of their own.
+    let mut world = World::new(seed, nodes + nodes / 20);
+    world.loss = 0.02;
+
+    let meter = Meter::new(&world);
+    for host in 0..nodes {
+        world.start(host, host);
+        if host % (nodes / 10).max(1) == 0 {
+            world.run(Duration::from_millis(100));
+        }
+    }
+    let took = world.run_until("all have joined", secs(60), World::agrees);
+    report(&world, &meter, "all know all after", took);
+    world.run_until("all are settled", secs(15), World::is_settled);
+    let ring = world.ring(0);
+    assert!((1..nodes).step_by(nodes / 10 + 1).all(|host| world.ring(host).changed(&ring).is_empty()));
+
+    world.run(secs(30));
+    let meter = Meter::new(&world);
+    world.run(secs(30));
+    assert!(world.is_settled(), "somebody was taken for dead");
+    report(&world, &meter, "at rest for", secs(30));
+
+    let meter = Meter::new(&world);
+    let victim = world.rng.random_range(0..nodes);
+    world.crash(victim);
+    let took = world.run_until("a death is known", secs(60), World::agrees);
+    report(&world, &meter, "a death is known after", took);
+
+    // A twentieth goes, half of it without a word, a twentieth starts anew, and as many are new.
+    let part = nodes / 20;
+    let meter = Meter::new(&world);
+    let chosen: Vec<usize> = index::sample(&mut world.rng, nodes, 2 * part).into_vec();
+    for (nth, host) in chosen.iter().copied().enumerate() {
+        match nth % 4 {
+            _ if host == victim => {}
+            0 => world.crash(host),
+            1 => world.leave(host),
+            _ => {
+                world.leave(host);
+                world.start(host, host);
+            }
+        }
+    }
+    for host in nodes..nodes + part {
+        world.start(host, host);
+    }
+    let took = world.run_until("churn is over", secs(90), World::agrees);
+    report(&world, &meter, "a tenth changed, known after", took);
+
+    let meter = Meter::new(&world);
+    for (host, side) in world.sides.iter_mut().enumerate() {
+        *side = u8::from(host >= nodes / 2);
+    }
+    let halves =
+        [0, 1].map(|side| world.sides.iter().zip(&world.hosts).filter(|(s, h)| **s == side && h.is_some()).count());
+    let took = world.run_until("halves know their own", secs(120), |world| {
+        let running = world.sides.iter().zip(&world.hosts).filter_map(|(side, host)| Some((side, host.as_ref()?)));
+        running.into_iter().all(|(side, host)| host.members.others() == halves[usize::from(*side)] - 1)
+    });
+    report(&world, &meter, "cut in halves, known after", took);
+
+    world.run(secs(60));
+    let meter = Meter::new(&world);
+    world.sides.fill(0);
+    let took = world.run_until("halves have found each other", secs(180), World::agrees);
+    report(&world, &meter, "healed after", took);
+    world.run_until("all are settled again", secs(30), World::is_settled);
+}
+
+#[test]
+fn a_hundred_nodes_live_together() {
+    life(100, 1);
+}
+
+#[test]
+fn a_few_nodes_live_together() {
+    for seed in 0..10 {
+        life(20, seed);
+    }
+}
+
+#[test]
+#[ignore = "takes a minute: make bench runs it"]
+fn a_thousand_nodes_live_together() {
+    life(1000, 1);
+}
+
+#[test]
+#[ignore = "takes long: run it in a release build"]
+fn five_thousand_nodes_live_together() {
+    life(5000, 1);
+}

@@ -1,0 +1,149 @@
+//! Asks, reports, and what owners say to them.
+
+use std::time::Duration;
+
+use crate::cluster::chain::Lease;
+use crate::cluster::directory::{Ask, AskId, Directory, Effect, Report, Verdict};
+use crate::image::NodeId;
+
+use super::events::{Event, Spot};
+use super::node::Life;
+use super::world::World;
+
+/// About what a message costs on the wire, with everything around it, in bytes.
+const ASK_BYTES: u64 = 500;
+const REPORT_BYTES: u64 = 350;
+
+impl World {
+    pub(super) fn is_near(&self, from: usize, to: usize) -> bool {
+        self.nodes[from].is_up() && self.nodes[to].is_up() && self.nodes[from].part == self.nodes[to].part
+    }
+
+    fn node_of(&self, id: NodeId) -> usize {
+        self.by_id[&id]
+    }
+
+    /// How long until a small message is there: none to the node itself.
+    pub(super) fn delay(&self, from: usize, to: usize) -> Duration {
+        if from == to { Duration::from_micros(1) } else { self.cluster.delay }
+    }
+
+    pub(super) fn count_message(&mut self, bytes: u64) {
+        self.messages += 1;
+        self.message_bytes += bytes;
+        if self.rests_since.is_some_and(|since| self.now >= since) {
+            self.messages_at_rest += 1;
+        }
+    }
+
+    pub(super) fn send_ask(&mut self, from: Spot, owner: NodeId, number: u64, ask: Box<Ask>) {
+        let owner = self.node_of(owner);
+        self.asks += 1;
+        self.count_message(ASK_BYTES);
+        let at = self.now + self.delay(from.node, owner) + self.nodes[owner].lateness;
+        if self.is_near(from.node, owner) {
+            self.queue.push(at, Event::Asked { owner, from, number, ask });
+        } else if self.nodes[owner].life == Life::Killed && self.nodes[from.node].part == self.nodes[owner].part {
+            let at = self.now + self.cluster.delay * 2;
+            self.queue.push(at, Event::Answered { to: from, number, answered: None });
+        }
+    }
+
+    pub(super) fn send_report(&mut self, from: Spot, owner: NodeId, report: Box<Report>) {
+        let owner = self.node_of(owner);
+        self.count_message(REPORT_BYTES);
+        let at = self.now + self.delay(from.node, owner) + self.nodes[owner].lateness;
+        if self.is_near(from.node, owner) {
+            self.queue.push(at, Event::Reported { owner, from, report });
+        } else if let Some(lease) = report.lease {
+            // Refused, or given up for lost after a while.
+            let refused = self.nodes[owner].life == Life::Killed;
+            let at = self.now + if refused { self.cluster.delay * 2 } else { Duration::from_millis(600) };
+            self.queue.push(at, Event::Judged { to: from, lease, verdict: None });
+        }
+    }
+
+    pub(super) fn asked(&mut self, owner: usize, from: Spot, number: u64, ask: &Ask) {
+        if !self.nodes[owner].is_up() {
+            return;
+        }
+        let (now, asker) = (self.now, self.nodes[from.node].id);
+        self.begin_directory(owner);
+        let Some(directory) = &mut self.nodes[owner].directory else { return };
+        let effects = directory.ask(now, &mut self.rng, AskId(number), asker, ask);
+        for effect in effects {
+            if let Effect::Answer { answered, .. } = effect {
+                self.count_message(ASK_BYTES / 2);
+                if self.is_near(owner, from.node) {
+                    let at = now + self.delay(owner, from.node);
+                    self.queue.push(at, Event::Answered { to: from, number, answered: Some(Box::new(answered)) });
+                }
+            }
+        }
+        self.tick_owner_later(owner);
+    }
+
+    pub(super) fn reported_to(&mut self, owner: usize, from: Spot, report: &Report) {
+        if !self.nodes[owner].is_up() {
+            return;
+        }
+        let (now, reporter) = (self.now, self.nodes[from.node].id);
+        self.begin_directory(owner);
+        let Some(directory) = &mut self.nodes[owner].directory else { return };
+        let verdict = directory.report(now, reporter, report);
+        self.count_message(REPORT_BYTES / 5);
+        if let Some(lease) = report.lease.filter(|_| self.is_near(owner, from.node)) {
+            let at = now + self.delay(owner, from.node);
+            self.queue.push(at, Event::Judged { to: from, lease, verdict: Some(verdict) });
+        }
+        self.tick_owner_later(owner);
+    }
+
+    pub(super) fn answered(
+        &mut self,
+        to: Spot,
+        number: u64,
+        answered: Option<Box<crate::cluster::directory::Answered>>,
+    ) {
+        let now = self.now;
+        self.with_follow(to, |follow| match answered {
+            Some(answered) => follow.answered(now, number, *answered),
+            None => follow.unanswered(now, number),
+        });
+    }
+
+    pub(super) fn judged(&mut self, to: Spot, lease: Lease, verdict: Option<Verdict>) {
+        let now = self.now;
+        self.with_follow(to, |follow| match verdict {
+            Some(verdict) => follow.reported(now, lease, verdict),
+            None => follow.unreported(now, lease),
+        });
+    }
+
+    pub(super) fn tick_owner(&mut self, owner: usize) {
+        let now = self.now;
+        if self.nodes[owner].owner_tick.take_if(|at| *at <= now).is_none() || !self.nodes[owner].is_up() {
+            return;
+        }
+        if let Some(directory) = &mut self.nodes[owner].directory {
+            directory.tick(now, &mut self.rng);
+        }
+        self.tick_owner_later(owner);
+    }
+
+    fn tick_owner_later(&mut self, owner: usize) {
+        let node = &mut self.nodes[owner];
+        let Some(directory) = &node.directory else { return };
+        let at = directory.next_deadline().max(self.now);
+        if node.owner_tick.is_none_or(|before| at < before) {
+            node.owner_tick = Some(at);
+            self.queue.push(at, Event::TickOwner { node: owner });
+        }
+    }
+
+    fn begin_directory(&mut self, owner: usize) {
+        let node = &mut self.nodes[owner];
+        let run = 0x1000_0000_0000_0000 + owner as u64;
+        node.directory.get_or_insert_with(|| Directory::new(node.id, node.ring.clone(), run));
+    }
+}

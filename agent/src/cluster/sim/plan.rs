@@ -1,0 +1,262 @@
+//! What is simulated, and what came of it.
+
+use std::time::Duration;
+
+use rand::rngs::SmallRng;
+use rand::seq::SliceRandom;
+use rand::{RngExt, SeedableRng};
+
+/// A cluster, its upstream, and what its nodes pull.
+#[derive(Debug, Clone)]
+pub struct Cluster {
+    /// All chance comes from it.
+    pub seed: u64,
+    /// How many nodes.
+    pub nodes: usize,
+    /// The blobs of the image, in bytes each, pulled in this order.
+    pub blobs: Vec<u64>,
+    /// How many a node pulls at a time.
+    pub at_once: usize,
+    /// Each direction of each node's link, in bytes a second.
+    pub link: f64,
+    /// That of upstream.
+    pub upstream_link: f64,
+    /// From node to node, one way.
+    pub delay: Duration,
+    /// From a request to upstream to its first byte.
+    pub upstream_delay: Duration,
+    /// What is forwarded at a time, in bytes.
+    pub piece: u64,
+    /// When each node begins: within this time, at random.
+    pub begin_within: Duration,
+    /// Nodes that have everything from the start.
+    pub whole: usize,
+    /// How many zones the nodes stand in, one after the other.
+    pub zones: usize,
+    /// How long after a node's end the others know.
+    pub noticed_after: Duration,
+    /// What goes wrong.
+    pub faults: Vec<(When, Fault)>,
+    /// When to give up.
+    pub at_most: Duration,
+    /// Whether all invariants are looked after at each event.
+    pub checked: bool,
+}
+
+/// When something goes wrong.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum When {
+    /// That long after the beginning.
+    At(Duration),
+    /// When the first node has this part of the first blob.
+    First(f64),
+}
+
+/// Something that goes wrong. Nodes are by number; [`Fault::HOLDER`] is who holds a lease at that moment, or the first.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Fault {
+    /// A node goes dark: nobody is told.
+    Dark(usize),
+    /// A node's process ends: its connections break.
+    Killed(usize),
+    /// A node's link gets this part of its rate, in both directions.
+    Slow(usize, f64),
+    /// The owner of the first blob goes dark.
+    OwnerDark,
+    /// The owner of the first blob answers that much later.
+    OwnerSlow(Duration),
+    /// The path from upstream to a node gets this part of the link's rate.
+    SlowUpstream(usize, f64),
+    /// Upstream answers nobody any more.
+    UpstreamGone,
+    /// Upstream answers again.
+    UpstreamBack,
+    /// The cluster falls into so many parts.
+    Parted(usize),
+    /// It is one again.
+    Healed,
+    /// A node gives up its pulls, and begins them again that much later.
+    Leaves(usize, Duration),
+}
+
+impl Fault {
+    /// In the place of a node's number: who holds a lease at that moment.
+    pub const HOLDER: usize = usize::MAX;
+}
+
+/// How one node's pull went.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Pull {
+    /// When it began.
+    pub began: Duration,
+    /// When all of it was there.
+    pub done: Option<Duration>,
+    /// It was neither slow nor dead.
+    pub is_healthy: bool,
+    /// The longest time without a byte.
+    pub longest_gap: Duration,
+}
+
+/// What came of it.
+#[derive(Debug, Clone)]
+pub struct Outcome {
+    /// By node.
+    pub pulls: Vec<Pull>,
+    /// What upstream sent, divided by what there is.
+    pub copies: f64,
+    /// Requests to upstream.
+    pub upstream_requests: u64,
+    /// Bytes divided by the link's rate: no node can be faster.
+    pub ideal: Duration,
+    /// Small messages in all, and their bytes, about.
+    pub messages: u64,
+    /// Bytes of small messages, about.
+    pub message_bytes: u64,
+    /// Asks, and streams that were opened to peers.
+    pub asks: u64,
+    /// Streams that were opened to peers.
+    pub streams: u64,
+    /// Bytes of content that crossed from one zone to another.
+    pub crossed: u64,
+    /// Small messages within the second after everybody was done, a grace of two seconds past.
+    pub messages_at_rest: u64,
+    /// How long it took in all, and how many events.
+    pub took: Duration,
+    /// How many events.
+    pub events: u64,
+    /// What shouldn't be, in words.
+    pub wrong: Vec<String>,
+}
+
+impl Outcome {
+    /// When the last healthy node was done, since the first began, divided by the ideal. Infinite if one wasn't.
+    #[must_use]
+    pub fn last_healthy(&self) -> f64 {
+        let began = self.pulls.iter().map(|pull| pull.began).min().unwrap_or_default();
+        let healthy = self.pulls.iter().filter(|pull| pull.is_healthy);
+        let last = healthy.map(|pull| pull.done.map_or(f64::INFINITY, |done| (done - began).as_secs_f64()));
+        last.fold(0.0, f64::max) / self.ideal.as_secs_f64()
+    }
+
+    /// Small messages for each node and second.
+    #[must_use]
+    pub fn messages_per_second(&self) -> f64 {
+        self.messages as f64 / self.pulls.len() as f64 / self.took.as_secs_f64().max(1e-9)
+    }
+
+    /// Their bytes.
+    #[must_use]
+    pub fn message_bytes_per_second(&self) -> f64 {
+        self.message_bytes as f64 / self.pulls.len() as f64 / self.took.as_secs_f64().max(1e-9)
+    }
+}
+
+impl Cluster {
+    /// So many nodes that pull one blob of 1 GiB at once, over links of 1 Gbit/s with half a millisecond between them.
+    #[must_use]
+    pub fn herd(nodes: usize, seed: u64) -> Self {
+        Self {
+            seed,
+            nodes,
+            blobs: vec![1 << 30],
+            at_once: 1,
+            link: 125e6,
+            upstream_link: 125e6,
+            delay: Duration::from_micros(500),
+            upstream_delay: Duration::from_millis(10),
+            piece: if nodes > 1_000 {
+                512 << 10
+            } else if nodes > 200 {
+                128 << 10
+            } else {
+                64 << 10
+            },
+            begin_within: Duration::from_millis(100),
+            whole: 0,
+            zones: 1,
+            noticed_after: Duration::from_secs(3),
+            faults: Vec::new(),
+            at_most: Duration::from_secs(300),
+            checked: false,
+        }
+    }
+
+    /// Eight nodes that pull 100 blobs of 512 KiB at once, three at a time, over links of 100 Mbit/s.
+    #[must_use]
+    pub fn many_small(seed: u64) -> Self {
+        Self {
+            blobs: vec![512 << 10; 100],
+            at_once: 3,
+            link: 12.5e6,
+            upstream_link: 12.5e6,
+            begin_within: Duration::from_millis(20),
+            ..Self::herd(8, seed)
+        }
+    }
+
+    /// Something small, with everything that can go wrong, by chance.
+    #[must_use]
+    pub fn random(seed: u64) -> Self {
+        let mut rng = SmallRng::seed_from_u64(seed);
+        let nodes = rng.random_range(2..=12);
+        let blobs = (0..rng.random_range(1..=2)).map(|_| rng.random_range(1..=(24 << 20))).collect();
+        let link = [12.5e6, 125e6][rng.random_range(0..2)];
+        let mut faults = Vec::new();
+        let mut victims: Vec<usize> = (0..nodes).collect();
+        victims.shuffle(&mut rng);
+        let when = |rng: &mut SmallRng| {
+            if rng.random_bool(0.5) {
+                When::First(rng.random_range(0.0..1.0))
+            } else {
+                When::At(Duration::from_millis(rng.random_range(0..4_000)))
+            }
+        };
+        for _ in 0..rng.random_range(0..4) {
+            let at = when(&mut rng);
+            let victim = if rng.random_bool(0.3) { Fault::HOLDER } else { victims.pop().unwrap_or(0) };
+            let part = rng.random_range(0.05..0.5);
+            let fault = match rng.random_range(0..11) {
+                0 | 1 => Fault::Dark(victim),
+                2 => Fault::Killed(victim),
+                3 | 4 => Fault::Slow(victim, part),
+                5 => Fault::OwnerDark,
+                6 => Fault::OwnerSlow(Duration::from_millis(rng.random_range(10..3_000))),
+                7 => Fault::SlowUpstream(victim, part),
+                8 => Fault::Leaves(victim, Duration::from_millis(rng.random_range(0..2_000))),
+                9 => {
+                    let lasts = Duration::from_millis(rng.random_range(100..8_000));
+                    let began = Duration::from_millis(rng.random_range(0..3_000));
+                    faults.push((When::At(began + lasts), Fault::Healed));
+                    faults.push((When::At(began), Fault::Parted(rng.random_range(2..4))));
+                    continue;
+                }
+                _ => {
+                    let lasts = Duration::from_millis(rng.random_range(100..5_000));
+                    let began = Duration::from_millis(rng.random_range(0..3_000));
+                    faults.push((When::At(began), Fault::UpstreamGone));
+                    faults.push((When::At(began + lasts), Fault::UpstreamBack));
+                    continue;
+                }
+            };
+            faults.push((at, fault));
+        }
+        Self {
+            seed,
+            nodes,
+            blobs,
+            at_once: 2,
+            link,
+            upstream_link: link * rng.random_range(0.2..2.0),
+            delay: Duration::from_micros(rng.random_range(50..20_000)),
+            upstream_delay: Duration::from_millis(rng.random_range(1..300)),
+            piece: 256 << 10,
+            begin_within: Duration::from_millis([1, 100, 3_000][rng.random_range(0..3)]),
+            whole: usize::from(rng.random_bool(0.2)),
+            zones: rng.random_range(1..=3),
+            noticed_after: Duration::from_millis(rng.random_range(500..5_000)),
+            faults,
+            at_most: Duration::from_secs(600),
+            checked: true,
+        }
+    }
+}

@@ -1,0 +1,596 @@
+//! The loop: one event after the other.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rand::rngs::SmallRng;
+use rand::{RngExt, SeedableRng};
+
+use crate::cluster::chain::{Credential, Key};
+use crate::cluster::follow::{Action, Follow, Sought};
+use crate::cluster::serve::Serve;
+use crate::cluster::{Member, Ring};
+use crate::image::{Access, Digest, NodeId, Registry, Zone};
+
+use super::events::{Event, Queue, Spot};
+use super::links::{Link, Stream, seconds};
+use super::node::{Blob, Life, Node};
+use super::plan::{Cluster, Fault, Outcome, Pull, When};
+
+/// What is waited after everybody is done, before all has to be quiet.
+const GRACE: Duration = Duration::from_secs(2);
+const QUIET: Duration = Duration::from_secs(1);
+
+/// The receiving direction of a node's link.
+#[derive(Debug)]
+pub(super) struct Down {
+    pub(super) rate: f64,
+    pub(super) free: Duration,
+}
+
+pub(super) struct World {
+    pub(super) cluster: Cluster,
+    pub(super) now: Duration,
+    pub(super) rng: SmallRng,
+    pub(super) queue: Queue,
+    pub(super) nodes: Vec<Node>,
+    pub(super) by_id: HashMap<NodeId, usize>,
+    /// Of each node, and after them upstream's.
+    pub(super) links: Vec<Link>,
+    pub(super) downs: Vec<Down>,
+    pub(super) streams: Vec<Stream>,
+    pub(super) upstream_answers: bool,
+    pub(super) upstream_bytes: u64,
+    pub(super) upstream_requests: u64,
+    pub(super) crossed: u64,
+    pub(super) messages: u64,
+    pub(super) message_bytes: u64,
+    pub(super) asks: u64,
+    pub(super) opened_streams: u64,
+    pub(super) messages_at_rest: u64,
+    pub(super) rests_since: Option<Duration>,
+    pub(super) is_graph_new: bool,
+    pub(super) wrong: Vec<String>,
+    /// Faults that wait for the first node to come so far.
+    waiting: Vec<(f64, usize)>,
+    left: usize,
+}
+
+/// Runs a cluster until everybody who can has everything, and a little longer.
+#[must_use]
+pub fn run(cluster: &Cluster) -> Outcome {
+    let mut world = World::new(cluster);
+    let mut events = 0;
+    let mut ends = cluster.at_most;
+    let mut done_at = None;
+    let mut looked = Duration::ZERO;
+    while let Some((at, event)) = world.queue.pop() {
+        if at > ends {
+            break;
+        }
+        world.now = at;
+        events += 1;
+        world.happens(event);
+        if cluster.checked {
+            world.watch();
+            if at >= looked {
+                looked = at + Duration::from_millis(100);
+                world.watch_deadlines();
+            }
+        }
+        if done_at.is_none() && world.left == 0 {
+            done_at = Some(at);
+            world.rests_since = Some(at + GRACE);
+            ends = at + GRACE + QUIET;
+        }
+    }
+    world.outcome(done_at, events)
+}
+
+impl World {
+    fn new(cluster: &Cluster) -> Self {
+        let mut rng = SmallRng::seed_from_u64(cluster.seed);
+        let nobody = NodeId::new([0; 16]);
+        let ring = Arc::new(Ring::empty(nobody));
+        let nodes: Vec<Node> = (0..cluster.nodes)
+            .map(|number| {
+                let id = NodeId::new(rng.random::<u128>().to_be_bytes());
+                Node {
+                    id,
+                    zone: zone(number % cluster.zones.max(1)),
+                    life: Life::Up,
+                    is_healthy: true,
+                    part: 0,
+                    ring: ring.clone(),
+                    directory: None,
+                    owner_tick: None,
+                    lateness: Duration::ZERO,
+                    upstream_part: None,
+                    pulls: cluster.blobs.iter().map(|_| None).collect(),
+                    next: 0,
+                    under_way: 0,
+                    began: None,
+                    done: None,
+                    longest_gap: Duration::ZERO,
+                }
+            })
+            .collect();
+        let link = |rate| Link { rate, is_busy: false, ready: std::collections::VecDeque::new() };
+        let rates = std::iter::repeat_n(cluster.link, cluster.nodes).chain([cluster.upstream_link]);
+        let mut world = Self {
+            cluster: cluster.clone(),
+            now: Duration::ZERO,
+            rng,
+            queue: Queue::default(),
+            by_id: nodes.iter().enumerate().map(|(number, node)| (node.id, number)).collect(),
+            links: rates.map(link).collect(),
+            downs: nodes.iter().map(|_| Down { rate: cluster.link, free: Duration::ZERO }).collect(),
+            nodes,
+            streams: Vec::new(),
+            upstream_answers: true,
+            upstream_bytes: 0,
+            upstream_requests: 0,
+            crossed: 0,
+            messages: 0,
+            message_bytes: 0,
+            asks: 0,
+            opened_streams: 0,
+            messages_at_rest: 0,
+            rests_since: None,
+            is_graph_new: false,
+            wrong: Vec::new(),
+            waiting: Vec::new(),
+            left: cluster.nodes,
+        };
+        world.notice();
+        for node in 0..world.nodes.len() {
+            if node < cluster.whole {
+                world.is_whole_from_start(node);
+            } else {
+                let at = cluster.begin_within.mul_f64(world.rng.random());
+                world.queue.push(at, Event::Begin { node });
+            }
+        }
+        for (fault, (when, _)) in cluster.faults.iter().enumerate() {
+            match when {
+                When::At(at) => world.queue.push(*at, Event::Fault { fault }),
+                When::First(part) => world.waiting.push((*part, fault)),
+            }
+        }
+        world
+    }
+
+    pub(super) fn key(blob: usize) -> Key {
+        let registry = Registry::docker_hub();
+        Key { digest: Digest::of(&blob.to_be_bytes()), registry, access: Access::Anonymous }
+    }
+
+    fn happens(&mut self, event: Event) {
+        match event {
+            Event::Begin { node } => self.begin(node),
+            Event::Tick(spot) => self.tick(spot),
+            Event::TickServe(spot) => self.tick_serve(spot),
+            Event::TickOwner { node } => self.tick_owner(node),
+            Event::Asked { owner, from, number, ask } => self.asked(owner, from, number, &ask),
+            Event::Answered { to, number, answered } => self.answered(to, number, answered),
+            Event::Reported { owner, from, report } => self.reported_to(owner, from, &report),
+            Event::Judged { to, lease, verdict } => self.judged(to, lease, verdict),
+            Event::Requested { stream, reader } => self.requested(stream, &reader),
+            Event::Opened { stream } => self.opened(stream),
+            Event::BeatDue { stream } => self.beat_due(stream),
+            Event::Beat { stream, beat } => self.beat(stream, *beat),
+            Event::Parted { stream, parting } => self.parted(stream, &parting),
+            Event::Broke { stream } => self.broke(stream),
+            Event::Closed { stream } => self.closed(stream),
+            Event::LinkFree { link: usize::MAX } => self.send(self.upstream()),
+            Event::LinkFree { link } => {
+                self.links[link].is_busy = false;
+                self.send(link);
+            }
+            Event::Piece { stream, bytes } => self.piece(stream, bytes),
+            Event::Fault { fault } => self.goes_wrong(self.cluster.faults[fault].1),
+            Event::Noticed => self.notice(),
+            Event::Again { node } => self.begin(node),
+        }
+    }
+
+    /// A node begins to pull, or goes on.
+    fn begin(&mut self, node: usize) {
+        let now = self.now;
+        if !self.nodes[node].is_up() {
+            return;
+        }
+        self.nodes[node].began.get_or_insert(now);
+        while self.nodes[node].under_way < self.cluster.at_once && self.nodes[node].next < self.cluster.blobs.len() {
+            let spot = Spot { node, blob: self.nodes[node].next };
+            self.nodes[node].next += 1;
+            if self.nodes[node].pulls[spot.blob].as_ref().is_some_and(|blob| blob.is_whole) {
+                continue;
+            }
+            self.nodes[node].under_way += 1;
+            let key = Self::key(spot.blob);
+            let this = &mut self.nodes[node];
+            let owners = this.ring.owners_of(&key.digest);
+            let sought = Sought { key, credential: Credential::None, zone: this.zone.clone() };
+            let size = Some(self.cluster.blobs[spot.blob]);
+            let follow = Follow::new(now, this.id, sought, size, 0, owners);
+            let serve = Serve::new(this.id, this.zone.clone());
+            let mut blob = Blob::new(now, Some(follow), serve);
+            blob.serve.arrived(0, size);
+            this.pulls[spot.blob] = Some(blob);
+            self.settle(spot);
+        }
+    }
+
+    fn is_whole_from_start(&mut self, node: usize) {
+        self.left -= 1;
+        for blob in 0..self.cluster.blobs.len() {
+            let size = self.cluster.blobs[blob];
+            let this = &mut self.nodes[node];
+            this.began = Some(Duration::ZERO);
+            this.done = Some(Duration::ZERO);
+            let mut pull = Blob::new(Duration::ZERO, None, Serve::new(this.id, this.zone.clone()));
+            pull.frontier = size;
+            pull.is_whole = true;
+            pull.serve.arrived(size, Some(size));
+            pull.serve.is_whole();
+            this.pulls[blob] = Some(pull);
+            let key = Self::key(blob);
+            let report = crate::cluster::directory::Report {
+                key: key.clone(),
+                ticket: None,
+                lease: None,
+                credential: Credential::None,
+                size: Some(size),
+                frontier: size,
+                rate: 0,
+                parent: None,
+                zone: this.zone.clone(),
+                state: crate::cluster::directory::State::Whole,
+            };
+            if let Some(owner) = this.ring.owners_of(&key.digest).first {
+                self.send_report(Spot { node, blob }, owner, Box::new(report));
+            }
+        }
+    }
+
+    /// Tells a reading something, and does what it wants then.
+    pub(super) fn with_follow(&mut self, spot: Spot, tell: impl FnOnce(&mut Follow)) {
+        if !self.nodes[spot.node].is_up() {
+            return;
+        }
+        let Some(blob) = &mut self.nodes[spot.node].pulls[spot.blob] else { return };
+        let Some(follow) = &mut blob.follow else { return };
+        tell(follow);
+        self.settle(spot);
+    }
+
+    fn settle(&mut self, spot: Spot) {
+        let Some(blob) = &mut self.nodes[spot.node].pulls[spot.blob] else { return };
+        let Some(follow) = &mut blob.follow else { return };
+        let actions = follow.actions();
+        let speaks_to_serve = actions.iter().any(|action| matches!(action, Action::Placed(_) | Action::Yields));
+        for action in actions {
+            match action {
+                Action::Ask { number, owner, ask } => self.send_ask(spot, owner, number, ask),
+                Action::Report { owner, report } => self.send_report(spot, owner, report),
+                Action::Placed(ticket) => {
+                    if let Some(blob) = &mut self.nodes[spot.node].pulls[spot.blob] {
+                        blob.serve.placed(ticket);
+                    }
+                }
+                Action::Yields => {
+                    if let Some(blob) = &mut self.nodes[spot.node].pulls[spot.blob] {
+                        blob.serve.yields();
+                    }
+                }
+            }
+        }
+        if speaks_to_serve {
+            self.is_graph_new = true;
+            self.settle_serve(spot);
+        }
+        self.obey(spot);
+        let Some(blob) = &mut self.nodes[spot.node].pulls[spot.blob] else { return };
+        let deadline = blob.follow.as_ref().and_then(Follow::next_deadline);
+        if let Some(at) = deadline.filter(|at| *at < Duration::MAX).map(|at| at.max(self.now))
+            && blob.tick.is_none_or(|before| at < before)
+        {
+            blob.tick = Some(at);
+            self.queue.push(at, Event::Tick(spot));
+        }
+    }
+
+    pub(super) fn settle_serve(&mut self, spot: Spot) {
+        let Some(blob) = &mut self.nodes[spot.node].pulls[spot.blob] else { return };
+        for (stream, parting) in blob.serve.partings() {
+            self.part(stream as usize, parting);
+        }
+        let Some(blob) = &mut self.nodes[spot.node].pulls[spot.blob] else { return };
+        if let Some(at) = blob.serve.next_deadline()
+            && blob.serve_tick.is_none_or(|before| at < before)
+        {
+            blob.serve_tick = Some(at);
+            self.queue.push(at, Event::TickServe(spot));
+        }
+    }
+
+    fn tick(&mut self, spot: Spot) {
+        let now = self.now;
+        let Some(blob) = &mut self.nodes[spot.node].pulls[spot.blob] else { return };
+        if blob.tick.take_if(|at| *at <= now).is_some() {
+            self.with_follow(spot, |follow| {
+                if follow.next_deadline().is_some_and(|at| at <= now) {
+                    follow.tick(now);
+                }
+            });
+        }
+    }
+
+    fn tick_serve(&mut self, spot: Spot) {
+        let now = self.now;
+        let Some(blob) = &mut self.nodes[spot.node].pulls[spot.blob] else { return };
+        if blob.serve_tick.take_if(|at| *at <= now).is_some() {
+            blob.serve.tick(now);
+            self.settle_serve(spot);
+        }
+    }
+
+    /// Every byte of a blob before `frontier` is at a node.
+    pub(super) fn arrived(&mut self, spot: Spot, frontier: u64) {
+        let (now, size) = (self.now, self.cluster.blobs[spot.blob]);
+        let Some(blob) = &mut self.nodes[spot.node].pulls[spot.blob] else { return };
+        if blob.is_whole || frontier <= blob.frontier {
+            return;
+        }
+        blob.frontier = frontier;
+        let gap = now - blob.last_byte;
+        blob.last_byte = now;
+        blob.serve.arrived(frontier, None);
+        if frontier >= size {
+            blob.is_whole = true;
+            blob.serve.is_whole();
+            self.is_graph_new = true;
+        }
+        let sends = blob.sends.clone();
+        self.nodes[spot.node].longest_gap = self.nodes[spot.node].longest_gap.max(gap);
+        self.with_follow(spot, |follow| {
+            follow.arrived(now, frontier);
+            if frontier >= size {
+                follow.is_whole(now);
+            }
+        });
+        for stream in sends {
+            self.wake(stream);
+        }
+        if frontier >= size {
+            self.is_done(spot.node);
+        }
+        if spot.blob == 0 && !self.waiting.is_empty() {
+            let reached = |part: f64| frontier as f64 >= part * size as f64;
+            let due: Vec<usize> = self.waiting.iter().filter(|(part, _)| reached(*part)).map(|due| due.1).collect();
+            self.waiting.retain(|(part, _)| !reached(*part));
+            for fault in due {
+                self.queue.push(now, Event::Fault { fault });
+            }
+        }
+    }
+
+    /// A node has one blob more.
+    fn is_done(&mut self, node: usize) {
+        let this = &mut self.nodes[node];
+        this.under_way = this.under_way.saturating_sub(1);
+        if this.pulls.iter().all(|pull| pull.as_ref().is_some_and(|blob| blob.is_whole)) {
+            if this.done.replace(self.now).is_none() {
+                self.left -= 1;
+            }
+        } else {
+            self.begin(node);
+        }
+    }
+
+    fn goes_wrong(&mut self, fault: Fault) {
+        let now = self.now;
+        match fault {
+            Fault::Dark(node) => self.dies(node, Life::Dark),
+            Fault::Killed(node) => self.dies(node, Life::Killed),
+            Fault::OwnerDark => {
+                if let Some(owner) = self.owner() {
+                    self.dies(owner, Life::Dark);
+                }
+            }
+            Fault::OwnerSlow(late) => {
+                if let Some(owner) = self.owner() {
+                    self.nodes[owner].lateness = late;
+                }
+            }
+            Fault::Slow(node, part) => {
+                let node = self.victim(node);
+                self.links[node].rate *= part;
+                self.downs[node].rate *= part;
+                self.nodes[node].is_healthy = false;
+            }
+            Fault::SlowUpstream(node, part) => {
+                let node = self.victim(node);
+                self.nodes[node].upstream_part = Some(part);
+                let pace = Some(part * self.cluster.link);
+                let upstream = self.upstream();
+                for stream in self.streams.iter_mut().filter(|s| s.sender == upstream && s.reader.node == node) {
+                    stream.pace = pace;
+                }
+            }
+            Fault::UpstreamGone => {
+                self.upstream_answers = false;
+                let upstream = self.upstream();
+                for number in 0..self.streams.len() {
+                    let stream = &self.streams[number];
+                    if stream.sender == upstream && stream.is_open && !stream.is_ended {
+                        self.upstream_broke(number);
+                    }
+                }
+            }
+            Fault::UpstreamBack => self.upstream_answers = true,
+            Fault::Parted(parts) => {
+                for node in 0..self.nodes.len() {
+                    self.nodes[node].part = self.rng.random_range(0..parts);
+                }
+                self.queue.push(now + self.cluster.noticed_after, Event::Noticed);
+            }
+            Fault::Healed => {
+                for node in &mut self.nodes {
+                    node.part = 0;
+                }
+                // What was under way is sent again by TCP.
+                for number in 0..self.streams.len() {
+                    self.wake(number);
+                }
+                self.queue.push(now + self.cluster.noticed_after, Event::Noticed);
+            }
+            Fault::Leaves(node, back) => {
+                let node = self.victim(node);
+                if self.nodes[node].done.is_none() && self.nodes[node].is_up() && self.nodes[node].began.is_some() {
+                    self.leaves(node);
+                    self.queue.push(now + back, Event::Again { node });
+                }
+            }
+        }
+    }
+
+    fn victim(&self, node: usize) -> usize {
+        if node != Fault::HOLDER {
+            return node.min(self.nodes.len() - 1);
+        }
+        let key = Self::key(0);
+        let leases =
+            self.nodes.iter().filter_map(|node| node.directory.as_ref()).flat_map(|directory| directory.leases(&key));
+        leases.map(|(node, ..)| self.by_id[&node]).next().unwrap_or(0)
+    }
+
+    fn owner(&self) -> Option<usize> {
+        let ring = &self.nodes.iter().find(|node| node.is_up())?.ring;
+        ring.owners_of(&Self::key(0).digest).first.map(|owner| self.by_id[&owner])
+    }
+
+    fn dies(&mut self, node: usize, how: Life) {
+        let node = self.victim(node);
+        if !self.nodes[node].is_up() {
+            return;
+        }
+        self.nodes[node].life = how;
+        self.nodes[node].is_healthy = false;
+        self.is_graph_new = true;
+        if self.nodes[node].done.is_none() {
+            self.left -= 1;
+        }
+        for number in 0..self.streams.len() {
+            let stream = &self.streams[number];
+            let (sender, reader) = (stream.sender, stream.reader.node);
+            if stream.is_closed || stream.is_ended {
+                continue;
+            }
+            if reader == node {
+                self.streams[number].is_closed = true;
+                if how == Life::Killed || sender == self.upstream() {
+                    self.queue.push(self.now + self.cluster.delay, Event::Closed { stream: number });
+                }
+            } else if sender == node && how == Life::Killed {
+                self.queue.push(self.now + self.cluster.delay, Event::Broke { stream: number });
+            }
+        }
+        self.queue.push(self.now + self.cluster.noticed_after, Event::Noticed);
+    }
+
+    fn leaves(&mut self, node: usize) {
+        self.nodes[node].is_healthy = false;
+        for blob in 0..self.cluster.blobs.len() {
+            let now = self.now;
+            let spot = Spot { node, blob };
+            self.with_follow(spot, |follow| follow.leave(now));
+            let Some(pull) = &self.nodes[node].pulls[blob] else { continue };
+            if pull.is_whole {
+                continue;
+            }
+            for stream in pull.sends.clone() {
+                self.part(stream, crate::cluster::chain::Parting::Failed);
+            }
+            self.nodes[node].pulls[blob] = None;
+        }
+        self.nodes[node].next = 0;
+        self.nodes[node].under_way = 0;
+    }
+
+    /// Everybody sees who can be reached.
+    fn notice(&mut self) {
+        let parts = self.nodes.iter().map(|node| node.part).max().unwrap_or(0);
+        for part in 0..=parts {
+            let near = self.nodes.iter().filter(|node| node.is_up() && node.part == part);
+            let members = near.map(|node| Member {
+                node: node.id,
+                addr: std::net::SocketAddr::from(([127, 0, 0, 1], 1)),
+                zone: node.zone.clone(),
+                start: 1,
+                settled: true,
+            });
+            let ring = Arc::new(Ring::new(NodeId::new([0; 16]), members));
+            for number in 0..self.nodes.len() {
+                let node = &mut self.nodes[number];
+                if node.part != part || !node.is_up() {
+                    continue;
+                }
+                node.ring = ring.clone();
+                if let Some(directory) = &mut node.directory {
+                    directory.ring_changed(self.now, &mut self.rng, ring.clone());
+                }
+                for blob in 0..self.cluster.blobs.len() {
+                    let now = self.now;
+                    let owners = ring.owners_of(&Self::key(blob).digest);
+                    self.with_follow(Spot { node: number, blob }, |follow| follow.owners_changed(now, owners));
+                }
+            }
+        }
+    }
+
+    fn outcome(mut self, done: Option<Duration>, events: u64) -> Outcome {
+        let total: u64 = self.cluster.blobs.iter().sum();
+        if done.is_none() {
+            let missing: Vec<String> = (0..self.nodes.len())
+                .filter(|node| self.nodes[*node].is_up() && self.nodes[*node].done.is_none())
+                .map(|node| {
+                    let pulls = self.nodes[node].pulls.iter().flatten().filter(|blob| !blob.is_whole);
+                    format!("{node}: {:?}", pulls.map(|blob| (blob.frontier, &blob.follow)).collect::<Vec<_>>())
+                })
+                .take(3)
+                .collect();
+            self.complain(format!("not everybody is done: {}", missing.join("; ")));
+        }
+        let took = done.unwrap_or(self.now);
+        let pull = |node: &Node| Pull {
+            began: node.began.unwrap_or_default(),
+            done: node.done,
+            is_healthy: node.is_healthy,
+            longest_gap: node.longest_gap,
+        };
+        let link = self.cluster.link.min(self.cluster.upstream_link);
+        Outcome {
+            pulls: self.nodes.iter().map(pull).collect(),
+            copies: self.upstream_bytes as f64 / total as f64,
+            upstream_requests: self.upstream_requests,
+            ideal: seconds(total, link),
+            messages: self.messages,
+            message_bytes: self.message_bytes,
+            asks: self.asks,
+            streams: self.opened_streams,
+            crossed: self.crossed,
+            messages_at_rest: self.messages_at_rest,
+            took,
+            events,
+            wrong: self.wrong,
+        }
+    }
+}
+
+fn zone(number: usize) -> Zone {
+    // Always printable, and short.
+    format!("zone-{number}").parse().unwrap_or_default()
+}

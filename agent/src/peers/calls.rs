@@ -1,0 +1,224 @@
+//! Small calls to other nodes: owners of digests and tags.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use larder_proto::peers::directory_client::DirectoryClient;
+use larder_proto::peers::tags_client::TagsClient;
+use tokio::time::{Instant, timeout};
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::Channel;
+use tonic::{Request, Response, Status};
+
+use super::Inner;
+use super::messages;
+use crate::cluster::chain::Lease;
+use crate::cluster::directory::{
+    Announced, Answered, Ask, Report, Shelf, TagAnswer, TagAsk, TagKey, TagMeaning, Verdict,
+};
+use crate::image::NodeId;
+use crate::peers::Trace;
+use crate::wire::Purpose;
+
+/// An owner holds a question about a tag for a second and a half at most.
+const HELD: Duration = Duration::from_millis(1800);
+/// What is answered at once.
+const AT_ONCE: Duration = Duration::from_millis(700);
+/// A set of holdings takes longer to say.
+const ANNOUNCING: Duration = Duration::from_secs(5);
+/// A node that failed is left alone for so long.
+const LEFT_ALONE: Duration = Duration::from_secs(5);
+
+/// Names the caller, where its certificate doesn't.
+pub const NODE_HEADER: &str = "larder-node";
+
+/// Why a call brought nothing.
+#[derive(Debug, Clone, thiserror::Error)]
+pub(super) enum CallError {
+    /// It failed a moment ago.
+    #[error("it is left alone, since it failed a moment ago")]
+    LeftAlone,
+    /// It isn't among the members.
+    #[error("it is no member")]
+    NoMember,
+    /// No answer in time.
+    #[error("no answer in time")]
+    Late,
+    /// It answered with an error, or couldn't be reached.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// The nodes that failed lately.
+#[derive(Debug, Default)]
+pub(super) struct Failing(Mutex<HashMap<NodeId, Instant>>);
+
+impl Failing {
+    fn is_left_alone(&self, node: NodeId) -> bool {
+        let failing = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        failing.get(&node).is_some_and(|until| *until > Instant::now())
+    }
+
+    fn failed(&self, node: NodeId) {
+        let now = Instant::now();
+        let mut failing = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        failing.retain(|_, until| *until > now);
+        failing.insert(node, now + LEFT_ALONE);
+    }
+
+    fn answered(&self, node: NodeId) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&node);
+    }
+}
+
+/// Says in each call who calls.
+#[derive(Clone)]
+pub(super) struct Introduced(MetadataValue<Ascii>);
+
+impl Introduced {
+    pub(super) fn new(node: NodeId) -> Self {
+        // Hexadecimal digits always are a header's value.
+        Self(node.to_string().parse().unwrap_or_else(|_| MetadataValue::from_static("")))
+    }
+}
+
+impl Interceptor for Introduced {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        request.metadata_mut().insert(NODE_HEADER, self.0.clone());
+        Ok(request)
+    }
+}
+
+type Introducing = InterceptedService<Channel, Introduced>;
+
+impl Inner {
+    /// A connection to a member. Driven by the main runtime, whoever asks for it.
+    pub(super) fn channel(&self, node: NodeId, purpose: Purpose) -> Result<Channel, CallError> {
+        let addr = self.ring().member(node).ok_or(CallError::NoMember)?.addr;
+        let _main = self.runtime.enter();
+        Ok(self.channels.to(node, addr, purpose))
+    }
+
+    fn introduced(&self, node: NodeId) -> Result<(Channel, Introduced), CallError> {
+        if self.failing.is_left_alone(node) {
+            return Err(CallError::LeftAlone);
+        }
+        Ok((self.channel(node, Purpose::Small)?, Introduced::new(self.node)))
+    }
+
+    fn directory_of(&self, node: NodeId) -> Result<DirectoryClient<Introducing>, CallError> {
+        let (channel, introduced) = self.introduced(node)?;
+        Ok(DirectoryClient::with_interceptor(channel, introduced))
+    }
+
+    fn tags_of(&self, node: NodeId) -> Result<TagsClient<Introducing>, CallError> {
+        let (channel, introduced) = self.introduced(node)?;
+        Ok(TagsClient::with_interceptor(channel, introduced))
+    }
+
+    async fn within<T>(
+        &self,
+        node: NodeId,
+        deadline: Duration,
+        call: impl Future<Output = Result<Response<T>, Status>>,
+    ) -> Result<T, CallError> {
+        match timeout(deadline, call).await {
+            Ok(Ok(response)) => {
+                self.failing.answered(node);
+                Ok(response.into_inner())
+            }
+            Ok(Err(status)) => {
+                // One that refuses what we say has answered: the next question may be another.
+                if status.code() != tonic::Code::InvalidArgument {
+                    self.failing.failed(node);
+                    self.doubt(node);
+                }
+                Err(CallError::Failed(format!("{:?}: {}", status.code(), status.message())))
+            }
+            Err(_) => {
+                self.failing.failed(node);
+                self.doubt(node);
+                Err(CallError::Late)
+            }
+        }
+    }
+
+    /// Asks an owner where a blob is. This node may be the owner.
+    pub(super) async fn ask(&self, owner: NodeId, ask: &Ask, pull: &Trace) -> Result<Answered, CallError> {
+        if owner == self.node {
+            return Ok(self.directory.ask(owner, ask, pull).await);
+        }
+        let mut client = self.directory_of(owner)?;
+        let reply = self.within(owner, AT_ONCE, client.ask(messages::ask_of(ask, pull))).await?;
+        messages::answered(reply).map_err(|e| CallError::Failed(e.to_string()))
+    }
+
+    /// Tells an owner how far this node is.
+    pub(super) async fn report(&self, owner: NodeId, report: &Report) -> Result<Verdict, CallError> {
+        if owner == self.node {
+            return Ok(self.directory.report(owner, report));
+        }
+        let mut client = self.directory_of(owner)?;
+        let reply = self.within(owner, AT_ONCE, client.report(messages::report_of(report))).await?;
+        Ok(messages::verdict(&reply))
+    }
+
+    /// Tells an owner what is held here.
+    pub(super) async fn announce(&self, owner: NodeId, shelves: Vec<Shelf>) -> Result<Announced, CallError> {
+        if owner == self.node {
+            return Ok(self.directory.announce(owner, shelves));
+        }
+        let mut client = self.directory_of(owner)?;
+        let reply = self.within(owner, ANNOUNCING, client.announce(messages::shelves_of(&shelves))).await?;
+        messages::announced(&reply).map_err(|e| CallError::Failed(e.to_string()))
+    }
+
+    /// Asks an owner what a tag means.
+    pub(super) async fn ask_tag(&self, owner: NodeId, ask: &TagAsk, pull: &Trace) -> Result<TagAnswer, CallError> {
+        if owner == self.node {
+            return Ok(self.directory.ask_tag(owner, ask, pull).await);
+        }
+        let mut client = self.tags_of(owner)?;
+        let reply = self.within(owner, HELD, client.ask(messages::tag_ask_of(ask, pull))).await?;
+        messages::tag_answer(reply).map_err(|e| CallError::Failed(e.to_string()))
+    }
+
+    /// Tells an owner what a tag means.
+    pub(super) async fn report_tag(
+        &self,
+        owner: NodeId,
+        key: &TagKey,
+        lease: Option<Lease>,
+        meaning: Option<TagMeaning>,
+    ) -> Result<(), CallError> {
+        if owner == self.node {
+            self.tag_reported(key, lease, meaning).await;
+            return Ok(());
+        }
+        let mut client = self.tags_of(owner)?;
+        let report = messages::tag_report_of(key, lease, meaning.as_ref());
+        self.within(owner, AT_ONCE, client.report(report)).await.map(drop)
+    }
+
+    /// Asks an owner what it last heard of a tag.
+    pub(super) async fn newest_tag_of(
+        &self,
+        owner: NodeId,
+        ask: &TagAsk,
+        pull: &Trace,
+    ) -> Result<Option<TagMeaning>, CallError> {
+        if owner == self.node {
+            return Ok(self.newest_tag(&ask.key).await);
+        }
+        let mut client = self.tags_of(owner)?;
+        let reply = self.within(owner, AT_ONCE, client.newest(messages::tag_ask_of(ask, pull))).await?;
+        match messages::tag_answer(reply) {
+            Ok(TagAnswer::Meaning(meaning)) => Ok(Some(meaning)),
+            Ok(_) => Ok(None),
+            Err(e) => Err(CallError::Failed(e.to_string())),
+        }
+    }
+}

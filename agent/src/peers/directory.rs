@@ -1,0 +1,74 @@
+use std::sync::Arc;
+
+use larder_proto::peers as proto;
+
+use super::Inner;
+use super::messages::{self, Malformed};
+use crate::cluster::directory::TagAnswer;
+use crate::image::NodeId;
+
+/// The part of the directory that this node owns, in the words of the wire: for the door that others come to.
+#[derive(Debug, Clone)]
+pub struct Directory(Arc<Inner>);
+
+impl Directory {
+    pub(super) const fn new(inner: Arc<Inner>) -> Self {
+        Self(inner)
+    }
+
+    /// Where `from` gets a blob from.
+    ///
+    /// # Errors
+    /// When the question makes no sense.
+    pub async fn ask(&self, from: NodeId, request: proto::AskRequest) -> Result<proto::AskReply, Malformed> {
+        let (ask, pull) = messages::ask(request)?;
+        Ok(messages::answered_of(self.0.directory.ask(from, &ask, &pull).await))
+    }
+
+    /// How far `from` is.
+    ///
+    /// # Errors
+    /// When the report makes no sense.
+    pub fn report(&self, from: NodeId, request: proto::ReportRequest) -> Result<proto::ReportReply, Malformed> {
+        let report = messages::report(request)?;
+        Ok(messages::verdict_of(self.0.directory.report(from, &report)))
+    }
+
+    /// What `from` holds.
+    ///
+    /// # Errors
+    /// When it makes no sense, or is too much.
+    pub fn announce(&self, from: NodeId, request: proto::AnnounceRequest) -> Result<proto::AnnounceReply, Malformed> {
+        let shelves = messages::shelves(request)?;
+        Ok(messages::announced_of(&self.0.directory.announce(from, shelves)))
+    }
+
+    /// What a tag means, or whose turn it is to ask. Held while another asks, for two seconds at most.
+    ///
+    /// # Errors
+    /// When the question makes no sense.
+    pub async fn ask_tag(&self, from: NodeId, request: proto::TagRequest) -> Result<proto::TagReply, Malformed> {
+        let (ask, pull) = messages::tag_ask(request)?;
+        Ok(messages::tag_answer_of(&self.0.directory.ask_tag(from, &ask, &pull).await))
+    }
+
+    /// What upstream said of a tag to who was to ask.
+    ///
+    /// # Errors
+    /// When it makes no sense.
+    pub async fn report_tag(&self, report: proto::TagReport) -> Result<(), Malformed> {
+        let (key, lease, meaning) = messages::tag_report(report)?;
+        self.0.tag_reported(&key, lease, meaning).await;
+        Ok(())
+    }
+
+    /// The newest that is known of a tag.
+    ///
+    /// # Errors
+    /// When the question makes no sense.
+    pub async fn newest_tag(&self, request: proto::TagRequest) -> Result<proto::TagReply, Malformed> {
+        let (ask, _) = messages::tag_ask(request)?;
+        let newest = self.0.newest_tag(&ask.key).await;
+        Ok(messages::tag_answer_of(&newest.map_or(TagAnswer::Alone, TagAnswer::Meaning)))
+    }
+}

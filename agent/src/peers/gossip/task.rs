@@ -1,0 +1,334 @@
+use std::collections::HashSet;
+use std::io;
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rand::make_rng;
+use rand::rngs::SmallRng;
+use rand::seq::IndexedRandom as _;
+use tokio::sync::{mpsc, watch};
+use tokio::task::{JoinSet, spawn_blocking};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tracing::{debug, info, warn};
+
+use super::roster::{Page, Roster};
+use super::seeds::{Found, Seeds, source_towards};
+use super::{GossipMetrics, GossipParts};
+use crate::cluster::{Effect, Identity, Member, Members, Ring, Search};
+use crate::image::NodeId;
+use crate::wire::Datagrams;
+
+/// For saying good-bye.
+const FAREWELL: Duration = Duration::from_millis(500);
+/// A datagram that can't be sent in this time is lost, as any may be.
+const SENDING: Duration = Duration::from_millis(100);
+/// Between two rings: who joins rarely joins alone.
+const BETWEEN_RINGS: Duration = Duration::from_millis(100);
+/// Between two rosters on disk.
+const BETWEEN_WRITES: Duration = Duration::from_secs(10);
+/// Between attempts to find an address of one's own.
+const BETWEEN_ADDRESSES: Duration = Duration::from_secs(1);
+/// How many of the seeds, and of the members of old, are asked at a time.
+const KNOCKS: usize = 3;
+/// In a larger cluster each member's coming and going is said only to who looks closely.
+const TALKATIVE: usize = 200;
+const PACKET: NonZeroUsize = NonZeroUsize::new(Datagrams::MAX_PLAIN).unwrap();
+/// Where any route leads: addresses for documentation, to which nothing is sent.
+const ANYWHERE: [SocketAddr; 2] = [
+    SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1)), 9),
+    SocketAddr::new(std::net::IpAddr::V6(std::net::Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)), 9),
+];
+
+/// What the task has besides the machine.
+pub(super) struct Task {
+    parts: GossipParts,
+    ring: watch::Sender<Arc<Ring>>,
+    doubted: mpsc::Receiver<NodeId>,
+    seeds: Seeds,
+    began: Instant,
+}
+
+impl Task {
+    pub(super) fn new(parts: GossipParts, ring: watch::Sender<Arc<Ring>>, doubted: mpsc::Receiver<NodeId>) -> Self {
+        let seeds = Seeds::new(&parts.config);
+        Self { parts, ring, doubted, seeds, began: Instant::now() }
+    }
+
+    /// Takes part until told to stop.
+    pub(super) async fn run(self) {
+        let stop = self.parts.stop.clone();
+        let Some(mut running) = stop.run_until_cancelled(self.begin()).await else { return };
+        stop.run_until_cancelled(running.run()).await;
+        if timeout(FAREWELL, running.leave()).await.is_err() {
+            debug!("the other nodes were not all told that this one leaves");
+        }
+    }
+
+    /// Finds out who and where this node is.
+    async fn begin(self) -> Running {
+        let dir = self.parts.dir.clone();
+        let page = match spawn_blocking(move || Page::read(&dir)).await {
+            Ok(Ok(page)) => page,
+            Ok(Err(error)) => {
+                let dir = self.parts.dir.display();
+                warn!(%dir, %error, "the last known members can't be read: the seeds are asked");
+                Page::default()
+            }
+            // Only a runtime that ends cancels it.
+            Err(_) => Page::default(),
+        };
+        // The clock makes it grow, whatever became of the file; the file, whatever became of the clock.
+        let millis = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis());
+        let start = u64::try_from(millis).unwrap_or(u64::MAX).max(page.start.saturating_add(1));
+        let roster = Roster::new(page, Duration::ZERO);
+        let addr = self.own_address(&roster).await;
+        let Self { parts, ring, doubted, seeds, began } = self;
+        let mut rng: SmallRng = make_rng();
+        let me = Identity::new(parts.node, addr, parts.config.zone.clone(), start);
+        info!(node = %parts.node, %addr, zone = parts.config.zone.as_str(), "looking for other nodes");
+        let now = began.elapsed();
+        Running {
+            members: Members::new(me, PACKET, now, &mut rng),
+            search: Search::new(now),
+            datagrams: parts.datagrams,
+            metrics: parts.metrics,
+            dir: parts.dir,
+            rng,
+            ring,
+            doubted,
+            seeds,
+            began,
+            roster,
+            start,
+            finding: JoinSet::new(),
+            writing: JoinSet::new(),
+            published: (0, None),
+            write_due: now,
+            seeds_fail: false,
+            write_fails: false,
+        }
+    }
+
+    /// The address that others reach this node at; waits for a route if need be.
+    async fn own_address(&self, roster: &Roster) -> SocketAddr {
+        let bound = self.parts.datagrams.local_addr();
+        let port = bound.as_ref().map_or(self.parts.config.listen.port(), SocketAddr::port);
+        if let Some(advertised) = self.parts.config.advertised() {
+            return advertised;
+        }
+        if let Ok(bound) = bound
+            && !bound.ip().is_unspecified()
+        {
+            return bound;
+        }
+        let mut told = false;
+        loop {
+            let literal: Vec<SocketAddr> = self.seeds.literal().collect();
+            let named = if literal.is_empty() { self.seeds.clone().find().await.addresses } else { Vec::new() };
+            let mut towards = literal.into_iter().chain(named).chain(roster.missing()).chain(ANYWHERE);
+            if let Some(ip) = towards.find_map(|to| source_towards(to).ok()) {
+                return SocketAddr::new(ip.to_canonical(), port);
+            }
+            if !std::mem::replace(&mut told, true) {
+                warn!("this node has no route to anywhere: without an address it has no peers");
+            }
+            sleep(BETWEEN_ADDRESSES).await;
+        }
+    }
+}
+
+/// The task at work.
+struct Running {
+    members: Members,
+    search: Search,
+    datagrams: Datagrams,
+    metrics: GossipMetrics,
+    dir: std::path::PathBuf,
+    rng: SmallRng,
+    ring: watch::Sender<Arc<Ring>>,
+    doubted: mpsc::Receiver<NodeId>,
+    seeds: Seeds,
+    began: Instant,
+    roster: Roster,
+    start: u64,
+    /// The seeds' addresses, being asked for.
+    finding: JoinSet<Found>,
+    /// The roster, on its way to the disk.
+    writing: JoinSet<io::Result<()>>,
+    /// Which generation of the members the ring shows, and since when.
+    published: (u64, Option<Duration>),
+    write_due: Duration,
+    seeds_fail: bool,
+    write_fails: bool,
+}
+
+impl Running {
+    async fn run(&mut self) {
+        loop {
+            self.publish();
+            let due = self.due();
+            tokio::select! {
+                received = self.datagrams.recv() => match received {
+                    Ok((from, packet)) => {
+                        let now = self.now();
+                        if let Err(error) = self.members.receive(now, &packet) {
+                            debug!(%from, %error, "a datagram of a member is no use");
+                        }
+                    }
+                    Err(error) => {
+                        warn!(%error, "no datagrams can be received");
+                        sleep(BETWEEN_ADDRESSES).await;
+                    }
+                },
+                Some(node) = self.doubted.recv() => {
+                    let now = self.now();
+                    self.members.suspect(now, node);
+                }
+                Some(Ok(found)) = self.finding.join_next() => self.knock(found),
+                Some(Ok(written)) = self.writing.join_next() => self.written(&written),
+                () = sleep_until(self.began + due) => self.pass(),
+            }
+            self.take_effects().await;
+        }
+    }
+
+    async fn leave(&mut self) {
+        let now = self.now();
+        self.members.leave(now);
+        self.take_effects().await;
+        while self.writing.join_next().await.is_some() {}
+        self.write();
+        while self.writing.join_next().await.is_some() {}
+    }
+
+    fn now(&self) -> Duration {
+        self.began.elapsed()
+    }
+
+    /// When something is to be done, though nothing happens.
+    fn due(&self) -> Duration {
+        let (generation, published) = self.published;
+        let ring = (generation != self.members.generation())
+            .then(|| published.map_or(Duration::ZERO, |at| at + BETWEEN_RINGS));
+        let due = self.search.due().min(self.write_due);
+        [self.members.due(), ring].into_iter().flatten().fold(due, Duration::min)
+    }
+
+    fn pass(&mut self) {
+        let now = self.now();
+        self.members.pass(now);
+        if now >= self.search.due() {
+            let is_lonely = self.members.others() == 0 || self.roster.missing().next().is_some();
+            self.search.asked(now, is_lonely, &mut self.rng);
+            if self.finding.is_empty() {
+                self.finding.spawn(self.seeds.clone().find());
+            }
+        }
+        if now >= self.write_due {
+            self.write_due = now + BETWEEN_WRITES;
+            self.roster.forget(now);
+            if self.writing.is_empty() {
+                self.write();
+            }
+        }
+    }
+
+    /// Asks a few of the seeds and of the members of old who is there.
+    fn knock(&mut self, found: Found) {
+        let failing = !found.failed.is_empty();
+        if failing && !self.seeds_fail {
+            for error in &found.failed {
+                warn!(%error, "a seed is not found");
+            }
+        }
+        self.seeds_fail = failing;
+        let up: HashSet<SocketAddr> = self.members.members().map(|member| member.addr).collect();
+        let seeds: Vec<SocketAddr> = found.addresses.into_iter().filter(|addr| !up.contains(addr)).collect();
+        let missing: Vec<SocketAddr> = self.roster.missing().filter(|addr| !up.contains(addr)).collect();
+        for addr in seeds.sample(&mut self.rng, KNOCKS).chain(missing.sample(&mut self.rng, KNOCKS)) {
+            self.members.knock(*addr);
+        }
+    }
+
+    async fn take_effects(&mut self) {
+        while let Some(effect) = self.members.effect() {
+            match effect {
+                Effect::Send { to, packet } => match timeout(SENDING, self.datagrams.send(to, &packet)).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => debug!(%to, %error, "a datagram was not sent"),
+                    Err(_) => debug!(%to, "a datagram was not sent in time"),
+                },
+                Effect::Up(member) => {
+                    self.tell("up", &member);
+                    self.roster.up(&member);
+                    self.metrics.yielded(false);
+                }
+                Effect::Down(member) => {
+                    self.tell("down", &member);
+                    let now = self.now();
+                    self.roster.down(&member, now);
+                    self.search.is_lonely(now);
+                }
+                Effect::Restarted(member) => {
+                    self.tell("restarted", &member);
+                    self.roster.up(&member);
+                }
+                Effect::Renewed => {
+                    self.metrics.event("renewed");
+                    info!("other nodes took this one for dead; it has told them that it is not");
+                }
+                Effect::Twin { addr, yielded } => {
+                    self.metrics.event("twin");
+                    self.metrics.yielded(yielded);
+                    warn!(
+                        %addr,
+                        yielded,
+                        "another node has this one's number, from a disk that was cloned: delete `peers` in the cache's \
+                         folder of one of them and start it again; until then the one that started later is a member",
+                    );
+                }
+            }
+        }
+    }
+
+    fn tell(&self, event: &'static str, member: &Member) {
+        self.metrics.event(event);
+        let Member { node, addr, zone, .. } = member;
+        if self.members.others() < TALKATIVE {
+            info!(%node, %addr, zone = zone.as_str(), "peer {event}");
+        } else {
+            debug!(%node, %addr, zone = zone.as_str(), "peer {event}");
+        }
+    }
+
+    /// Shows the members as they are now, if they have changed and not been shown just before.
+    fn publish(&mut self) {
+        let (generation, now) = (self.members.generation(), self.now());
+        let (shown, at) = self.published;
+        if shown == generation && at.is_some() || at.is_some_and(|at| now < at + BETWEEN_RINGS) {
+            return;
+        }
+        self.published = (generation, Some(now));
+        let ring = Ring::new(self.members.identity().node(), self.members.members());
+        self.metrics.ring(&ring, self.roster.missing().count());
+        self.ring.send_replace(Arc::new(ring));
+    }
+
+    /// Sends the roster to the disk, if it has changed.
+    fn write(&mut self) {
+        let Some(page) = self.roster.changed(self.start) else { return };
+        let dir = self.dir.clone();
+        self.writing.spawn_blocking(move || page.write(&dir));
+    }
+
+    fn written(&mut self, written: &io::Result<()>) {
+        if let Err(error) = written
+            && !self.write_fails
+        {
+            warn!(dir = %self.dir.display(), %error, "the known members can't be written down: after a restart the seeds are asked");
+        }
+        self.write_fails = written.is_err();
+    }
+}

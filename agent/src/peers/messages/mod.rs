@@ -1,0 +1,18 @@
+//! What nodes say to each other, as it stands on the wire and as we think of it.
+//!
+//! What comes in is parsed once, and strictly: what is malformed is refused as a whole. Only where a newer version may
+//! know more than we do (values of enumerations, parts of a `oneof`) what we don't know is taken for the nearest thing
+//! that is safe.
+
+mod content;
+mod directory;
+mod tags;
+mod words;
+
+pub use content::{ReadAsk, beat, beat_of, head, head_of, parting, parting_of, read_ask, read_request};
+pub use directory::{
+    MOST_HOLDINGS, announced, announced_of, answered, answered_of, ask, ask_of, report, report_of, shelves, shelves_of,
+    verdict, verdict_of,
+};
+pub use tags::{tag_answer, tag_answer_of, tag_ask, tag_ask_of, tag_report, tag_report_of};
+pub use words::Malformed;

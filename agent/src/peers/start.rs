@@ -1,0 +1,182 @@
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use aws_lc_rs::hmac;
+use http::{Request, Response};
+use hyper::body::Incoming;
+use prometheus_client::registry::Registry;
+use tokio::runtime::Handle;
+use tokio::sync::{Semaphore, watch};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::body::Body;
+use tower_service::Service;
+
+use super::announce::announce;
+use super::owner::Owner;
+use super::{Backing, Gossip, GossipMetrics, GossipParts, Inner, MOST_UPLOADS, PeerMetrics, Peers};
+use crate::cluster::Ring;
+use crate::config;
+use crate::store::Store;
+use crate::wire::{BindError, Channels, Datagrams, Identity, IdentityError, Limiter, PeerListener, WireMetrics};
+
+/// What a node's part in the cluster is made of.
+#[derive(Debug)]
+pub struct Parts<'a> {
+    /// Zone and limits.
+    pub config: &'a config::Peers,
+    /// Who this node is.
+    pub identity: &'a Identity,
+    /// Who the members are.
+    pub ring: watch::Receiver<Arc<Ring>>,
+    /// Who is told of members that don't answer; `None`: nobody.
+    pub gossip: Option<Gossip>,
+    /// The way to them.
+    pub channels: Arc<Channels>,
+    /// What is held here, and told to owners.
+    pub store: Store,
+    /// What works behind runs in these,
+    pub tasks: TaskTracker,
+    /// and ends with this.
+    pub stop: CancellationToken,
+}
+
+/// When a node ends: first it tells the others, then it serves what is under way, and then all that works behind ends.
+#[derive(Debug, Clone)]
+pub struct Ends {
+    /// It says good-bye, and the port closes.
+    pub stop: CancellationToken,
+    /// What works behind ends.
+    pub end: CancellationToken,
+}
+
+/// Why a node has no part in its cluster.
+#[derive(Debug, thiserror::Error)]
+pub enum JoinError {
+    /// It doesn't know who it is, or whom to trust.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// Its port can't be had.
+    #[error(transparent)]
+    Port(#[from] BindError),
+    /// Its port for datagrams can't be had.
+    #[error(
+        "no UDP port for peers at {address}: {source}; is another process on it? `listen` in [peers] names another one"
+    )]
+    Datagrams {
+        /// Which.
+        address: SocketAddr,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+/// The port that peers come to, not yet served.
+#[derive(Debug)]
+pub struct Port {
+    listener: PeerListener,
+    identity: Arc<Identity>,
+    wire: WireMetrics,
+    gossip: GossipMetrics,
+    stop: CancellationToken,
+}
+
+impl Port {
+    /// What is counted of membership and of connections.
+    pub fn register(&self, registry: &mut Registry) {
+        self.wire.register(registry);
+        self.gossip.register(registry);
+    }
+
+    /// Serves until the node ends.
+    pub async fn serve<S>(self, service: S)
+    where
+        S: Service<Request<Incoming>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
+        S::Future: Send,
+    {
+        self.listener.serve(service, self.identity, self.wire, self.stop).await;
+    }
+}
+
+impl Peers {
+    /// Joins the cluster that is configured. Others come to the port from then on, so it is to be served soon. Needs a
+    /// runtime: the one that all of it runs on. `identity`: opened by [`Identity::open`], which blocks; `dir`: where what
+    /// is known of the members is kept.
+    ///
+    /// # Errors
+    /// When a port can't be had.
+    pub fn join(
+        config: &config::Peers,
+        identity: Arc<Identity>,
+        dir: std::path::PathBuf,
+        store: Store,
+        tasks: &TaskTracker,
+        ends: &Ends,
+    ) -> Result<(Self, Port), JoinError> {
+        let (wire, gossip_metrics) = (WireMetrics::default(), GossipMetrics::default());
+        let listener = PeerListener::bind(config.listen)?;
+        let datagrams = Datagrams::bind(config.listen, Arc::clone(&identity), wire.clone())
+            .map_err(|source| JoinError::Datagrams { address: config.listen, source })?;
+        let gossip = Gossip::start(GossipParts {
+            node: identity.node(),
+            config: config.clone(),
+            datagrams,
+            dir,
+            metrics: gossip_metrics.clone(),
+            tasks: tasks.clone(),
+            stop: ends.stop.clone(),
+        });
+        let channels = Channels::new(Arc::clone(&identity), wire.clone());
+        tasks.spawn(Arc::clone(&identity).keep_fresh(ends.end.clone()));
+        tasks.spawn(Arc::clone(&channels).close_idle(ends.end.clone()));
+        let peers = Self::new(Parts {
+            config,
+            identity: &identity,
+            ring: gossip.ring(),
+            gossip: Some(gossip),
+            channels,
+            store,
+            tasks: tasks.clone(),
+            stop: ends.end.clone(),
+        });
+        Ok((peers, Port { listener, identity, wire, gossip: gossip_metrics, stop: ends.stop.clone() }))
+    }
+
+    /// Takes part in a cluster whose parts are there. Needs a runtime: the one that all of it runs on.
+    #[must_use]
+    pub fn new(parts: Parts<'_>) -> Self {
+        let Parts { config, identity, ring, gossip, channels, store, tasks, stop } = parts;
+        let (metrics, started, node) = (PeerMetrics::default(), Instant::now(), identity.node());
+        let directory = Owner::new(node, ring.borrow().clone(), started, metrics.clone());
+        let limiter = |total: Option<config::Bytes>, per_peer: Option<config::Bytes>| {
+            (total.is_some() || per_peer.is_some()).then(|| Arc::new(Limiter::new(total, per_peer)))
+        };
+        let inner = Arc::new(Inner {
+            node,
+            zone: config.zone.clone(),
+            started,
+            ring,
+            gossip,
+            channels,
+            failing: Default::default(),
+            avoided: Default::default(),
+            directory: Arc::new(directory),
+            chains: Default::default(),
+            uploads: Arc::new(Semaphore::new(MOST_UPLOADS)),
+            upload: limiter(config.max_upload, config.max_upload_per_peer),
+            download: limiter(config.max_download, config.max_download_per_peer),
+            credentials: hmac::Key::new(hmac::HMAC_SHA256, &identity.cluster_key(b"credentials")),
+            store,
+            metrics,
+            runtime: Handle::current(),
+            tasks,
+            stop,
+        });
+        inner.tasks.spawn(Arc::clone(&inner.directory).run(inner.ring.clone(), inner.stop.clone()));
+        inner.tasks.spawn(announce(Arc::clone(&inner), inner.store.clone()));
+        Self(Backing::Cluster(inner))
+    }
+}

@@ -1,0 +1,103 @@
+//! Tags through the cluster: one node asks upstream for all that ask at the time, and in an outage the newest answer that
+//! any of them was given holds.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::timeout;
+
+use super::permit::now;
+use super::resolve::Resolved;
+use super::{Inner, Kind, Place, Pull, Wanted};
+use crate::image::{Access, Tag};
+use crate::peers::{Peers, TagAnswer, TagSought, TagTurn};
+use crate::store::TagRecord;
+use crate::upstream::Grant;
+
+/// How long the manifest that the newest answer names may take to come from a peer, while no upstream answers.
+const COMES_WITHIN: Duration = Duration::from_secs(3);
+
+impl Inner {
+    /// Whose turn it is to ask upstream what a tag means.
+    pub(super) async fn tag_turn(&self, place: &Place, grant: &Grant, tag: &Tag) -> TagTurn {
+        let Some(peers) = &self.peers else { return TagTurn::Alone };
+        peers.tag(&self.tag_sought(peers, place, grant, tag), &self.journal.trace(place)).await
+    }
+
+    /// Takes over what another node was told, if this caller may have it.
+    pub(super) fn told_by_another(
+        &self,
+        place: &Place,
+        grant: &Grant,
+        tag: &Tag,
+        answer: TagAnswer,
+    ) -> Option<Resolved> {
+        if !self.may_share(place, grant, &answer) {
+            return None;
+        }
+        self.metrics.tag_answered("peer");
+        let (store, place, tag, record) = (self.store.clone(), place.clone(), tag.clone(), record(&answer));
+        // Behind the answer: a disk that hangs must not delay it.
+        self.tasks.spawn(async move { store.record_tag(&place.registry, &place.repository, &tag, record).await });
+        let TagAnswer { digest, media_type, size, .. } = answer;
+        Some(Resolved { digest, media_type, size, stale_for: None, deleted: false })
+    }
+
+    /// What others are told of an answer that just came.
+    pub(super) fn answer_for_others(
+        &self,
+        place: &Place,
+        grant: &Grant,
+        answer: &Resolved,
+        access: Access,
+    ) -> TagAnswer {
+        let (digest, media_type, size) = (answer.digest, answer.media_type.clone(), answer.size);
+        // On the safe side, as what arrives is recorded.
+        let access = if self.access_at(place, grant) == Access::Anonymous { access } else { Access::Authorized };
+        TagAnswer { digest, media_type, size, age: Duration::ZERO, access }
+    }
+
+    /// Takes over the newest answer that the cluster knows, where it is newer than our own, this caller may have it, and
+    /// its manifest is to be had. For when no upstream answers.
+    pub(super) async fn learn_newest(self: &Arc<Self>, place: &Place, grant: &Grant, tag: &Tag) {
+        let Some(peers) = &self.peers else { return };
+        let sought = self.tag_sought(peers, place, grant, tag);
+        let Some(answer) = peers.newest(&sought, &self.journal.trace(place)).await else { return };
+        let own = self.store.tag(&place.registry, &place.repository, tag).await;
+        let record = record(&answer);
+        if own.is_some_and(|own| own.confirmed_at >= record.confirmed_at) || !self.may_share(place, grant, &answer) {
+            return;
+        }
+        let wanted = Wanted { place: place.clone(), grant: grant.clone(), digest: answer.digest, kind: Kind::Manifest };
+        // Here already, or at a peer; and this caller's.
+        match timeout(COMES_WITHIN, Pull(Arc::clone(self)).fetch(&wanted, 0)).await {
+            Ok(Ok(_)) => self.store.record_tag(&place.registry, &place.repository, tag, record).await,
+            Ok(Err(error)) => {
+                tracing::debug!(image = %place, %tag, digest = %answer.digest, %error, "the newest answer is no use");
+            }
+            Err(_) => {
+                tracing::debug!(image = %place, %tag, digest = %answer.digest, "the newest answer comes too late");
+            }
+        }
+    }
+
+    fn tag_sought(&self, peers: &Peers, place: &Place, grant: &Grant, tag: &Tag) -> TagSought {
+        let Place { registry, repository } = place.clone();
+        let credential = peers.credential(grant);
+        TagSought { registry, repository, tag: tag.clone(), credential, max_age: self.options.tag_max_age }
+    }
+
+    /// What anybody was told is for anybody. Other answers come only from those who ask as the same.
+    fn may_share(&self, place: &Place, grant: &Grant, answer: &TagAnswer) -> bool {
+        answer.access == Access::Anonymous || self.access_at(place, grant) == Access::Authorized
+    }
+}
+
+fn record(answer: &TagAnswer) -> TagRecord {
+    TagRecord {
+        digest: answer.digest,
+        media_type: answer.media_type.clone(),
+        size: answer.size,
+        confirmed_at: now().saturating_sub(answer.age.as_secs()),
+    }
+}

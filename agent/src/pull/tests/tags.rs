@@ -1,0 +1,91 @@
+//! Tags through the cluster.
+
+use super::neighbour::{Habit, peer};
+use super::*;
+use crate::image::{Access, MediaType, Tag};
+use crate::peers::script::{Script, Told};
+use crate::peers::{TagAnswer, Turn};
+
+const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+
+/// A manifest, as far as anybody here looks into it.
+fn manifest() -> Bytes {
+    Bytes::from_static(br#"{"config":{"digest":"x","size":1},"layers":[]}"#)
+}
+
+fn answer(manifest: &Bytes, age: u64, access: Access) -> TagAnswer {
+    let (digest, media_type) = (Digest::of(manifest), MediaType::new(MANIFEST).unwrap());
+    TagAnswer { digest, media_type, size: manifest.len() as u64, age: Duration::from_secs(age), access }
+}
+
+/// A node whose one upstream has a manifest under every tag.
+async fn tagged(script: &Script, manner: Manner) -> (Node, Registry, Tag) {
+    let upstream = Registry::start(&manifest()).await;
+    upstream.always(manner);
+    let node = Node::among(&manifest(), &[&upstream], "", Some(Peers::scripted(script)));
+    (node, upstream, "v1".parse().unwrap())
+}
+
+#[tokio::test]
+async fn what_another_was_told_is_not_asked_again() {
+    let script = Script::default();
+    script.tag(answer(&manifest(), 3, Access::Anonymous));
+    let (node, upstream, tag) = tagged(&script, Manner::default()).await;
+    let place = &node.wanted.place;
+    let resolved = node.pull.resolve(place, &Grant::Anonymous, &tag).await.unwrap();
+    assert_eq!((resolved.digest, resolved.stale_for), (Digest::of(&manifest()), None));
+    assert_eq!(upstream.heads(), 0);
+    let noted = async {
+        while node.store.tag(&place.registry, &place.repository, &tag).await.is_none() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(5), noted).await.expect("it is noted as ours");
+}
+
+#[tokio::test]
+async fn what_somebody_was_told_under_authorization_is_not_for_anybody() {
+    let script = Script::default();
+    script.tag(answer(&Bytes::from_static(b"{}"), 3, Access::Authorized));
+    let (node, upstream, tag) = tagged(&script, Manner::default()).await;
+    let resolved = node.pull.resolve(&node.wanted.place, &Grant::Anonymous, &tag).await.unwrap();
+    assert_eq!((resolved.digest, upstream.heads()), (Digest::of(&manifest()), 1));
+}
+
+#[tokio::test]
+async fn who_asks_for_others_tells_them() {
+    let script = Script::default();
+    script.asks();
+    let (node, _upstream, tag) = tagged(&script, Manner::default()).await;
+    node.pull.resolve(&node.wanted.place, &Grant::Anonymous, &tag).await.unwrap();
+    assert!(script.told().contains(&Told::Tag(answer(&manifest(), 0, Access::Anonymous))), "{:?}", script.told());
+}
+
+#[tokio::test]
+async fn who_asks_in_vain_lets_others() {
+    let script = Script::default();
+    script.asks();
+    let (node, _upstream, tag) = tagged(&script, Manner { status: Some(503), ..Manner::default() }).await;
+    node.pull.resolve(&node.wanted.place, &Grant::Anonymous, &tag).await.unwrap_err();
+    assert!(script.told().contains(&Told::TagReleased));
+}
+
+#[tokio::test]
+async fn in_an_outage_the_newest_answer_holds_whose_manifest_is_to_be_had() {
+    let script = Script::default();
+    script.newest(answer(&manifest(), 60, Access::Anonymous));
+    let (node, _upstream, tag) = tagged(&script, Manner { status: Some(503), ..Manner::default() }).await;
+    let place = &node.wanted.place;
+    script.turn(Turn::Upstream { upto: u64::MAX });
+    node.pull.resolve(place, &Grant::Anonymous, &tag).await.expect_err("nobody has the manifest");
+
+    script.turn(Turn::Peer(peer(1, &manifest(), Habit { whole: true, ..Habit::default() })));
+    let resolved = node.pull.resolve(place, &Grant::Anonymous, &tag).await.unwrap();
+    assert_eq!(resolved.digest, Digest::of(&manifest()));
+    assert!(resolved.stale_for.is_some_and(|age| (60..65).contains(&age.as_secs())), "{:?}", resolved.stale_for);
+
+    // What is older than our own is nothing new.
+    script.newest(answer(&Bytes::from_static(b"{}"), 7200, Access::Anonymous));
+    let again = node.pull.resolve(place, &Grant::Anonymous, &tag).await.unwrap();
+    assert_eq!(again.digest, Digest::of(&manifest()));
+}
