@@ -48,7 +48,7 @@ where
 {
     let mut buffer = BytesMut::new();
     loop {
-        let request = match Request::read(&mut stream, &mut buffer).await {
+        let mut request = match Request::read(&mut stream, &mut buffer).await {
             Ok(Some(request)) => request,
             Ok(None) => return Ok(()),
             Err(_) => {
@@ -56,6 +56,7 @@ where
                 return Ok(stream.write_all(b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\n\r\n").await?);
             }
         };
+        request.from = tcp(&stream).peer_addr().ok().map(|address| address.ip());
         let head = request.method == "HEAD";
         let is_last = request.header("connection") == Some("close");
         let (mut plan, progress) = plan(shared, request);
