@@ -61,7 +61,7 @@ fn who_comes_back_is_read_from() {
         stage.registry.clear_log();
         // It tells the owners what it has, a moment after it is one of them.
         until("it is found", Duration::from_secs(10), async || {
-            let known = cluster.sum("larder_peer_directory_holdings", &[]).await;
+            let known = cluster.sum("larder_peer_directory_entries", &[]).await;
             (known >= 3.0).then_some(())
         })
         .await?;
