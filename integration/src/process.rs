@@ -163,14 +163,23 @@ impl Process {
         Duration::from_millis(10 * self.family().into_iter().map(ticks).sum::<u64>())
     }
 
-    /// The resident memory of it and of all below it, in bytes. Pages of files count where they are mapped.
+    /// The resident memory of it and of all below it, in bytes: what each has of its own, and the pages of files, which
+    /// are those of one program, once.
     pub fn resident_bytes(&self) -> u64 {
-        let pages = |id| {
-            let statm = std::fs::read_to_string(format!("/proc/{id}/statm")).ok()?;
-            statm.split(' ').nth(1)?.parse::<u64>().ok()
-        };
-        self.family().into_iter().filter_map(pages).sum::<u64>() * 4096
+        let resident: Vec<_> = self.family().into_iter().filter_map(resident).collect();
+        let own: u64 = resident.iter().map(|(own, _)| own).sum();
+        own + resident.iter().map(|(_, of_files)| *of_files).max().unwrap_or(0)
     }
+}
+
+/// A process's resident memory in bytes: its own, and that of files.
+fn resident(id: u32) -> Option<(u64, u64)> {
+    let status = std::fs::read_to_string(format!("/proc/{id}/status")).ok()?;
+    let kibibytes = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+        line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()
+    };
+    Some(((kibibytes("RssAnon:")? + kibibytes("RssShmem:")?) << 10, kibibytes("RssFile:")? << 10))
 }
 
 /// The children of a process, whichever thread of it started them.

@@ -49,6 +49,12 @@ impl Blame {
         memory.broke.get(&(upstream.to_owned(), *digest)).is_some_and(|at| at.elapsed() < SUSPECT_FOR)
     }
 
+    /// Whether anybody has broken this blob.
+    pub(super) fn was_broken(&self, digest: &Digest) -> bool {
+        let memory = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        memory.broke.iter().any(|((_, broken), at)| broken == digest && at.elapsed() < SUSPECT_FOR)
+    }
+
     /// What `sources` delivered together broke `digest`.
     pub(super) fn broken_by(&self, sources: &[Arc<Upstream>], digest: Digest) {
         match sources {

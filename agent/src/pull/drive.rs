@@ -142,6 +142,7 @@ impl Driver {
                         return End::State("cut", State::Failed(Failure::Cut(self.sources.verdict())));
                     }
                 }
+                Arrived::Wrong => return self.discard_wrong(&arriving, &mut follow, partings).await,
                 Arrived::Disk(e) => {
                     tracing::warn!(%digest, error = %e, "the disk fails; readers go on from upstream, nothing is kept");
                     self.pull.store.note_write_error(&e);
@@ -219,15 +220,7 @@ impl Driver {
         let ingest = Arc::clone(&arriving.ingest);
         let verified = match blocking(move || Ok(ingest.verify())).await {
             Ok(Ok(verified)) => verified,
-            Ok(Err(_)) => {
-                self.find_culprit(follow, partings).await;
-                self.pull.store.abandon(&arriving.ingest).await;
-                // Whoever had a part of it, and may have left: by its size, nothing of it is continued.
-                if self.transfer.furthest() > 0 || self.suspects.has_leftover() {
-                    self.pull.take_back(&digest, arriving.ingest.size()).await;
-                }
-                return End::State("wrong", State::Failed(Failure::WrongBytes));
-            }
+            Ok(Err(_)) => return self.discard_wrong(&arriving, follow, partings).await,
             Err(e) => {
                 tracing::warn!(%digest, error = %e, "the digest can't be checked");
                 return End::State("disk", State::Detached(arriving));
@@ -247,6 +240,17 @@ impl Driver {
                 End::State("disk", State::Arriving(Arriving { verified: true, ..arriving }))
             }
         }
+    }
+
+    /// What arrived is wrong: nothing of it is kept.
+    async fn discard_wrong(&mut self, arriving: &Arriving, follow: &mut Follow, partings: Partings) -> End {
+        self.find_culprit(follow, partings).await;
+        self.pull.store.abandon(&arriving.ingest).await;
+        // Whoever had a part of it, and may have left: by its size, nothing of it is continued.
+        if self.transfer.furthest() > 0 || self.suspects.has_leftover() {
+            self.pull.take_back(&self.transfer.wanted.digest, arriving.ingest.size()).await;
+        }
+        End::State("wrong", State::Failed(Failure::WrongBytes))
     }
 
     /// The digest doesn't hold: finds out by whose fault, remembers it, and tells the cluster.

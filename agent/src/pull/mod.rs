@@ -30,6 +30,7 @@ mod reader;
 mod received;
 mod resolve;
 mod rights;
+mod runtime;
 mod share;
 mod sizes;
 mod source;

@@ -207,7 +207,7 @@ impl Inner {
         });
     }
 
-    async fn openness(&self, place: &Place) -> Option<Access> {
+    pub(super) async fn openness(&self, place: &Place) -> Option<Access> {
         if let Some(known) = self.rights.openness(place) {
             return known;
         }

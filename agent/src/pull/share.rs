@@ -11,6 +11,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::reader::GRACE;
 use super::transfer::{Arriving, Failure, Following, State};
 use super::{Inner, Pull, Wanted};
+use crate::containerd::client::ContentReader;
 use crate::image::{Access, Digest, MediaType, Registry};
 use crate::peers::{Head, Parted};
 use crate::store::{Blob, BlobReader, Provenance};
@@ -26,7 +27,8 @@ const MOST: u64 = 256 << 10;
 /// That moment.
 const GATHER: Duration = Duration::from_millis(20);
 
-/// A blob on its way to a peer: out of the store, or along a transfer under way, whose bytes go out as they come.
+/// A blob on its way to a peer: out of the store, out of containerd, or along a transfer under way, whose bytes go out
+/// as they come.
 ///
 /// Unlike a [`Reader`](super::Reader) it holds back no end, since who reads it has a digest to check. But of what came
 /// from a source that broke a digest before, nothing goes out before it is proven.
@@ -44,6 +46,7 @@ pub struct Shared {
 enum Source {
     Store(BlobReader),
     Memory(Bytes),
+    Containerd(Box<ContentReader>),
     Transfer(Box<Following>, watch::Receiver<()>),
 }
 
@@ -101,7 +104,11 @@ impl Pull {
             return Ok(shared);
         }
         let suits = |wanted: &Wanted| wanted.place.registry == *registry && pull.access_of(wanted) == access;
-        let following = pull.transfers.join(digest, |transfer| suits(&transfer.wanted)).ok_or(NotShared::Absent)?;
+        let Some(following) = pull.transfers.join(digest, |transfer| suits(&transfer.wanted)) else {
+            let lent = pull.lent(digest, registry, access).await.ok_or(NotShared::Absent)?;
+            let reader = lent.read(from, end.unwrap_or(u64::MAX).min(lent.head.size)).await.ok_or(NotShared::Absent)?;
+            return Ok(shared(lent.head, Lies::Lent(Box::new(reader))));
+        };
         let state = timeout(BEGINS_WITHIN, begun(&following)).await.map_err(|_| NotShared::NotYet)?;
         let head = |size, media_type, whole| {
             let (registry, sources) = (registry.clone(), following.received.sources());
@@ -148,6 +155,7 @@ async fn begun(following: &Following) -> State {
 enum Lies {
     Stored(Blob),
     InMemory(Bytes),
+    Lent(Box<ContentReader>),
     OnItsWay(Following),
 }
 
@@ -159,6 +167,7 @@ impl Shared {
             Lies::Stored(blob) => Source::Store(blob.reader(at..end)),
             // Both are within it.
             Lies::InMemory(bytes) => Source::Memory(bytes.slice(at as usize..end as usize)),
+            Lies::Lent(reader) => Source::Containerd(reader),
             Lies::OnItsWay(following) => {
                 let changes = following.changes();
                 Source::Transfer(Box::new(following), changes)
@@ -177,7 +186,7 @@ impl Shared {
     #[must_use]
     pub fn frontier(&self) -> u64 {
         match &self.source {
-            Source::Store(_) | Source::Memory(_) => self.head.size,
+            Source::Store(_) | Source::Memory(_) | Source::Containerd(_) => self.head.size,
             Source::Transfer(following, _) => match following.state() {
                 State::Whole(_) | State::InMemory(..) => self.head.size,
                 State::Arriving(arriving) if !arriving.is_withheld() => following.wants.frontier(),
@@ -215,6 +224,14 @@ impl Shared {
                             self.pull.store.set_aside(&self.digest).await;
                         }
                         return Err(Ended::Unreadable);
+                    }
+                },
+                Source::Containerd(reader) => match reader.next().await {
+                    Ok(Some(bytes)) => Step::Bytes(bytes),
+                    Ok(None) => return Err(Ended::Short),
+                    Err(error) => {
+                        tracing::debug!(digest = %self.digest, %error, "containerd gives no more of a blob");
+                        return Err(Ended::Short);
                     }
                 },
                 Source::Transfer(following, changes) => {

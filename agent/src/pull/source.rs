@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::PullError;
 use super::direct::{Frames, Opened};
 use super::received::By;
-use super::transfer::Transfer;
-use super::{Inner, PullError};
+use crate::cluster::chain::Parting;
 use crate::image::NodeId;
 use crate::peers::{Peer, PeerError, PeerStream};
-use crate::upstream::{Part, Upstream, UpstreamError};
+use crate::upstream::{Upstream, UpstreamError};
 
 /// Where bytes can be read from.
 #[derive(Debug, Clone)]
@@ -84,6 +84,16 @@ impl Source {
     }
 }
 
+impl PeerFault {
+    /// The upstreams that the blob came from, where it turned out wrong at the peer.
+    pub(super) fn broken(&self) -> Option<&[String]> {
+        match self {
+            Self::Peer(PeerError::Parted { parting: Parting::Broken(sources), .. }) => Some(sources),
+            _ => None,
+        }
+    }
+}
+
 impl Pieces {
     /// The next piece; `None` at the end that the source announced.
     pub(super) async fn next(&mut self) -> Result<Option<Bytes>, Fault> {
@@ -109,20 +119,5 @@ impl Pieces {
             Self::Upstream(frames) => Fault::Upstream(Arc::clone(frames.upstream()), frames.too_long()),
             Self::Peer(_) => Fault::Peer(PeerFault::TooLong),
         }
-    }
-}
-
-impl Inner {
-    /// Opens a blob at a peer, if what it has may be used for whom the transfer is. A peer that waits for its own source
-    /// lets wait: who does so keeps an eye on the turn.
-    pub(super) async fn open_at(
-        self: &Arc<Self>,
-        peer: &Peer,
-        transfer: &Transfer,
-        part: Part,
-    ) -> Result<AtPeer, PeerFault> {
-        let stream = peer.open(part.from, part.to).await?;
-        self.may_use(transfer, stream.head()).await?;
-        Ok(AtPeer { node: peer.node(), stream: Box::new(stream), to: part.to })
     }
 }

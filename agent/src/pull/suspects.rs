@@ -127,7 +127,13 @@ impl Suspects {
     pub(super) fn have_broken_it(&self) -> Culprit {
         let culprit = if self.has_leftover { Culprit::Unclear } else { culprit(&self.from) };
         match &culprit {
-            Culprit::Upstream(name) => self.pull.blame.broke(name, self.digest),
+            Culprit::Upstream(name) => {
+                // When peers alone say so, and not for the first time, their word is worth little: upstream is asked.
+                if self.from.iter().all(|known| known.peer().is_some()) && self.pull.blame.was_broken(&self.digest) {
+                    self.pull.blame.is_unclear(self.digest);
+                }
+                self.pull.blame.broke(name, self.digest);
+            }
             Culprit::Unclear => self.pull.blame.is_unclear(self.digest),
             Culprit::Peer(_) => {}
         }

@@ -1,6 +1,6 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
@@ -8,6 +8,7 @@ use tokio::sync::{Notify, watch};
 
 use super::direct::Opened;
 use super::received::Received;
+use super::trust::Leave;
 use super::wants::{ReaderId, Wants};
 use super::{PullError, Wanted};
 use crate::image::{Digest, MediaType};
@@ -28,8 +29,8 @@ pub(super) struct Transfer {
     pub(super) wants: Wants,
     /// What came, and from where.
     pub(super) received: Received,
-    /// Whether the registry said that who asked first may have it.
-    pub(super) is_confirmed: AtomicBool,
+    /// What the registry says of who asked first, when peers have it under authorization.
+    pub(super) leave: Leave,
     state: Mutex<State>,
     changed: watch::Sender<()>,
     /// Peers among them.
@@ -126,7 +127,7 @@ impl Transfer {
             trace,
             wants: Wants::default(),
             received: Received::default(),
-            is_confirmed: AtomicBool::new(false),
+            leave: Leave::default(),
             state: Mutex::new(State::Asking),
             changed: watch::Sender::new(()),
             readers: AtomicUsize::new(0),

@@ -5,31 +5,73 @@
 //! the registry has said that this caller may have it too. So a peer's bytes open nothing that the registry doesn't.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::source::PeerFault;
+use tokio::sync::watch;
+
+use super::source::{AtPeer, PeerFault};
 use super::transfer::Transfer;
-use super::{Inner, Wanted};
+use super::{Inner, PullError, Wanted};
 use crate::image::{Access, Digest, Registry};
-use crate::peers::{Follow, Head, Peers, Sought};
+use crate::peers::{Follow, Head, Peer, Peers, Sought};
+use crate::upstream::Part;
+
+/// What the registry says, once for a transfer, of whether its caller may have what peers have under authorization.
+#[derive(Debug, Default)]
+pub(super) struct Leave {
+    is_asked: AtomicBool,
+    said: watch::Sender<Option<Result<(), PullError>>>,
+}
 
 impl Inner {
+    /// Opens a blob at a peer, if what it has may be used for whom the transfer is. A peer that waits for its own source
+    /// lets wait: who does so keeps an eye on the turn.
+    pub(super) async fn open_at(
+        self: &Arc<Self>,
+        peer: &Peer,
+        transfer: &Arc<Transfer>,
+        part: Part,
+    ) -> Result<AtPeer, PeerFault> {
+        if self.access_of(&transfer.wanted) == Access::Authorized && !self.is_free(&transfer.wanted, false).await {
+            self.ask_leave(transfer);
+        }
+        let stream = peer.open(part.from, part.to).await?;
+        self.may_use(transfer, stream.head()).await?;
+        Ok(AtPeer { node: peer.node(), stream: Box::new(stream), to: part.to })
+    }
+
     /// Whether a peer's bytes may be used in a transfer. Asks the registry where that has to say so.
-    pub(super) async fn may_use(self: &Arc<Self>, transfer: &Transfer, head: &Head) -> Result<(), PeerFault> {
+    async fn may_use(self: &Arc<Self>, transfer: &Arc<Transfer>, head: &Head) -> Result<(), PeerFault> {
         let wanted = &transfer.wanted;
         let is_public = head.access == Access::Anonymous;
         if !is_for((&head.registry, head.access), (&wanted.place.registry, self.access_of(wanted))) {
             return Err(PeerFault::Closed);
         }
-        let is_confirmed = !is_public && transfer.is_confirmed.load(Ordering::Relaxed);
-        if is_confirmed || self.is_free(wanted, is_public).await {
+        if self.is_free(wanted, is_public).await {
             return Ok(());
         }
-        self.confirm(wanted, is_public).await.map_err(PeerFault::Unconfirmed)?;
-        if !is_public {
-            transfer.is_confirmed.store(true, Ordering::Relaxed);
+        if is_public {
+            // Its repository has turned private.
+            return self.confirm(wanted, true).await.map_err(PeerFault::Unconfirmed);
         }
-        Ok(())
+        self.ask_leave(transfer);
+        let mut said = transfer.leave.said.subscribe();
+        // The sender lives as long as the transfer does.
+        let said = said.wait_for(Option::is_some).await.ok().and_then(|said| said.clone());
+        said.unwrap_or(Err(PullError::Stopping)).map_err(PeerFault::Unconfirmed)
+    }
+
+    /// Asks the registry, once, behind the transfer's back: no peer waits for that with its stream open for long, and who
+    /// turns to another has not asked in vain.
+    fn ask_leave(self: &Arc<Self>, transfer: &Arc<Transfer>) {
+        if transfer.leave.is_asked.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let (pull, transfer, stop) = (Arc::clone(self), Arc::clone(transfer), self.stop.clone());
+        self.tasks.spawn(stop.run_until_cancelled_owned(async move {
+            let said = pull.confirm(&transfer.wanted, false).await;
+            transfer.leave.said.send_replace(Some(said));
+        }));
     }
 
     /// Takes over what the cluster knows of upstreams that broke a digest; whether any of it is news.

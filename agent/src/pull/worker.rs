@@ -30,6 +30,8 @@ pub(super) struct Worker {
     pub(super) skip: u64,
     /// Whether its answer has begun.
     pub(super) is_reading: bool,
+    /// Bytes that came.
+    received: u64,
     /// When its last bytes came, or when it was asked.
     last: Instant,
     /// Since when, and how many bytes since.
@@ -76,7 +78,7 @@ impl Worker {
     fn new(source: Source, claim: ClaimId, step: Pin<Box<dyn Future<Output = Step> + Send>>) -> Self {
         let now = Instant::now();
         let (is_out_of_turn, is_reading) = (false, false);
-        Self { claim, source, is_out_of_turn, skip: 0, is_reading, last: now, watched: (now, 0), step }
+        Self { claim, source, is_out_of_turn, skip: 0, is_reading, received: 0, last: now, watched: (now, 0), step }
     }
 
     /// Serves a reader far ahead.
@@ -111,7 +113,13 @@ impl Worker {
     /// So many bytes came.
     pub(super) fn received(&mut self, now: Instant, bytes: u64) {
         self.last = now;
+        self.received += bytes;
         self.watched.1 += bytes;
+    }
+
+    /// Whether any bytes came.
+    pub(super) const fn has_given(&self) -> bool {
+        self.received > 0
     }
 
     /// How long nothing has come.

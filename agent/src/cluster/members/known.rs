@@ -24,7 +24,7 @@ pub struct Member {
 #[derive(Debug, Default)]
 pub(super) struct Known {
     nodes: BTreeMap<NodeId, Person>,
-    up: usize,
+    count: usize,
     /// Grows with every change of what [`Self::members`] gives.
     generation: u64,
 }
@@ -75,7 +75,7 @@ impl Known {
 
     /// How many are up.
     pub(super) const fn count(&self) -> usize {
-        self.up
+        self.count
     }
 
     /// Those that are up.
@@ -86,6 +86,12 @@ impl Known {
     /// Those that are up and settled.
     pub(super) fn settled(&self) -> impl Iterator<Item = NodeId> {
         self.nodes.iter().filter(|(_, person)| person.settled).map(|(node, _)| *node)
+    }
+
+    /// Those that are up: the node, its start, and whether it is settled.
+    pub(super) fn up(&self) -> impl Iterator<Item = (NodeId, u64, bool)> {
+        let up = self.nodes.iter().filter(|(_, person)| person.up);
+        up.map(|(node, person)| (*node, person.identity.run().start, person.settled))
     }
 
     /// It has come up. `None` if it was already.
@@ -101,7 +107,7 @@ impl Known {
         }
         person.up = true;
         person.settled = false;
-        self.up += 1;
+        self.count += 1;
         self.generation += 1;
         Some(person.member())
     }
@@ -116,7 +122,7 @@ impl Known {
         let member = person.member();
         person.up = false;
         person.settled = false;
-        self.up -= 1;
+        self.count -= 1;
         self.generation += 1;
         Some(member)
     }
@@ -158,7 +164,7 @@ impl Known {
     pub(super) fn clear(&mut self) -> Vec<Member> {
         let members = self.members().collect();
         self.nodes.clear();
-        self.up = 0;
+        self.count = 0;
         self.generation += 1;
         members
     }

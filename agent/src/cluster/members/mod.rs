@@ -220,6 +220,9 @@ impl Members {
     /// When it can't be read; it is ignored then.
     pub fn receive(&mut self, now: Duration, packet: &[u8]) -> Result<(), BadPacket> {
         let packet = postcard::from_bytes(packet).map_err(|_| BadPacket::Unreadable)?;
+        if matches!(self.standing, Standing::Left) {
+            return Ok(());
+        }
         if let Packet::Knock(from)
         | Packet::Here(from)
         | Packet::Known(from)

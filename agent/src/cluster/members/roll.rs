@@ -13,10 +13,10 @@ use rand::seq::IteratorRandom as _;
 use crate::cluster::mix::{self, mix};
 use crate::image::NodeId;
 
+use super::Members;
 use super::agenda::Task;
 use super::identity::Identity;
 use super::packet::{Entry, Packet, Page};
-use super::{Member, Members};
 
 /// After a page that was mostly news.
 const AT_ONCE: Duration = Duration::from_millis(20);
@@ -149,7 +149,8 @@ impl Members {
     /// The sums over everybody, this node included.
     fn sums(&self) -> Sums {
         let mut sums = Sums([0; RANGES]);
-        for Member { node, start, settled, .. } in self.members() {
+        sums.add(self.me.node(), self.me.run().start, self.settled);
+        for (node, start, settled) in self.known.up() {
             sums.add(node, start, settled);
         }
         sums

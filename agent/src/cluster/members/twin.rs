@@ -44,9 +44,6 @@ impl Standing {
 impl Members {
     /// Somebody claims to be this node: itself (`live`), or as others tell.
     pub(super) fn meet_self(&mut self, now: Duration, other: &Identity, live: bool) {
-        if matches!(self.standing, Standing::Left) {
-            return;
-        }
         let outlived = other.outlives(&self.me);
         if other.socket() == self.me.socket() {
             // From before this process, by a clock that was ahead.

@@ -3,6 +3,7 @@
 //! One lazily made connection carries both; when containerd restarts, the next call connects again. Every call has a
 //! deadline, and every error says at which socket and in which call.
 
+mod content;
 mod cri;
 mod error;
 mod version;
@@ -20,6 +21,7 @@ use tonic::metadata::AsciiMetadataValue;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Response, Status};
 
+pub use content::{Content, ContentReader};
 pub use cri::{Auth, CriStatus};
 pub use error::ClientError;
 pub use larder_proto::cri::Image;

@@ -1,7 +1,8 @@
 use std::collections::HashSet;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroUsize;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -37,8 +38,8 @@ const TALKATIVE: usize = 200;
 const PACKET: NonZeroUsize = NonZeroUsize::new(Datagrams::MAX_PLAIN).unwrap();
 /// Where any route leads: addresses for documentation, to which nothing is sent.
 const ANYWHERE: [SocketAddr; 2] = [
-    SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1)), 9),
-    SocketAddr::new(std::net::IpAddr::V6(std::net::Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)), 9),
+    SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), 9),
+    SocketAddr::new(IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)), 9),
 ];
 
 /// What the task has besides the machine.
@@ -127,8 +128,10 @@ impl Task {
         loop {
             let literal: Vec<SocketAddr> = self.seeds.literal().collect();
             let named = if literal.is_empty() { self.seeds.clone().find().await.addresses } else { Vec::new() };
-            let mut towards = literal.into_iter().chain(named).chain(roster.missing()).chain(ANYWHERE);
-            if let Some(ip) = towards.find_map(|to| source_towards(to).ok()) {
+            let towards = literal.into_iter().chain(named).chain(roster.missing()).chain(ANYWHERE);
+            let sources: Vec<IpAddr> = towards.filter_map(|to| source_towards(to).ok()).collect();
+            // A seed on this very node says nothing of how others reach it.
+            if let Some(ip) = sources.iter().find(|ip| !ip.is_loopback()).or(sources.first()) {
                 return SocketAddr::new(ip.to_canonical(), port);
             }
             if !std::mem::replace(&mut told, true) {
@@ -145,7 +148,7 @@ struct Running {
     search: Search,
     datagrams: Datagrams,
     metrics: GossipMetrics,
-    dir: std::path::PathBuf,
+    dir: PathBuf,
     rng: SmallRng,
     ring: watch::Sender<Arc<Ring>>,
     doubted: mpsc::Receiver<NodeId>,

@@ -48,6 +48,8 @@ pub(in crate::pull) enum Arrived {
     Cut,
     /// The source gave up, and no other may add to its bytes.
     NotFromOne,
+    /// A peer whose bytes are among them found that they are wrong.
+    Wrong,
     /// The disk failed.
     Disk(io::Error),
     /// Nobody reads, and it is off the map.

@@ -10,6 +10,7 @@ use crate::pull::claims::ClaimId;
 use crate::pull::source::{PeerFault, Source};
 use crate::pull::transfer::State;
 use crate::pull::worker::Worker;
+use crate::store::CHUNK;
 use crate::upstream::Part;
 
 /// So many bytes are told to the cluster at once; what is less, at the next tick.
@@ -31,6 +32,8 @@ impl Arrival<'_> {
                     (Turn::Upstream { .. }, Source::Upstream(upstream)) if self.sources.is_rangeless(upstream) => true,
                     (Turn::Upstream { upto }, Source::Upstream(_)) => self.claims.end_at(worker.claim, *upto),
                     (Turn::Peer(peer), source) => source.is(&Source::Peer(peer.clone())),
+                    // What is under way of the last chunk would be fetched again.
+                    (Turn::Wait, Source::Upstream(_)) => worker.is_reading && self.is_in_last_chunk(worker),
                     (Turn::Wait | Turn::Upstream { .. }, _) => false,
                 };
             if stays {
@@ -40,6 +43,11 @@ impl Arrival<'_> {
             }
         }
         self.turn_is = turn;
+    }
+
+    fn is_in_last_chunk(&self, worker: &Worker) -> bool {
+        let left = self.claims.left(worker.claim);
+        left.end - left.start < CHUNK
     }
 
     /// Whether the turn may have changed, for a loop that always has something else to do.

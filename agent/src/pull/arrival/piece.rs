@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::{Arrival, Arrived};
+use crate::peers::Parted;
 use crate::pull::claims::NEAR;
 use crate::pull::direct::Opened;
 use crate::pull::source::{Answer, AtPeer, Fault, PeerFault, Pieces, Source};
@@ -24,6 +25,11 @@ impl Arrival<'_> {
             Step::Piece(pieces, Ok(None)) => {
                 let at = self.claims.left(self.workers[index].claim).start;
                 self.failed(index, pieces.cut(at));
+            }
+            Step::Piece(_, Err(Fault::Peer(fault))) if fault.broken().is_some() => {
+                if self.broke_at_peer(index, fault) {
+                    return Err(Arrived::Wrong);
+                }
             }
             Step::Opened(Ok(Answer::Upstream(opened))) => return Ok(self.opened(now, index, *opened)),
             Step::Opened(Ok(Answer::Peer(answer))) => return Ok(self.opened_at_peer(now, index, answer)),
@@ -60,6 +66,18 @@ impl Arrival<'_> {
                 }
             }
         }
+    }
+
+    /// The blob turned out wrong at a peer that it was read from. Whether that goes for what is here too: if bytes of that
+    /// peer are in it, it is likely, and it shows now whose fault it is.
+    fn broke_at_peer(&mut self, index: usize, fault: PeerFault) -> bool {
+        let (has_given, source) = (self.workers[index].has_given(), self.workers[index].source.clone());
+        if let (true, Source::Peer(peer), Some(sources)) = (has_given, source, fault.broken()) {
+            self.suspects.parted(peer.node(), &Parted::Broken(sources.to_vec()));
+            return true;
+        }
+        self.failed(index, Fault::Peer(fault));
+        false
     }
 
     /// An upstream has answered. `false` when it is no use.

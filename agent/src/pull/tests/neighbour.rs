@@ -6,11 +6,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use tokio::sync::{mpsc, watch};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
+use crate::cluster::chain::Parting;
 use crate::image::{Access, MediaType, NodeId};
 use crate::peers::{Head, Parted, Peer, PeerError, PeerStream};
-use crate::pull::{Pull, Wanted};
+use crate::pull::{Ended, Pull, Wanted};
 
 /// How a peer gives a blob. Offsets are those of the blob.
 #[derive(Debug, Clone)]
@@ -21,6 +22,8 @@ pub(super) struct Habit {
     pub(super) sources: Vec<String>,
     /// Ends there, in disorder.
     pub(super) cut_at: Option<u64>,
+    /// Finds there that all of it is wrong, and came from these.
+    pub(super) broken_at: Option<(u64, Vec<String>)>,
     /// Sends nothing from there on.
     pub(super) stall_at: Option<u64>,
     pub(super) wrong_byte: Option<u64>,
@@ -39,6 +42,7 @@ impl Default for Habit {
             whole: false,
             sources: Vec::new(),
             cut_at: None,
+            broken_at: None,
             stall_at: None,
             wrong_byte: None,
             rate: None,
@@ -82,6 +86,13 @@ fn stream(number: u8, blob: Bytes, habit: &Arc<Habit>, from: u64, to: Option<u64
                 let _ = sender.send(Err(PeerError::Silent { node: node(number) })).await;
                 return;
             }
+            if let Some((broken_at, sources)) = &habit.broken_at
+                && *broken_at <= at
+            {
+                let (node, parting) = (node(number), Parting::Broken(sources.clone()));
+                let _ = sender.send(Err(PeerError::Parted { node, parting })).await;
+                return;
+            }
             if habit.stall_at.is_some_and(|stall| stall <= at) {
                 sender.closed().await;
                 return;
@@ -108,10 +119,15 @@ pub(super) fn peer_at(number: u8, pull: &Pull, wanted: &Wanted, access: Access) 
     Peer::scripted(node(number), move |from, to| {
         let (pull, wanted) = (pull.clone(), wanted.clone());
         async move {
-            let opened = pull.share(&wanted.digest, &wanted.place.registry, access, from, to).await;
-            let unreachable =
-                |e: crate::pull::NotShared| PeerError::Unreachable { node: node(number), why: e.to_string() };
-            let mut shared = opened.map_err(unreachable)?;
+            let begins_by = Instant::now() + Duration::from_secs(5);
+            let mut shared = loop {
+                match pull.share(&wanted.digest, &wanted.place.registry, access, from, to).await {
+                    Ok(shared) => break shared,
+                    // It has yet to begin there.
+                    Err(_) if Instant::now() < begins_by => sleep(Duration::from_millis(5)).await,
+                    Err(e) => return Err(PeerError::Unreachable { node: node(number), why: e.to_string() }),
+                }
+            };
             let head = shared.head().clone();
             let (sender, frames) = mpsc::channel(4);
             let (says, parted) = watch::channel(Parted::Unknown);
@@ -124,8 +140,12 @@ pub(super) fn peer_at(number: u8, pull: &Pull, wanted: &Wanted, access: Access) 
                             }
                         }
                         Ok(None) => break,
+                        Err(Ended::Broken(sources)) => {
+                            let parting = Parting::Broken(sources);
+                            let _ = sender.send(Err(PeerError::Parted { node: node(number), parting })).await;
+                            return;
+                        }
                         Err(_) => {
-                            says.send_replace(shared.parted().await);
                             let _ = sender.send(Err(PeerError::Silent { node: node(number) })).await;
                             return;
                         }

@@ -163,6 +163,20 @@ async fn a_peer_that_is_no_use_at_the_beginning_costs_nothing_but_its_turn() {
     }
 }
 
+#[tokio::test]
+async fn leave_is_asked_for_once_whichever_peer_it_is() {
+    let blob = blob(8);
+    let (upstream, script) = (Registry::start(&blob).await, Script::default());
+    let private = |cut_at| Habit { access: Access::Authorized, cut_at, ..Habit::default() };
+    script.turn(Turn::Peer(peer(1, &blob, private(Some(3 * MIB)))));
+    script.then(Turn::Peer(peer(2, &blob, private(Some(6 * MIB)))));
+    script.then(Turn::Peer(peer(3, &blob, private(None))));
+    let mut node = in_cluster(&blob, &[&upstream], &script);
+    node.wanted.grant = alice();
+    node.whole().await.unwrap();
+    assert_eq!((upstream.heads(), upstream.asked().len()), (1, 0));
+}
+
 /// As a manifest would say it.
 fn learn_size(node: &Node) {
     let Wanted { place, digest, .. } = &node.wanted;
@@ -243,6 +257,46 @@ async fn an_upstream_that_lied_to_a_peer_is_to_blame() {
     script.turn(FETCH_ALL);
     node.whole().await.unwrap();
     assert_eq!((first.asked().len(), second.asked().len()), (0, 1));
+}
+
+#[tokio::test]
+async fn what_turns_out_wrong_at_a_peer_is_not_finished_here() {
+    let blob = blob(8);
+    let (first, second) = (Registry::start(&blob).await, Registry::start(&blob).await);
+    let script = Script::default();
+    let wrong = Habit { wrong_byte: Some(5), broken_at: Some((6 * MIB, vec![name(&first)])), ..Habit::default() };
+    script.turn(Turn::Peer(peer(1, &blob, wrong)));
+    let node = in_cluster(&blob, &[&first, &second], &script);
+    let mut reader = node.fetch(0).await.unwrap().read();
+    let end = async {
+        loop {
+            if let Err(end) = reader.next().await {
+                break end;
+            }
+        }
+    };
+    assert_eq!(end.await, EndedShort);
+    assert_eq!(broke(&script), [(vec![name(&first)], None)]);
+    script.turn(FETCH_ALL);
+    node.whole().await.unwrap();
+    assert_eq!((first.asked().len(), second.asked().len()), (0, 1));
+}
+
+#[tokio::test]
+async fn peers_that_accuse_others_twice_are_not_asked_again() {
+    let blob = blob(8);
+    let (upstream, script) = (Registry::start(&blob).await, Script::default());
+    let accusing = |name: &str| {
+        let parted = Parted::Broken(vec![name.to_owned()]);
+        Turn::Peer(peer(1, &blob, Habit { wrong_byte: Some(7 * MIB + 5), parted, ..Habit::default() }))
+    };
+    let node = in_cluster(&blob, &[&upstream], &script);
+    for innocent in ["a:443", "b:443"] {
+        script.turn(accusing(innocent));
+        assert_eq!(node.whole().await, Err(EndedShort));
+    }
+    node.whole().await.unwrap();
+    assert_eq!(upstream.asked_once(), 0..8 * MIB, "whatever the cluster says");
 }
 
 #[tokio::test]
@@ -503,7 +557,7 @@ async fn what_is_public_anywhere_stays_public() {
     let public = Habit { registry: "other.test", whole: true, ..Habit::default() };
     let (read, upstream, node, _) = with_credentials(public, Manner::default()).await;
     read.unwrap();
-    assert_eq!((upstream.heads(), upstream.asked().len()), (0, 0));
+    assert_eq!(upstream.asked().len(), 0);
     let provenance = node.store.blob(&node.wanted.digest).await.unwrap().provenance();
     assert!(provenance.iter().eq([(&"other.test".parse().unwrap(), Access::Anonymous)]));
 }

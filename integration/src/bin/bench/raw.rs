@@ -51,6 +51,10 @@ pub(crate) async fn heads() -> Result<()> {
         config.set_text("tags", "max_age", "1h");
     })
     .await?;
+    // As every pull does. A tag whose manifest isn't held is asked for anew: nobody would know who may have it.
+    let manifest = image.root();
+    let path = format!("/v2/acme/app/manifests/{}?ns=reg.test", manifest.digest);
+    get(agent.mirror_port(), &path, manifest.bytes.len()).await?;
     let mut stream = TcpStream::connect(("127.0.0.1", agent.mirror_port())).await?;
     stream.set_nodelay(true)?;
     let request = "HEAD /v2/acme/app/manifests/v1?ns=reg.test HTTP/1.1\r\nhost: larder\r\n\r\n";

@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 use rand::RngExt as _;
 use rand::seq::index;
 
+use crate::cluster::Effect;
+
 use super::world::World;
 
 const fn secs(secs: u64) -> Duration {
@@ -131,4 +133,81 @@ fn a_thousand_nodes_live_together() {
 #[ignore = "takes long: run it in a release build"]
 fn five_thousand_nodes_live_together() {
     life(5000, 1);
+}
+
+/// Nodes start, die, leave, move and are cut off at random; whatever happened, they come to one view when it is over.
+fn history(seed: u64) {
+    const HOSTS: usize = 9;
+    let mut world = World::new(seed, HOSTS);
+    world.loss = 0.1;
+    // Which node runs on which host. Nodes move, and a start may be earlier than the last one by the clock.
+    let mut runs: [Option<usize>; HOSTS] = [None; HOSTS];
+    let start = |world: &mut World, runs: &mut [Option<usize>; HOSTS], host: usize| {
+        let idle: Vec<usize> = (0..HOSTS).filter(|node| !runs.contains(&Some(*node))).collect();
+        let node = idle[world.rng.random_range(0..idle.len())];
+        runs[host] = Some(node);
+        if world.rng.random_bool(0.2) {
+            let start = world.rng.random_range(1..1_790_000_000_100);
+            world.start_as(host, node, start);
+        } else {
+            world.start(host, node);
+        }
+    };
+    for _ in 0..world.rng.random_range(5..40) {
+        let host = world.rng.random_range(0..HOSTS);
+        match world.rng.random_range(0..10) {
+            0..5 if runs[host].is_none() => start(&mut world, &mut runs, host),
+            5 => {
+                world.crash(host);
+                runs[host] = None;
+            }
+            6 => {
+                world.leave(host);
+                runs[host] = None;
+            }
+            7 => world.sides[host] = 1,
+            8 => world.sides.fill(0),
+            _ => {}
+        }
+        let time = Duration::from_millis(world.rng.random_range(0..8000));
+        world.run(time);
+    }
+    world.sides.fill(0);
+    world.loss = 0.02;
+    // Seeds are there in the end.
+    for host in 0..3 {
+        if runs[host].is_none() {
+            start(&mut world, &mut runs, host);
+        }
+    }
+    world.run_until("one view", secs(200), World::is_settled);
+    let ring = world.ring(0);
+    for host in (0..HOSTS).filter(|host| runs[*host].is_some()) {
+        assert_eq!(world.ring(host).changed(&ring), vec![], "at {host}");
+        let told = world.told(host);
+        assert!(!told.iter().any(|effect| matches!(effect, Effect::Twin { .. })), "{told:?}");
+    }
+    // And it stays.
+    world.run(secs(60));
+    assert!(world.is_settled(), "it doesn't stay");
+}
+
+fn histories(seeds: std::ops::Range<u64>) {
+    for seed in seeds {
+        if let Err(panic) = std::panic::catch_unwind(|| history(seed)) {
+            println!("with seed {seed}");
+            std::panic::resume_unwind(panic);
+        }
+    }
+}
+
+#[test]
+fn any_history_ends_in_one_view() {
+    histories(0..200);
+}
+
+#[test]
+#[ignore = "takes minutes"]
+fn ten_thousand_histories_end_in_one_view() {
+    histories(200..10_200);
 }
