@@ -295,6 +295,8 @@ fn one_or_many<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Seed>, 
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn read(text: &str) -> Result<Peers, String> {
@@ -323,6 +325,15 @@ mod tests {
         assert!(format!("dns:{long}").parse::<Seed>().is_err());
         assert_eq!(read("seeds = \"dns:a:1\"").unwrap().seeds, [name("a", 1)]);
         assert_eq!(read("seeds = [\"dns:a:1\", \"10.0.0.7:1\"]").unwrap().seeds.len(), 2);
+    }
+
+    proptest! {
+        #[test]
+        fn a_seed_is_read_as_it_is_written(text in "(dns:)?[a-z0-9.:\\[\\]-]{0,30}") {
+            if let Ok(seed) = text.parse::<Seed>() {
+                prop_assert_eq!(seed.to_string().parse(), Ok(seed));
+            }
+        }
     }
 
     #[test]

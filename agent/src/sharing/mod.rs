@@ -10,6 +10,9 @@ mod health;
 mod source;
 mod tags;
 
+#[cfg(test)]
+mod tests;
+
 use std::convert::Infallible;
 use std::task::{Context, Poll};
 

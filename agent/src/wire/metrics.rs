@@ -59,8 +59,8 @@ impl WireMetrics {
     }
 
     #[cfg(test)]
-    pub(super) fn connections_in(&self) -> i64 {
-        self.connections.get_or_create(&DirectionLabel { direction: Direction::In }).get()
+    pub(super) fn connections(&self, direction: Direction) -> i64 {
+        self.connections.get_or_create(&DirectionLabel { direction }).get()
     }
 
     /// Counts one for as long as it is kept.

@@ -36,7 +36,7 @@ pub(super) fn certificates(key: &'static str, path: &Path) -> Result<Vec<Certifi
 
 /// At least one private key.
 pub(super) fn private_keys(key: &'static str, path: &Path) -> Result<Vec<PrivateKeyDer<'static>>, IdentityError> {
-    let pem = secret(key, path)?;
+    let pem = read(key, path)?;
     let found: Result<Vec<_>, _> = PrivateKeyDer::pem_slice_iter(&pem).collect();
     let found = found.map_err(|e| invalid(key, path, e.to_string()))?;
     if found.is_empty() {
@@ -45,22 +45,21 @@ pub(super) fn private_keys(key: &'static str, path: &Path) -> Result<Vec<Private
     Ok(found)
 }
 
-/// The bytes of a file that nobody else should be able to read.
-pub(super) fn secret(key: &'static str, path: &Path) -> Result<Zeroizing<Vec<u8>>, IdentityError> {
+/// Says that everybody can read what nobody else should.
+pub(super) fn warn_if_open(key: &'static str, path: &Path) {
     if let Ok(metadata) = fs::metadata(path)
         && metadata.mode() & 0o004 != 0
     {
         let mode = format!("{:04o}", metadata.mode() & 0o7777);
         tracing::warn!(key, path = %path.display(), mode, "everybody on this node can read this secret; make it 0600");
     }
-    read(key, path)
 }
 
 pub(super) fn invalid(key: &'static str, path: &Path, reason: impl Into<String>) -> IdentityError {
     IdentityError::Invalid { key, path: path.to_owned(), reason: reason.into() }
 }
 
-fn read(key: &'static str, path: &Path) -> Result<Zeroizing<Vec<u8>>, IdentityError> {
+pub(super) fn read(key: &'static str, path: &Path) -> Result<Zeroizing<Vec<u8>>, IdentityError> {
     let mut bytes = Zeroizing::new(Vec::new());
     fs::File::open(path)
         .and_then(|file| file.take(MAX + 1).read_to_end(&mut bytes))

@@ -36,6 +36,8 @@ pub use self::error::IdentityError;
 
 /// How often the files are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Files that are of no use and don't change are read again this often: the disk may have been to blame, or the clock.
+const READ_AGAIN: Duration = Duration::from_secs(10);
 /// What goes wrong again at each look is said this often.
 const SAID_AGAIN: Duration = Duration::from_secs(60);
 /// What somebody should do within weeks is said this often.
@@ -87,8 +89,8 @@ struct Set {
 #[derive(Debug)]
 struct Seen {
     stamps: Vec<Stamp>,
-    /// What was read last is no use: it is read again although nothing has changed.
-    is_failing: bool,
+    /// When what was read last turned out to be of no use.
+    failed: Option<Instant>,
     said: Option<Instant>,
 }
 
@@ -109,11 +111,12 @@ impl Identity {
         };
         let set = Set::new(material, node, 0, OffsetDateTime::now_utc())?;
         set.warn_of_itself();
+        paths.warn_of_open_secrets();
         Ok(Arc::new(Self {
             node,
             paths,
             current: ArcSwap::from_pointee(set),
-            seen: Mutex::new(Seen { stamps, is_failing: false, said: None }),
+            seen: Mutex::new(Seen { stamps, failed: None, said: None }),
             changed: watch::Sender::new(0),
         }))
     }
@@ -201,7 +204,8 @@ impl Identity {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         let is_new = seen.stamps != stamps;
         seen.stamps = stamps;
-        let made = if is_new || seen.is_failing {
+        let reads = is_new || seen.failed.is_some_and(|failed| failed.elapsed() >= READ_AGAIN);
+        let made = if reads {
             Material::read(&self.paths).and_then(|material| self.belongs(material))
         } else if current.material.is_due(&current.shown, now) {
             Ok(current.material.clone())
@@ -212,8 +216,11 @@ impl Identity {
         let made = made.and_then(|material| Set::new(material, self.node, current.generation + 1, now));
         match made {
             Ok(set) => {
-                seen.is_failing = false;
                 set.warn_of_itself();
+                if reads {
+                    seen.failed = None;
+                    self.paths.warn_of_open_secrets();
+                }
                 let generation = set.generation;
                 tracing::info!(issuer = set.shown.issuer, "this node shows its peers a new certificate");
                 self.current.store(Arc::new(set));
@@ -221,7 +228,7 @@ impl Identity {
             }
             // Half of a pair, perhaps: its other half is about to change too.
             Err(error) => {
-                seen.is_failing = true;
+                seen.failed = Some(Instant::now());
                 if is_new || seen.is_time_to_say(SAID_AGAIN) {
                     let error = &error as &dyn std::error::Error;
                     tracing::warn!(error, "changed files of [peers] are not used; those before them are");
@@ -266,6 +273,16 @@ impl Paths {
             .chain(&self.secret)
             .map(|path| files::stamp(path))
             .collect()
+    }
+
+    fn warn_of_open_secrets(&self) {
+        match &self.own {
+            Own::Issued { key } => files::warn_if_open("key", key),
+            Own::Given { key, .. } => files::warn_if_open("cert_key", key),
+        }
+        if let Some(secret) = &self.secret {
+            files::warn_if_open("secret", secret);
+        }
     }
 }
 

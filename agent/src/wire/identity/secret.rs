@@ -34,7 +34,7 @@ impl Secrets {
     /// Reads lines of at least [`LEAST`] bytes.
     pub(super) fn read(path: &Path) -> Result<Self, IdentityError> {
         let wrong = |reason: &str| files::invalid("secret", path, format!("{reason}; openssl rand -hex 32 makes one"));
-        let bytes = files::secret("secret", path)?;
+        let bytes = files::read("secret", path)?;
         let mut lines = bytes.split(|&b| b == b'\n').map(<[u8]>::trim_ascii).filter(|line| !line.is_empty());
         if lines.clone().any(|line| line.len() < LEAST) {
             return Err(wrong("a line of it has less than 32 bytes"));

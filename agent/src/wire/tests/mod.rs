@@ -1,5 +1,6 @@
 //! Nodes of test clusters, over real sockets.
 
+mod channels;
 mod datagrams;
 mod rotation;
 mod throughput;
@@ -23,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 use tower::ServiceExt as _;
 
+use super::metrics::Direction;
 use super::refusal::Reason;
 use super::*;
 use crate::config::Peers;

@@ -129,7 +129,7 @@ async fn who_is_trusted_no_longer_is_cut_off() {
     Fleet::give(&fleet.cluster, "b", &ClusterCa::make().unwrap());
     eventually(|| fleet.b.identity.generation() > 0, "the new files").await;
     // The connection ends, and no other is made.
-    eventually(|| fleet.b.metrics.connections_in() == 0, "the end of the connection").await;
+    eventually(|| fleet.b.metrics.connections(Direction::In) == 0, "the end of the connection").await;
     assert!(ask(held).await.is_err());
     fleet.a.refused(Reason::Authority, 1).await;
 }

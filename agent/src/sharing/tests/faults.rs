@@ -1,0 +1,181 @@
+//! What becomes of a chain when somebody goes, is slow, or sends what it shouldn't.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use hyper::body::Incoming;
+use larder_proto::peers::{Data, Head, ReadReply, read_reply};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tonic::body::Body;
+
+use super::node::{World, content, eventually};
+use crate::cluster::{Member, Ring};
+use crate::config;
+use crate::image::Digest;
+use crate::peers::frames::framed;
+use crate::peers::{PeerError, Trace, Turn};
+use crate::wire::{Identity, PeerListener, WireMetrics};
+
+const MIB: usize = 1 << 20;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn when_one_in_the_middle_dies_the_others_go_on() {
+    let world = World::new(5);
+    // The directory isn't what is tested here: who dies owns nothing of this blob.
+    let bytes = world.content_owned_by_others(12 * MIB, &[0, 1, 2]);
+    let digest = Digest::of(&bytes);
+    let upstream = watch::Sender::new(3 * MIB as u64);
+    let pull = |n: usize| world.nodes[n].pull(&bytes, upstream.subscribe());
+    let frontier = |n: usize| {
+        let shown = world.nodes[n].peers.shown();
+        shown.reading.iter().find(|reading| reading.digest == digest).map_or(0, |reading| reading.frontier)
+    };
+    let dies = async {
+        for n in 0..3 {
+            eventually("the first part is everywhere", || frontier(n) == 3 * MIB as u64).await;
+        }
+        let shown: Vec<_> = (0..3).map(|n| world.nodes[n].peers.shown()).collect();
+        let middle = (0..3).find(|n| {
+            let reads = shown[*n].reading.iter().any(|reading| reading.parent.is_some());
+            reads && !shown[*n].uploads.is_empty()
+        });
+        let middle = middle.expect("three in a chain have one in the middle");
+        world.nodes[middle].kill();
+        upstream.send_replace(u64::MAX);
+        middle
+    };
+    let survivors = async {
+        let mut pulls: Vec<_> = (0..3).map(|n| Box::pin(pull(n))).collect();
+        let mut done = Vec::new();
+        while done.len() < 2 {
+            let (bytes, at, left) = futures_util::future::select_all(pulls).await;
+            done.push((at, bytes));
+            pulls = left;
+        }
+        done
+    };
+    let (done, _) = tokio::join!(survivors, dies);
+    assert!(done.iter().all(|(_, got)| *got == bytes));
+    // The one that died may have had the lease; what was under way under it is fetched once more.
+    assert!(world.fetched() <= (bytes.len() + 8 * MIB) as u64, "{} bytes fetched", world.fetched());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn when_the_owner_dies_the_second_answers() {
+    let world = World::new(4);
+    let bytes = content(7, 2 * MIB);
+    let owner = world.owners(&Digest::of(&bytes))[0];
+    // Nobody has noticed yet: it is still among the members.
+    world.nodes[owner].kill();
+    let others: Vec<usize> = (0..4).filter(|n| *n != owner).collect();
+    let upstream = watch::Sender::new(u64::MAX);
+    let began = Instant::now();
+    world.nodes[others[0]].pull(&bytes, upstream.subscribe()).await;
+    world.nodes[others[1]].pull(&bytes, upstream.subscribe()).await;
+    assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
+    assert_eq!(world.fetched(), bytes.len() as u64, "the second owner knew of the first copy");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_leaves_gives_its_lease_back() {
+    let world = World::new(3);
+    let bytes = world.content_owned_by_others(4 * MIB, &[0]);
+    let digest = Digest::of(&bytes);
+    let mut first = world.nodes[0].peers.follow(super::node::Node::sought(digest), Some(4 << 20), 0, &Trace::new());
+    while !matches!(first.turn(), Turn::Upstream { .. }) {
+        first.changed().await;
+    }
+    let upstream = watch::Sender::new(u64::MAX);
+    let began = Instant::now();
+    let (got, ()) = tokio::join!(world.nodes[1].pull(&bytes, upstream.subscribe()), async { drop(first) });
+    assert_eq!(got, bytes);
+    assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn uploads_are_held_to_their_limit() {
+    let limited = |config: &mut config::Peers| config.max_upload = Some(config::Bytes(2 << 20));
+    let world = World::with(2, limited);
+    let bytes = content(3, 2 * MIB);
+    let upstream = watch::Sender::new(u64::MAX);
+    world.nodes[0].pull(&bytes, upstream.subscribe()).await;
+    let began = Instant::now();
+    world.nodes[1].pull(&bytes, upstream.subscribe()).await;
+    // The first piece is free, and beats keep a stream alive that waits for its turn.
+    assert!(began.elapsed() > Duration::from_millis(600), "{:?}", began.elapsed());
+    assert_eq!(world.fetched(), bytes.len() as u64);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn damaged_bytes_are_not_taken() {
+    let world = World::new(2);
+    let bytes = content(4, 100_000);
+    let digest = Digest::of(&bytes);
+    // A third member, which says that it has the blob, and sends another checksum than its bytes have.
+    let mut config = config::Peers::default();
+    config.ca = Some(world.path().join("ca.pem"));
+    config.key = Some(world.path().join("ca.key"));
+    let liar = Identity::open(&config, &world.path().join("liar")).unwrap();
+    let listener = PeerListener::bind(([127, 0, 0, 1], 0).into()).unwrap();
+    let address = listener.local_addr().unwrap();
+    let sent = bytes.clone();
+    let lies = tower::service_fn(move |_: Request<Incoming>| {
+        let head = Head {
+            size: sent.len() as u64,
+            media_type: "a/b".to_owned(),
+            registry: "docker.io".to_owned(),
+            access: 1,
+            whole: true,
+            sources: Vec::new(),
+        };
+        let data = Data { checksum: crc32fast::hash(&sent) ^ 1, bytes: Bytes::from(sent.clone()) };
+        let parts = [read_reply::Part::Head(head), read_reply::Part::Data(data)];
+        let wire: Vec<u8> = parts.into_iter().flat_map(|part| framed(&ReadReply { part: Some(part) })).collect();
+        let body = http_body_util::Full::new(Bytes::from(wire));
+        async move {
+            let response = Response::builder().header("content-type", "application/grpc").body(Body::new(body));
+            Ok::<_, Infallible>(response.unwrap())
+        }
+    });
+    let stop = CancellationToken::new();
+    tokio::spawn(listener.serve(lies, Arc::clone(&liar), WireMetrics::default(), stop.clone()));
+    let third = Member { node: liar.node(), addr: address, ..world.nodes[0].member() };
+    world.knows(&third);
+    let shelf = crate::cluster::directory::Shelf {
+        bucket: crate::cluster::Bucket::of(&digest),
+        generation: 1,
+        hash: 0,
+        all: true,
+        added: vec![crate::cluster::directory::Holding { digest, registries: Vec::new() }],
+        dropped: Vec::new(),
+    };
+    for node in &world.nodes {
+        let said = crate::peers::messages::shelves_of(std::slice::from_ref(&shelf));
+        node.peers.directory().announce(liar.node(), said).unwrap();
+    }
+    let mut follow = world.nodes[0].peers.follow(super::node::Node::sought(digest), None, 0, &Trace::new());
+    let peer = loop {
+        match follow.turn() {
+            Turn::Peer(peer) => break peer,
+            _ => follow.changed().await,
+        }
+    };
+    let mut stream = peer.open(0, None).await.unwrap();
+    assert_eq!(stream.frame().await, Err(PeerError::Damaged { node: liar.node() }));
+    stop.cancel();
+}
+
+impl World {
+    /// One more member, which doesn't own anything.
+    fn knows(&self, member: &Member) {
+        let known = Member { settled: false, ..member.clone() };
+        for node in &self.nodes {
+            let members = self.nodes.iter().map(super::node::Node::member).chain([known.clone()]);
+            node.believes(Ring::new(node.node, members));
+        }
+    }
+}
