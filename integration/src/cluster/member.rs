@@ -102,11 +102,12 @@ impl Member {
         self.agent.kill();
     }
 
-    /// How many members its agent knows of, itself among them, and how many of them may own what is looked for.
+    /// How many members its agent knows of, itself among them: those that may own what is looked for, and those that
+    /// haven't been there for long enough.
     pub async fn sees(&self) -> Result<(usize, usize)> {
         let metrics = self.agent.metrics().await?;
-        let count = |name| metrics.sum(name, &[]) as usize;
-        Ok((count("larder_peer_members"), count("larder_peer_ring_members")))
+        let count = |state| metrics.sum("larder_peer_members", &[&format!("state=\"{state}\"")]) as usize;
+        Ok((count("settled"), count("joining")))
     }
 
     /// Calls a method at its port for peers from another machine, with this certificate or without: `Health/Check`.

@@ -106,7 +106,7 @@ impl Cluster {
             let mut seen = None;
             let waited = until("the cluster is settled", SETTLED, async || {
                 seen = member.sees().await.ok();
-                (seen == Some((count, count))).then_some(())
+                (seen == Some((count, 0))).then_some(())
             })
             .await;
             waited.with_context(|| format!("node {number} sees {seen:?} of {count}"))?;

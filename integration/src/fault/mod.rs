@@ -201,6 +201,13 @@ impl FaultRegistry {
         self.shared.state().log.clone()
     }
 
+    /// Every request so far that had `path` in its path, a line each.
+    pub fn shown(&self, path: &str) -> String {
+        let state = self.shared.state();
+        let requests = state.log.iter().filter(|request| request.target.contains(path));
+        requests.fold(String::new(), |lines, request| format!("{lines}\n{request}"))
+    }
+
     /// How many requests of this method so far had `path` in their path.
     pub fn count(&self, method: &str, path: &str) -> usize {
         let state = self.shared.state();

@@ -134,6 +134,9 @@ impl Request {
 impl fmt::Display for Request {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { method, target, status, sent, .. } = self;
+        if let Some(from) = self.from.filter(|from| !from.is_loopback()) {
+            write!(f, "{from} ")?;
+        }
         write!(f, "{method} {target}")?;
         if let Some(range) = self.header("range") {
             write!(f, " [{range}]")?;

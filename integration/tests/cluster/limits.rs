@@ -28,7 +28,7 @@ fn uploads_are_limited() {
         let allowed = (took.as_secs_f64() + 1.0) * LIMIT as f64 * 1.1;
         ensure!((sent as f64) < allowed, "{sent} bytes in {took:?}, and {allowed:.0} were allowed");
         ensure!(fetched.iter().all(|fetched| fetched.took > Duration::from_secs(2)), "{fetched:?}");
-        ensure!(stage.registry.sent("/blobs/") == 0, "upstream was asked: {:?}", stage.registry.requests());
+        ensure!(stage.registry.sent("/blobs/") == 0, "upstream was asked: {}", stage.registry.shown("/blobs/"));
         Ok(())
     });
 }

@@ -79,7 +79,7 @@ fn status_shows_the_peers() {
         let cluster = stage.nodes(3, None)?.configure(zones).start().await?;
         cluster.pull(NAME, &image).await?;
         let agent = &cluster.member(0).agent;
-        let shown: Value = serde_json::from_str(&agent.say(&["status", "--peers", "-o", "json"]).await?)?;
+        let shown: Value = serde_json::from_str(&agent.say(&["status", "--peers", "--json"]).await?)?;
         let text = shown.to_string();
         for member in cluster.members() {
             ensure!(

@@ -64,7 +64,8 @@ impl Stage {
     /// Fails when more than so many copies left upstream.
     fn ensure_copies(&self, image: &Image, at_most: f64) -> Result<()> {
         let copies = self.registry.copies(image);
-        ensure!(copies <= at_most, "{copies:.3} copies left upstream, and {at_most} should have");
+        let shown = self.registry.shown(&image.largest().digest);
+        ensure!(copies <= at_most, "{copies:.3} copies left upstream, and {at_most} should have:{shown}");
         Ok(())
     }
 }

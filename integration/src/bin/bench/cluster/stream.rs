@@ -47,7 +47,7 @@ pub(crate) async fn stream(pairs: usize) -> Result<()> {
         reader.start_again().await?;
         for agent in [&holder, &reader] {
             until("they know each other", Duration::from_secs(20), async || {
-                (agent.metrics().await.ok()?.sum("larder_peer_ring_members", &[]) == 2.0).then_some(())
+                (agent.metrics().await.ok()?.sum("larder_peer_members", &["state=\"settled\""]) == 2.0).then_some(())
             })
             .await?;
         }
