@@ -38,7 +38,7 @@ async fn one_asks_and_the_others_are_told() {
         assert_eq!(told.digest, answer().digest);
     }
     // Another credential may be told something else.
-    let other = TagSought { credential: Credential::Keyed([1; 32]), ..tag };
+    let other = TagSought { credential: Credential::Keyed([1; 32]), ..tag.clone() };
     assert!(matches!(world.nodes[1].peers.tag(&other, &trace).await, TagTurn::Ask(_)));
 }
 
