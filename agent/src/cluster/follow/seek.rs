@@ -43,9 +43,9 @@ impl Candidate {
 }
 
 impl Follow {
-    /// Asks the best owner, unless it has been asked already. Without one, this node is alone.
+    /// Asks the best owner, unless one is being asked. Without one, this node is alone.
     pub(super) fn ask(&mut self, now: Duration) {
-        if !self.pending.is_empty() {
+        if self.pending.iter().any(|pending| !pending.is_late) {
             return;
         }
         match self.ranks.best(now, None) {
