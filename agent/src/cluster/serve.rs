@@ -16,6 +16,9 @@ use crate::image::NodeId;
 
 /// How long two readers are compared.
 const CONTEST: Duration = Duration::from_millis(800);
+/// Or until they have taken so much together, if one has taken much less: more than lies in buffers on the way.
+const TELLING: u64 = 16 << 20;
+const MUCH_LESS: f64 = 0.4;
 /// Who takes less than this part of what the other takes is the slow one; otherwise it is who was there before.
 const CLEARLY_LESS: f64 = 0.6;
 /// How many more are taken of those who know of nobody else.
@@ -134,6 +137,13 @@ impl Serve {
             } else if stream == contest.newcomer {
                 contest.newcomer_took += bytes;
             }
+            if contest.before_took + contest.newcomer_took >= TELLING {
+                let (less, more) =
+                    (contest.before_took.min(contest.newcomer_took), contest.before_took.max(contest.newcomer_took));
+                if (less as f64) < MUCH_LESS * more as f64 {
+                    self.decide();
+                }
+            }
         }
         self.part_from_served();
     }
@@ -198,7 +208,14 @@ impl Serve {
 
     /// Time has passed.
     pub fn tick(&mut self, now: Duration) {
-        let Some(contest) = self.contest.take_if(|contest| contest.until <= now) else { return };
+        if self.contest.as_ref().is_some_and(|contest| contest.until <= now) {
+            self.decide();
+        }
+    }
+
+    /// The slower one of the two has to go.
+    fn decide(&mut self) {
+        let Some(contest) = self.contest.take() else { return };
         let newcomer_is_slow = (contest.newcomer_took as f64) < CLEARLY_LESS * contest.before_took as f64;
         let slow = if newcomer_is_slow { contest.newcomer } else { contest.before };
         if self.streams.remove(&slow).is_some() {

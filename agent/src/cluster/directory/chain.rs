@@ -199,6 +199,7 @@ impl Chain {
     /// A reader fell silent.
     pub(super) fn lose(&mut self, now: Duration, node: NodeId) {
         self.readers.remove(node);
+        self.readers.lose_children(node);
         self.leases.remove(now, node, true);
     }
 

@@ -64,6 +64,7 @@ impl Readers {
             return Some(ticket);
         }
         let was_slow = self.remove(node).is_some_and(|reader| reader.slow);
+        self.lose_children(node);
         if self.by_ticket.len() >= MAX_READERS {
             return None;
         }
@@ -87,6 +88,10 @@ impl Readers {
         }
         let before = self.by_node.get(&node).copied()?;
         let reader = self.by_ticket.remove(&before)?;
+        let siblings = reader.parent.and_then(|parent| self.children.get_mut(&parent));
+        for sibling in siblings.into_iter().flatten().filter(|sibling| **sibling == before) {
+            *sibling = ticket;
+        }
         self.by_ticket.insert(ticket, reader);
         self.by_node.insert(node, ticket);
         Some(ticket)
@@ -97,6 +102,15 @@ impl Readers {
         let reader = self.by_ticket.remove(&ticket)?;
         self.detach(ticket, reader.parent);
         Some(reader)
+    }
+
+    /// Nobody reads from `node` any more: its place is another, or it is gone.
+    pub(super) fn lose_children(&mut self, node: NodeId) {
+        for ticket in self.children.remove(&node).unwrap_or_default() {
+            if let Some(reader) = self.by_ticket.get_mut(&ticket) {
+                reader.parent = None;
+            }
+        }
     }
 
     /// `node` reads from `parent` now.

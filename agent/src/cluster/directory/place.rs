@@ -1,5 +1,7 @@
 //! From whom a reader is to read.
 
+use std::cmp::Reverse;
+
 use crate::cluster::chain::{Ailment, Ticket, Trouble};
 use crate::image::{NodeId, Zone};
 
@@ -75,12 +77,15 @@ impl Placing<'_> {
         Some(Placed { parents, before })
     }
 
-    /// Where nobody has room: who has the fewest readers, all the same.
+    /// Where nobody has room: who has the fewest readers all the same, and of these the youngest. Nobody stands far below it,
+    /// should it send the reader on.
     pub(super) fn squeeze(&self, readers: &Readers, holders: &[(NodeId, &Zone)]) -> Option<Placed> {
         let whole = holders.iter().map(|(node, _)| *node);
         let lower = readers.below(self.ticket).map(|reader| reader.node);
-        let fit = whole.chain(lower).filter(|node| self.is_fit(*node));
-        let parent = fit.min_by_key(|node| readers.children(*node).count())?;
+        let is_full = |node| self.troubles.iter().any(|trouble| trouble.node == node && trouble.why == Ailment::Full);
+        let fit = whole.chain(lower).filter(|node| self.is_fit(*node) || (*node != self.me && is_full(*node)));
+        let fit = fit.enumerate();
+        let (_, parent) = fit.min_by_key(|(rank, node)| (readers.children(*node).count(), Reverse(*rank)))?;
         Some(Placed { parents: vec![parent], before: None })
     }
 
