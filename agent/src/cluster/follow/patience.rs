@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-/// What a pull has to spend on waiting, and what it has at most.
-const ALL: Duration = Duration::from_secs(2);
-/// A silence that is none.
-const SHORT: Duration = Duration::from_millis(50);
+/// What a pull has to spend on waiting, and what it has at most: two seconds together with a silence that is none.
+const ALL: Duration = Duration::from_millis(1_750);
+/// A silence that is none: bytes come in pieces of 256 KiB, each of which takes so long over 8 Mbit/s.
+const SHORT: Duration = Duration::from_millis(250);
 /// What a source that is tried after patience ran out gets.
-const LITTLE: Duration = Duration::from_millis(500);
+const LITTLE: Duration = Duration::from_millis(250);
 /// For each reader that the bytes have to come through before they come here, at first.
 const PER_READER: Duration = Duration::from_millis(5);
 const MOST_FOR_READERS: Duration = Duration::from_secs(20);
