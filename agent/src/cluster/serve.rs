@@ -5,14 +5,14 @@
 //! its reader to the others, so that they can read from that one.
 //!
 //! A reader may come in the place of another, which it found slow. Both are served for a second, and the one that takes
-//! less has to go: the sender alone sees both.
+//! less has to go: the sender alone sees both. Or it comes before another, as the owner says, which then goes on behind it.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::chain::{Beat, Hop, Parting, Ticket};
 use super::directory::fan_out;
-use crate::image::{NodeId, Zone};
+use crate::image::NodeId;
 
 /// How long two readers are compared.
 const CONTEST: Duration = Duration::from_millis(800);
@@ -26,12 +26,12 @@ const SQUEEZED: usize = 3;
 pub struct Reader {
     /// Which node.
     pub node: NodeId,
-    /// Where it stands.
-    pub zone: Zone,
     /// Its place; `None` for who reads only what is whole.
     pub ticket: Option<Ticket>,
     /// It comes in place of this one.
     pub instead_of: Option<NodeId>,
+    /// This one is to read from it from now on.
+    pub before: Option<NodeId>,
     /// It knows of nobody else.
     pub insists: bool,
     /// The byte that it begins with.
@@ -42,7 +42,6 @@ pub struct Reader {
 #[derive(Debug)]
 pub struct Serve {
     me: NodeId,
-    zone: Zone,
     ticket: Option<Ticket>,
     is_whole: bool,
     frontier: u64,
@@ -55,7 +54,6 @@ pub struct Serve {
 #[derive(Debug)]
 struct Stream {
     node: NodeId,
-    zone: Zone,
     ticket: Option<Ticket>,
     /// The byte that is sent next.
     at: u64,
@@ -77,10 +75,9 @@ struct Contest {
 impl Serve {
     /// Nobody yet.
     #[must_use]
-    pub const fn new(me: NodeId, zone: Zone) -> Self {
+    pub const fn new(me: NodeId) -> Self {
         Self {
             me,
-            zone,
             ticket: None,
             is_whole: false,
             frontier: 0,
@@ -110,28 +107,19 @@ impl Serve {
                 .streams
                 .iter()
                 .find(|(_, stream)| stream.bound.is_none() && Some(stream.node) == reader.instead_of);
-            let is_near = reader.zone == self.zone;
-            let foreign = |stream: &Stream| stream.bound.is_none() && stream.zone != self.zone;
+            let gives_way = |stream: &Stream| stream.bound.is_none() && Some(stream.node) == reader.before;
             if let Some((before, _)) = replaced.filter(|_| self.contest.is_none()) {
                 let until = now + CONTEST;
                 self.contest =
                     Some(Contest { before: *before, newcomer: stream, until, before_took: 0, newcomer_took: 0 });
-            } else if is_near && self.streams.values().any(foreign) {
-                let zone = self.zone.clone();
-                let is_foreign = |stream: &Stream| stream.bound.is_none() && stream.zone != zone;
-                self.part_from(is_foreign, &Parting::Full(vec![reader.node]));
+            } else if self.streams.values().any(gives_way) {
+                self.part_from(gives_way, &Parting::Full(vec![reader.node]));
             } else if !reader.insists || count >= room + SQUEEZED {
                 return Err(Parting::Full(self.readers().collect()));
             }
         }
-        let taken = Stream {
-            node: reader.node,
-            zone: reader.zone.clone(),
-            ticket: reader.ticket,
-            at: reader.from,
-            bound: None,
-            upwards: Vec::new(),
-        };
+        let taken =
+            Stream { node: reader.node, ticket: reader.ticket, at: reader.from, bound: None, upwards: Vec::new() };
         self.streams.insert(stream, taken);
         Ok(())
     }

@@ -210,7 +210,7 @@ impl Follow {
                 };
                 self.source = Source::Lease(range);
             }
-            Answer::Read { ticket, parents, instead_of, ahead } => {
+            Answer::Read { ticket, parents, before, ahead } => {
                 self.place(ticket);
                 if self.fruitless == 0 {
                     self.patience.stand_behind(ahead);
@@ -218,7 +218,10 @@ impl Follow {
                 let insists = self.fruitless > 1;
                 let candidates = parents.into_iter().enumerate();
                 self.candidates = candidates
-                    .map(|(rank, node)| Candidate { node, instead_of: instead_of.filter(|_| rank == 0), insists })
+                    .map(|(rank, node)| {
+                        let before = before.filter(|_| rank == 0);
+                        Candidate { before, insists, ..Candidate::of(node) }
+                    })
                     .collect();
                 if !self.try_next(now) {
                     self.find_nothing(now);
@@ -310,12 +313,13 @@ impl Follow {
 
     /// A peer's beat.
     pub fn beat(&mut self, now: Duration, opening: u64, beat: Beat) {
-        let (frontier, rate, me) = (self.frontier, self.meter.rate(now), self.me);
+        let (frontier, rate, me, ticket) = (self.frontier, self.meter.rate(now), self.me, self.ticket);
         let may_move =
             now >= self.stays_until && self.moved.is_none_or(|moved| now.saturating_sub(moved) >= MOVES_EVERY);
         let Some(reading) = self.reading(opening) else { return };
         reading.heard = now;
-        let is_circle = beat.path.iter().any(|hop| hop.node == me);
+        // Under an older ticket this node may still be on paths that were told further and further.
+        let is_circle = beat.path.iter().any(|hop| hop.node == me && hop.ticket == ticket);
         let parent = reading.opening.node;
         let (comes_nearer, better) = reading.beat(now, beat, frontier, rate);
         if is_circle {
@@ -330,8 +334,8 @@ impl Follow {
         if let Some(better) = better.filter(|better| may_move && !self.troubles.speaks_against(now, *better)) {
             self.moved = Some(now);
             self.candidates.clear();
-            self.candidates.push_back(Candidate { node: better, instead_of: Some(parent), insists: false });
-            self.candidates.push_back(Candidate { node: parent, instead_of: None, insists: false });
+            self.candidates.push_back(Candidate { instead_of: Some(parent), ..Candidate::of(better) });
+            self.candidates.push_back(Candidate::of(parent));
             self.try_next(now);
         }
     }
@@ -344,14 +348,15 @@ impl Follow {
             return;
         }
         match parting {
-            Parting::Yielded | Parting::NotLower => self.leave_parent(now, Ailment::Full),
+            Parting::Yielded => self.leave_parent(now, None),
+            Parting::NotLower => self.leave_parent(now, Some(Ailment::Full)),
             Parting::Full(others) => {
-                let (me, insists) = (self.me, false);
+                let me = self.me;
                 let others = others.iter().filter(|other| **other != me).take(seek::MAX_REFERRALS);
                 for other in others {
-                    self.candidates.push_front(Candidate { node: *other, instead_of: None, insists });
+                    self.candidates.push_front(Candidate::of(*other));
                 }
-                self.leave_parent(now, Ailment::Full);
+                self.leave_parent(now, Some(Ailment::Full));
             }
             Parting::Displaced => {
                 self.stays_until = now + SLOW_STAYS;
@@ -360,10 +365,10 @@ impl Follow {
                 self.troubles.note(now, node, Ailment::Full);
                 self.seek_anew(now);
             }
-            Parting::Absent => self.leave_parent(now, Ailment::Absent),
-            Parting::Broken(_) => self.leave_parent(now, Ailment::Wrong),
+            Parting::Absent => self.leave_parent(now, Some(Ailment::Absent)),
+            Parting::Broken(_) => self.leave_parent(now, Some(Ailment::Wrong)),
             Parting::Held | Parting::Sent | Parting::Failed | Parting::Stopping => {
-                self.leave_parent(now, Ailment::Silent);
+                self.leave_parent(now, Some(Ailment::Silent));
             }
         }
     }
@@ -371,7 +376,7 @@ impl Follow {
     /// A peer can't be reached, or the stream broke.
     pub fn lost(&mut self, now: Duration, opening: u64) {
         if self.reading(opening).is_some() && !self.has_all() {
-            self.leave_parent(now, Ailment::Silent);
+            self.leave_parent(now, Some(Ailment::Silent));
         }
     }
 
@@ -459,7 +464,7 @@ impl Follow {
         }
         match &mut self.source {
             Source::Peer(reading) if now.saturating_sub(reading.heard) >= SILENCE => {
-                self.leave_parent(now, Ailment::Silent);
+                self.leave_parent(now, Some(Ailment::Silent));
             }
             Source::Peer(reading) => {
                 let parent = reading.opening.node;

@@ -32,7 +32,14 @@ pub(super) struct Pending {
 pub(super) struct Candidate {
     pub(super) node: NodeId,
     pub(super) instead_of: Option<NodeId>,
+    pub(super) before: Option<NodeId>,
     pub(super) insists: bool,
+}
+
+impl Candidate {
+    pub(super) const fn of(node: NodeId) -> Self {
+        Self { node, instead_of: None, before: None, insists: false }
+    }
 }
 
 impl Follow {
@@ -113,6 +120,7 @@ impl Follow {
                 node: candidate.node,
                 ticket: self.ticket,
                 instead_of: candidate.instead_of,
+                before: candidate.before,
                 insists: candidate.insists,
             };
             match &self.source {
@@ -127,15 +135,17 @@ impl Follow {
     }
 
     /// The parent is no use: on to who was named, then to those beyond it, then to the owner.
-    pub(super) fn leave_parent(&mut self, now: Duration, why: Ailment) {
+    pub(super) fn leave_parent(&mut self, now: Duration, why: Option<Ailment>) {
         let Source::Peer(reading) = &self.source else { return };
-        self.troubles.note(now, reading.opening.node, why);
+        if let Some(why) = why {
+            self.troubles.note(now, reading.opening.node, why);
+        }
         // Beyond it, each in the place of the one before, which its reader may not have missed yet. Who stands above this
         // node can't be read from, whatever the path says.
         let mut before = reading.opening.node;
         for hop in reading.path.iter().skip(1) {
             if hop.ticket.is_none_or(|its| self.ticket.is_some_and(|mine| its < mine)) {
-                self.candidates.push_back(Candidate { node: hop.node, instead_of: Some(before), insists: false });
+                self.candidates.push_back(Candidate { instead_of: Some(before), ..Candidate::of(hop.node) });
             }
             before = hop.node;
         }

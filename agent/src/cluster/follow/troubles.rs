@@ -14,7 +14,7 @@ pub(super) struct Troubles(BTreeMap<NodeId, (Ailment, Duration)>);
 impl Troubles {
     pub(super) fn note(&mut self, now: Duration, node: NodeId, why: Ailment) {
         let lasts = match why {
-            Ailment::Full => Duration::from_secs(2),
+            Ailment::Full => Duration::from_millis(300),
             Ailment::Silent | Ailment::Slow => Duration::from_secs(5),
             Ailment::Absent => Duration::from_secs(60),
             Ailment::Wrong => Duration::from_secs(3600),

@@ -106,6 +106,7 @@ impl World {
         answered: Option<Box<crate::cluster::directory::Answered>>,
     ) {
         let now = self.now;
+        tracing::trace!("{now:?} {to:?} answered {answered:?}");
         self.with_follow(to, |follow| match answered {
             Some(answered) => follow.answered(now, number, *answered),
             None => follow.unanswered(now, number),
@@ -114,6 +115,7 @@ impl World {
 
     pub(super) fn judged(&mut self, to: Spot, lease: Lease, verdict: Option<Verdict>) {
         let now = self.now;
+        tracing::trace!("{now:?} {to:?} judged {verdict:?}");
         self.with_follow(to, |follow| match verdict {
             Some(verdict) => follow.reported(now, lease, verdict),
             None => follow.unreported(now, lease),
