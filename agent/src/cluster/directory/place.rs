@@ -79,7 +79,8 @@ impl Placing<'_> {
     pub(super) fn squeeze(&self, readers: &Readers, holders: &[(NodeId, &Zone)]) -> Option<Placed> {
         let whole = holders.iter().map(|(node, _)| *node);
         let lower = readers.below(self.ticket).map(|reader| reader.node);
-        let fit = whole.chain(lower).filter(|node| self.is_fit(*node));
+        let is_full = |node| self.troubles.iter().any(|trouble| trouble.node == node && trouble.why == Ailment::Full);
+        let fit = whole.chain(lower).filter(|node| self.is_fit(*node) || (*node != self.me && is_full(*node)));
         let parent = fit.min_by_key(|node| readers.children(*node).count())?;
         Some(Placed { parents: vec![parent], before: None })
     }

@@ -74,6 +74,8 @@ pub struct Follow {
     /// When the last ask went out, and how many have led nowhere since bytes came.
     asked: Option<Duration>,
     fruitless: u32,
+    /// How many peers have fallen silent since.
+    losses: u32,
     candidates: VecDeque<Candidate>,
     troubles: Troubles,
     meter: Meter,
@@ -134,6 +136,7 @@ impl Follow {
             slow: false,
             asked: None,
             fruitless: 0,
+            losses: 0,
             candidates: VecDeque::new(),
             troubles: Troubles::default(),
             meter: Meter::new(now, frontier),
@@ -266,16 +269,10 @@ impl Follow {
     }
 
     /// A report didn't reach its owner.
-    pub fn unreported(&mut self, now: Duration, lease: Lease) {
-        let Source::Lease(range) = &mut self.source else { return };
-        if range.lease != lease {
-            return;
-        }
-        let owner = range.owner;
-        self.ranks.failed(now, owner);
-        if let Some(other) = self.ranks.best(now, Some(owner)) {
-            range.owner = other;
-            self.report_lease(now);
+    pub fn unreported(&mut self, now: Duration, owner: NodeId, lease: Lease) {
+        let Source::Lease(range) = &self.source else { return };
+        if range.lease == lease && range.owner == owner {
+            self.report_elsewhere(now);
         }
     }
 
@@ -350,14 +347,7 @@ impl Follow {
         match parting {
             Parting::Yielded => self.leave_parent(now, None),
             Parting::NotLower => self.leave_parent(now, Some(Ailment::Full)),
-            Parting::Full(others) => {
-                let me = self.me;
-                let others = others.iter().filter(|other| **other != me).take(seek::MAX_REFERRALS);
-                for other in others {
-                    self.candidates.push_front(Candidate::of(*other));
-                }
-                self.leave_parent(now, Some(Ailment::Full));
-            }
+            Parting::Full(others) => self.sent_on(now, others),
             Parting::Displaced => {
                 self.stays_until = now + SLOW_STAYS;
                 self.to_the_tail = true;
@@ -394,6 +384,7 @@ impl Follow {
         self.meter.arrived(now, frontier);
         self.patience.sign(now);
         self.fruitless = 0;
+        self.losses = 0;
         let has_all = self.has_all();
         match &mut self.source {
             Source::Lease(range) => {
@@ -462,8 +453,10 @@ impl Follow {
         if self.has_all() {
             return;
         }
+        let silence = self.silence();
         match &mut self.source {
-            Source::Peer(reading) if now.saturating_sub(reading.heard) >= SILENCE => {
+            Source::Peer(reading) if now.saturating_sub(reading.heard) >= silence => {
+                self.losses = self.losses.saturating_add(1);
                 self.leave_parent(now, Some(Ailment::Silent));
             }
             Source::Peer(reading) => {
@@ -471,7 +464,6 @@ impl Follow {
                 if now >= self.patience.deadline() {
                     self.troubles.note(now, parent, Ailment::Full);
                     self.go_alone(now);
-                    self.ask(now);
                 } else if now.saturating_sub(self.told_reading) >= REPORT_READING_EVERY {
                     self.tell_reading(now);
                 }
@@ -480,8 +472,8 @@ impl Follow {
                 if range.waits.is_some_and(|since| now.saturating_sub(since) >= VERDICT_IS_LATE) {
                     range.waits = None;
                     range.upto = range.upto.saturating_add(PIECE);
-                }
-                if now.saturating_sub(range.reported) >= REPORT_EVERY {
+                    self.report_elsewhere(now);
+                } else if now.saturating_sub(range.reported) >= REPORT_EVERY {
                     self.report_lease(now);
                 }
             }
@@ -503,9 +495,9 @@ impl Follow {
             return None;
         }
         let own = match &self.source {
-            Source::Peer(reading) => {
-                (reading.heard + SILENCE).min(self.patience.deadline()).min(self.told_reading + REPORT_READING_EVERY)
-            }
+            Source::Peer(reading) => (reading.heard + self.silence())
+                .min(self.patience.deadline())
+                .min(self.told_reading + REPORT_READING_EVERY),
             Source::Lease(range) => {
                 let reports = range.reported + REPORT_EVERY;
                 range.waits.map_or(reports, |since| reports.min(since + VERDICT_IS_LATE))
@@ -546,6 +538,12 @@ impl Follow {
 
     fn has_all(&self) -> bool {
         self.size.is_some_and(|size| self.frontier >= size)
+    }
+
+    /// How long a peer may be silent: the longer, the more were so in a row. A link that is filled with what nobody waits
+    /// for any more makes everybody look dead.
+    fn silence(&self) -> Duration {
+        SILENCE * (1 << self.losses.min(2))
     }
 
     fn reading(&mut self, opening: u64) -> Option<&mut Reading> {

@@ -36,6 +36,13 @@ impl Troubles {
         lasting.map(|(node, (why, _))| Trouble { node: *node, why: *why }).collect()
     }
 
+    /// What was said of a node holds no more.
+    pub(super) fn forgive(&mut self, node: NodeId, what: Ailment) {
+        if self.0.get(&node).is_some_and(|(why, _)| *why == what) {
+            self.0.remove(&node);
+        }
+    }
+
     /// Who is full may have room again.
     pub(super) fn forgive_full(&mut self) {
         self.0.retain(|_, (why, _)| *why != Ailment::Full);

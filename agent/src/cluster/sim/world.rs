@@ -175,7 +175,7 @@ impl World {
             Event::Asked { owner, from, number, ask } => self.asked(owner, from, number, &ask),
             Event::Answered { to, number, answered } => self.answered(to, number, answered),
             Event::Reported { owner, from, report } => self.reported_to(owner, from, &report),
-            Event::Judged { to, lease, verdict } => self.judged(to, lease, verdict),
+            Event::Judged { to, owner, lease, verdict } => self.judged(to, owner, lease, verdict),
             Event::Requested { stream, reader } => self.requested(stream, &reader),
             Event::Opened { stream } => self.opened(stream),
             Event::BeatDue { stream } => self.beat_due(stream),
