@@ -68,6 +68,9 @@ fn a_peer_gives_it_to_those_alone_who_may_have_it() {
             scene.ensure_closed(node, "private.test", "acme/app", None).await?;
             scene.ensure_closed(node, "private.test", "acme/app", Some(&mallory())).await?;
         }
+        // Nor does it get lost by their asking, here or there.
+        scene.ensure_closed(0, "open.test", "evil/app", None).await?;
+        scene.ensure_closed(1, "open.test", "evil/app", None).await?;
         scene.registry.clear_log();
         scene.cluster.member(1).pull_as(PRIVATE, &alice()).await?;
         ensure!(scene.registry.sent("/blobs/") == 0, "it was downloaded again: {}", scene.registry.shown(""));

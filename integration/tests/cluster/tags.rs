@@ -69,6 +69,8 @@ fn the_newest_answer_is_given_in_an_outage() {
         cluster.member(0).pull(NAME).await?;
         cluster.member(1).pull(NAME).await?;
         stage.registry.add(&new, "acme/app", "v1");
+        // What a node keeps of an answer tells times apart by the second.
+        tokio::time::sleep(Duration::from_millis(1100)).await;
         cluster.member(1).pull(NAME).await?;
         stage.registry.refuse();
         for (number, member) in cluster.members().iter().enumerate() {
