@@ -1,17 +1,28 @@
 //! A small HTTP client for the tests' own requests.
 
+use std::net::Ipv4Addr;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, Method, Request, StatusCode};
+use futures_util::future::BoxFuture;
+use http::{HeaderMap, Method, Request, StatusCode, Uri};
 use http_body_util::{BodyExt, Full};
-use hyper_util::client::legacy::{Client, connect::HttpConnector};
-use hyper_util::rt::TokioExecutor;
+use hyper_util::client::legacy::Client;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::net::{TcpSocket, TcpStream};
+use tower::Service;
+
+use crate::Namespace;
 
 /// Plain HTTP/1.1 over kept connections.
 #[derive(Debug, Clone)]
-pub struct Http(Client<HttpConnector, Full<Bytes>>);
+pub struct Http(Client<Dialer, Full<Bytes>>);
+
+/// Connects to IPv4 addresses, from a network namespace.
+#[derive(Debug, Clone)]
+struct Dialer(Option<Namespace>);
 
 /// What came back.
 #[derive(Debug)]
@@ -33,7 +44,12 @@ pub struct Reply {
 impl Http {
     /// A client with no connections yet.
     pub fn new() -> Self {
-        Self(Client::builder(TokioExecutor::new()).build_http())
+        Self::within(None)
+    }
+
+    /// One whose connections begin in this network namespace.
+    pub fn within(namespace: Option<Namespace>) -> Self {
+        Self(Client::builder(TokioExecutor::new()).build(Dialer(namespace)))
     }
 
     /// Sends a request. Fails when no head comes back; a body that is cut is part of the reply.
@@ -86,6 +102,31 @@ impl Http {
 impl Default for Http {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+impl Service<Uri> for Dialer {
+    type Response = TokioIo<TcpStream>;
+    type Error = anyhow::Error;
+    type Future = BoxFuture<'static, Result<TokioIo<TcpStream>>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        let namespace = self.0.clone();
+        Box::pin(async move {
+            let host = uri.host().context("a URL without a host")?.replace("localhost", "127.0.0.1");
+            let address = (host.parse::<Ipv4Addr>().context("not an address")?, uri.port_u16().unwrap_or(80));
+            let socket = match namespace {
+                Some(namespace) => namespace.inside(TcpSocket::new_v4)?,
+                None => TcpSocket::new_v4()?,
+            };
+            let stream = socket.connect(address.into()).await?;
+            stream.set_nodelay(true)?;
+            Ok(TokioIo::new(stream))
+        })
     }
 }
 

@@ -2,9 +2,13 @@
 //!
 //! A [`Node`] is a machine in a folder: a [`Containerd`] of one of four releases and an [`Agent`], each with its own
 //! root, sockets and ports. A [`Registry`] is Debian's docker-registry; a [`FaultRegistry`] serves the same images
-//! from memory and does wrong on request, and [`Failover`] puts a pair of these behind an agent. [`Image`]s are made here, with content that is random and repeatable.
+//! from memory and does wrong on request, and [`Failover`] puts a pair of these behind an agent. [`Image`]s are made
+//! here, with content that is random and repeatable.
 //!
-//! Everything runs as root on loopback, in folders that go away; every process dies with the fixture that started it,
+//! A [`Cluster`] is several agents, each on a [`Host`] of a [`Network`]: namespaces on links that are as fast as they are
+//! told to be.
+//!
+//! Everything runs as root on loopback or in such a network, in folders that go away; every process dies with the fixture that started it,
 //! and with the test process if that is killed. With [`show_logs`], what a process logged is written to standard error
 //! when its fixture ends, which the test harness shows for tests that fail.
 
@@ -12,6 +16,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
 mod agent;
+mod cluster;
 mod containerd;
 mod failover;
 mod fault;
@@ -19,6 +24,7 @@ mod folder;
 mod front;
 mod http;
 mod image;
+mod network;
 mod nginx;
 mod node;
 mod port;
@@ -30,19 +36,21 @@ mod tools;
 mod wait;
 
 pub use agent::{Agent, AgentConfig, Metrics, Upstream};
-pub use containerd::{Containerd, ContainerdConfig, Login};
+pub use cluster::{Answer, Authority, Cluster, ClusterBuilder, Files, Member, NameServer, PEERS_PORT};
+pub use containerd::{Containerd, ContainerdConfig, Ctr, Login};
 pub use failover::{Failover, Ill, Outcome, Place, Summary, Trial};
 pub use fault::{Challenge, Cut, Face, Fault, FaultRegistry, Request, Transport, When};
 pub use folder::{Folder, SmallDisk};
 pub use front::Front;
 pub use http::{Http, Reply};
 pub use image::{Blob, Image, ImageBuilder, digest_of};
+pub use network::{Host, Namespace, Network, Rate};
 pub use nginx::Nginx;
 pub use node::{Node, NodeBuilder};
 pub use port::free_port;
 pub use process::{Process, show_logs};
 pub use proxy::Proxy;
-pub use puller::Puller;
+pub use puller::{Fetched, Puller};
 pub use registry::Registry;
 pub use tools::{Release, require_root, tool};
 pub use wait::until;

@@ -1,5 +1,6 @@
 //! A program that a fixture runs.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -10,6 +11,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+
+use crate::Namespace;
 
 // Lines of the log that a failed test shows.
 const SHOWN: usize = 120;
@@ -52,7 +55,18 @@ impl Process {
     /// Starts `program`; what it writes is appended to the file `log`.
     pub fn start(
         program: &Path,
-        arguments: impl IntoIterator<Item = impl AsRef<std::ffi::OsStr>>,
+        arguments: impl IntoIterator<Item = impl AsRef<OsStr>>,
+        environment: &[(String, String)],
+        log: PathBuf,
+    ) -> Result<Self> {
+        Self::start_in(None, program, arguments, environment, log)
+    }
+
+    /// The same in a network namespace.
+    pub fn start_in(
+        namespace: Option<&Namespace>,
+        program: &Path,
+        arguments: impl IntoIterator<Item = impl AsRef<OsStr>>,
         environment: &[(String, String)],
         log: PathBuf,
     ) -> Result<Self> {
@@ -60,7 +74,8 @@ impl Process {
         let output = File::options().create(true).append(true).open(&log).context("opening a log")?;
         // setpriv: it dies with us, also when we are killed.
         let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL", "--"]).arg(program).args(arguments);
+        command.args(["--pdeathsig", "KILL", "--"]);
+        command.args(namespace.iter().flat_map(|namespace| namespace.wrapper())).arg(program).args(arguments);
         command.envs(environment.iter().map(|(name, value)| (name, value)));
         command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
         std::os::unix::process::CommandExt::process_group(&mut command, 0);

@@ -1,9 +1,10 @@
-//! Scenarios on real containerds: each test starts what it needs and shares nothing with the others.
+//! Scenarios on real containerds, and on clusters of agents: each test starts what it needs and shares nothing with the others.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod support;
 
+mod cluster;
 mod crash;
 mod disk;
 mod doctor;

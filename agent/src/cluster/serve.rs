@@ -5,17 +5,20 @@
 //! its reader to the others, so that they can read from that one.
 //!
 //! A reader may come in the place of another, which it found slow. Both are served for a second, and the one that takes
-//! less has to go: the sender alone sees both.
+//! less has to go: the sender alone sees both. Or it comes before another, as the owner says, which then goes on behind it.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::chain::{Beat, Hop, Parting, Ticket};
 use super::directory::fan_out;
-use crate::image::{NodeId, Zone};
+use crate::image::NodeId;
 
 /// How long two readers are compared.
 const CONTEST: Duration = Duration::from_millis(800);
+/// Or until they have taken so much together, if one has taken much less: more than lies in buffers on the way.
+const TELLING: u64 = 16 << 20;
+const MUCH_LESS: f64 = 0.4;
 /// Who takes less than this part of what the other takes is the slow one; otherwise it is who was there before.
 const CLEARLY_LESS: f64 = 0.6;
 /// How many more are taken of those who know of nobody else.
@@ -26,12 +29,12 @@ const SQUEEZED: usize = 3;
 pub struct Reader {
     /// Which node.
     pub node: NodeId,
-    /// Where it stands.
-    pub zone: Zone,
     /// Its place; `None` for who reads only what is whole.
     pub ticket: Option<Ticket>,
     /// It comes in place of this one.
     pub instead_of: Option<NodeId>,
+    /// This one is to read from it from now on.
+    pub before: Option<NodeId>,
     /// It knows of nobody else.
     pub insists: bool,
     /// The byte that it begins with.
@@ -42,7 +45,6 @@ pub struct Reader {
 #[derive(Debug)]
 pub struct Serve {
     me: NodeId,
-    zone: Zone,
     ticket: Option<Ticket>,
     is_whole: bool,
     frontier: u64,
@@ -55,7 +57,6 @@ pub struct Serve {
 #[derive(Debug)]
 struct Stream {
     node: NodeId,
-    zone: Zone,
     ticket: Option<Ticket>,
     /// The byte that is sent next.
     at: u64,
@@ -77,10 +78,9 @@ struct Contest {
 impl Serve {
     /// Nobody yet.
     #[must_use]
-    pub const fn new(me: NodeId, zone: Zone) -> Self {
+    pub const fn new(me: NodeId) -> Self {
         Self {
             me,
-            zone,
             ticket: None,
             is_whole: false,
             frontier: 0,
@@ -110,28 +110,19 @@ impl Serve {
                 .streams
                 .iter()
                 .find(|(_, stream)| stream.bound.is_none() && Some(stream.node) == reader.instead_of);
-            let is_near = reader.zone == self.zone;
-            let foreign = |stream: &Stream| stream.bound.is_none() && stream.zone != self.zone;
+            let gives_way = |stream: &Stream| stream.bound.is_none() && Some(stream.node) == reader.before;
             if let Some((before, _)) = replaced.filter(|_| self.contest.is_none()) {
                 let until = now + CONTEST;
                 self.contest =
                     Some(Contest { before: *before, newcomer: stream, until, before_took: 0, newcomer_took: 0 });
-            } else if is_near && self.streams.values().any(foreign) {
-                let zone = self.zone.clone();
-                let is_foreign = |stream: &Stream| stream.bound.is_none() && stream.zone != zone;
-                self.part_from(is_foreign, &Parting::Full(vec![reader.node]));
+            } else if self.streams.values().any(gives_way) {
+                self.part_from(gives_way, &Parting::Full(vec![reader.node]));
             } else if !reader.insists || count >= room + SQUEEZED {
                 return Err(Parting::Full(self.readers().collect()));
             }
         }
-        let taken = Stream {
-            node: reader.node,
-            zone: reader.zone.clone(),
-            ticket: reader.ticket,
-            at: reader.from,
-            bound: None,
-            upwards: Vec::new(),
-        };
+        let taken =
+            Stream { node: reader.node, ticket: reader.ticket, at: reader.from, bound: None, upwards: Vec::new() };
         self.streams.insert(stream, taken);
         Ok(())
     }
@@ -145,6 +136,13 @@ impl Serve {
                 contest.before_took += bytes;
             } else if stream == contest.newcomer {
                 contest.newcomer_took += bytes;
+            }
+            if contest.before_took + contest.newcomer_took >= TELLING {
+                let (less, more) =
+                    (contest.before_took.min(contest.newcomer_took), contest.before_took.max(contest.newcomer_took));
+                if (less as f64) < MUCH_LESS * more as f64 {
+                    self.decide();
+                }
             }
         }
         self.part_from_served();
@@ -210,7 +208,14 @@ impl Serve {
 
     /// Time has passed.
     pub fn tick(&mut self, now: Duration) {
-        let Some(contest) = self.contest.take_if(|contest| contest.until <= now) else { return };
+        if self.contest.as_ref().is_some_and(|contest| contest.until <= now) {
+            self.decide();
+        }
+    }
+
+    /// The slower one of the two has to go.
+    fn decide(&mut self) {
+        let Some(contest) = self.contest.take() else { return };
         let newcomer_is_slow = (contest.newcomer_took as f64) < CLEARLY_LESS * contest.before_took as f64;
         let slow = if newcomer_is_slow { contest.newcomer } else { contest.before };
         if self.streams.remove(&slow).is_some() {

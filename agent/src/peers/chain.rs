@@ -127,7 +127,7 @@ impl Chains {
 
 impl Chain {
     fn new(inner: Arc<Inner>, key: Key) -> Self {
-        let serve = Serve::new(inner.node, inner.zone.clone());
+        let serve = Serve::new(inner.node);
         let state = State { serve, readings: BTreeMap::new(), readers: HashMap::new(), next: 0 };
         Self { inner, key, state: Mutex::new(state), woken: Notify::new(), changed: watch::Sender::new(()) }
     }
@@ -434,8 +434,14 @@ impl Chain {
         let member = inner.ring().member(node).cloned();
         let zone = member.map(|member| member.zone).unwrap_or_default();
         let counted = inner.metrics.streaming(Direction::Out, inner.nearness(&zone));
-        let reader =
-            Reader { node, zone, ticket: ask.ticket, instead_of: ask.instead_of, insists: ask.insists, from: ask.from };
+        let reader = Reader {
+            node,
+            ticket: ask.ticket,
+            instead_of: ask.instead_of,
+            before: ask.before,
+            insists: ask.insists,
+            from: ask.from,
+        };
         let changed = Arc::new(Notify::new());
         let slot = Slot {
             node,

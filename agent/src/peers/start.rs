@@ -20,6 +20,7 @@ use super::owner::Owner;
 use super::{Backing, Gossip, GossipMetrics, GossipParts, Inner, MOST_UPLOADS, PeerMetrics, Peers};
 use crate::cluster::Ring;
 use crate::config;
+use crate::containerd::client::Client;
 use crate::store::Store;
 use crate::wire::{BindError, Channels, Datagrams, Identity, IdentityError, Limiter, PeerListener, WireMetrics};
 
@@ -38,6 +39,8 @@ pub struct Parts<'a> {
     pub channels: Arc<Channels>,
     /// What is held here, and told to owners.
     pub store: Store,
+    /// What holds more, which they are told of too.
+    pub containerd: Option<Arc<Client>>,
     /// What works behind runs in these,
     pub tasks: TaskTracker,
     /// and ends with this.
@@ -113,6 +116,7 @@ impl Peers {
         identity: Arc<Identity>,
         dir: std::path::PathBuf,
         store: Store,
+        containerd: Option<Arc<Client>>,
         tasks: &TaskTracker,
         ends: &Ends,
     ) -> Result<(Self, Port), JoinError> {
@@ -139,6 +143,7 @@ impl Peers {
             gossip: Some(gossip),
             channels,
             store,
+            containerd,
             tasks: tasks.clone(),
             stop: ends.end.clone(),
         });
@@ -148,7 +153,7 @@ impl Peers {
     /// Takes part in a cluster whose parts are there. Needs a runtime: the one that all of it runs on.
     #[must_use]
     pub fn new(parts: Parts<'_>) -> Self {
-        let Parts { config, identity, ring, gossip, channels, store, tasks, stop } = parts;
+        let Parts { config, identity, ring, gossip, channels, store, containerd, tasks, stop } = parts;
         let (metrics, started, node) = (PeerMetrics::default(), Instant::now(), identity.node());
         let directory = Owner::new(node, ring.borrow().clone(), started, metrics.clone());
         let limiter = |total: Option<config::Bytes>, per_peer: Option<config::Bytes>| {
@@ -176,7 +181,7 @@ impl Peers {
             stop,
         });
         inner.tasks.spawn(Arc::clone(&inner.directory).run(inner.ring.clone(), inner.stop.clone()));
-        inner.tasks.spawn(announce(Arc::clone(&inner), inner.store.clone()));
+        inner.tasks.spawn(announce(Arc::clone(&inner), inner.store.clone(), containerd));
         Self(Backing::Cluster(inner))
     }
 }

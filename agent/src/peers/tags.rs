@@ -192,7 +192,8 @@ impl Inner {
             digest: record.digest,
             media_type: record.media_type,
             size: record.size,
-            age: Duration::from_secs(unix_now().saturating_sub(record.confirmed_at)),
+            // Rounded up: it is known to the second, and what was told within it is the later word.
+            age: Duration::from_secs(unix_now().saturating_sub(record.confirmed_at) + 1),
             // It says nothing of who was told.
             access: Access::Authorized,
         });

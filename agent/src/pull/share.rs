@@ -107,7 +107,7 @@ impl Pull {
         let Some(following) = pull.transfers.join(digest, |transfer| suits(&transfer.wanted)) else {
             let lent = pull.lent(digest, registry, access).await.ok_or(NotShared::Absent)?;
             let reader = lent.read(from, end.unwrap_or(u64::MAX).min(lent.head.size)).await.ok_or(NotShared::Absent)?;
-            return Ok(shared(lent.head, Lies::Lent(reader)));
+            return Ok(shared(lent.head, Lies::Lent(Box::new(reader))));
         };
         let state = timeout(BEGINS_WITHIN, begun(&following)).await.map_err(|_| NotShared::NotYet)?;
         let head = |size, media_type, whole| {
@@ -155,7 +155,7 @@ async fn begun(following: &Following) -> State {
 enum Lies {
     Stored(Blob),
     InMemory(Bytes),
-    Lent(ContentReader),
+    Lent(Box<ContentReader>),
     OnItsWay(Following),
 }
 
@@ -167,7 +167,7 @@ impl Shared {
             Lies::Stored(blob) => Source::Store(blob.reader(at..end)),
             // Both are within it.
             Lies::InMemory(bytes) => Source::Memory(bytes.slice(at as usize..end as usize)),
-            Lies::Lent(reader) => Source::Containerd(Box::new(reader)),
+            Lies::Lent(reader) => Source::Containerd(reader),
             Lies::OnItsWay(following) => {
                 let changes = following.changes();
                 Source::Transfer(Box::new(following), changes)

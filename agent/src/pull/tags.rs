@@ -57,15 +57,15 @@ impl Inner {
         TagAnswer { digest, media_type, size, age: Duration::ZERO, access }
     }
 
-    /// Takes over the newest answer that the cluster knows, where it is newer than our own, this caller may have it, and
-    /// its manifest is to be had. For when no upstream answers.
+    /// Takes over the newest answer that the cluster knows, where it is newer than our own and its manifest is to be had by
+    /// this caller: owners that were started again don't know any more who was told. For when no upstream answers.
     pub(super) async fn learn_newest(self: &Arc<Self>, place: &Place, grant: &Grant, tag: &Tag) {
         let Some(peers) = &self.peers else { return };
         let sought = self.tag_sought(peers, place, grant, tag);
         let Some(answer) = peers.newest(&sought, &self.journal.trace(place)).await else { return };
         let own = self.store.tag(&place.registry, &place.repository, tag).await;
         let record = record(&answer);
-        if own.is_some_and(|own| own.confirmed_at >= record.confirmed_at) || !self.may_share(place, grant, &answer) {
+        if own.is_some_and(|own| own.confirmed_at >= record.confirmed_at) {
             return;
         }
         let wanted = Wanted { place: place.clone(), grant: grant.clone(), digest: answer.digest, kind: Kind::Manifest };

@@ -5,6 +5,7 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 use super::Upstream;
+use crate::Namespace;
 
 /// What differs from the defaults. Ports, sockets and folders are set by the fixture, unless they are set here.
 #[derive(Debug, Clone, Default)]
@@ -14,6 +15,8 @@ pub struct AgentConfig {
     registries: Vec<(String, Vec<Upstream>)>,
     /// Variables of its environment.
     pub environment: Vec<(String, String)>,
+    /// Where it runs, if not where the test does.
+    pub namespace: Option<Namespace>,
 }
 
 impl AgentConfig {
@@ -31,6 +34,12 @@ impl AgentConfig {
     /// Sets a key to a TOML value: `set("cache", "max_bytes", "\"10MiB\"")`.
     pub fn set(&mut self, section: &str, key: &str, value: impl Into<String>) -> &mut Self {
         self.values.insert((section.to_owned(), key.to_owned()), value.into());
+        self
+    }
+
+    /// Leaves a key to its default.
+    pub fn unset(&mut self, section: &str, key: &str) -> &mut Self {
+        self.values.remove(&(section.to_owned(), key.to_owned()));
         self
     }
 

@@ -17,7 +17,7 @@ pub use config::AgentConfig;
 pub use metrics::Metrics;
 pub use upstream::Upstream;
 
-use crate::{Http, Process, free_port, until};
+use crate::{Http, Namespace, Process, free_port, until};
 
 const START: Duration = Duration::from_secs(10);
 
@@ -28,6 +28,7 @@ pub struct Agent {
     mirror: u16,
     metrics: u16,
     environment: Vec<(String, String)>,
+    namespace: Option<Namespace>,
     http: Http,
     process: Option<Process>,
 }
@@ -49,7 +50,8 @@ impl Agent {
             mirror,
             metrics,
             environment: config.environment.clone(),
-            http: Http::new(),
+            namespace: config.namespace.clone(),
+            http: Http::within(config.namespace.clone()),
             process: None,
         };
         std::fs::write(agent.config(), config.text(folder, mirror, metrics))?;
@@ -66,7 +68,8 @@ impl Agent {
     pub fn launch(&mut self) -> Result<()> {
         self.process = None;
         let arguments = ["run".into(), "--config".into(), self.config()];
-        self.process = Some(Process::start(&program()?, arguments, &self.environment, self.folder.join("log"))?);
+        let (namespace, log) = (self.namespace.as_ref(), self.folder.join("log"));
+        self.process = Some(Process::start_in(namespace, &program()?, arguments, &self.environment, log)?);
         Ok(())
     }
 
@@ -182,7 +185,7 @@ impl Agent {
 }
 
 /// The binary that was built beside this one: `target/<profile>/larder` for `target/<profile>/deps/scenarios-…`.
-fn program() -> Result<PathBuf> {
+pub(crate) fn program() -> Result<PathBuf> {
     let own = std::env::current_exe()?;
     let found = own.ancestors().skip(1).take(2).map(|folder| folder.join("larder")).find(|path| path.is_file());
     found.with_context(|| format!("no larder beside {}: run cargo build -p larder", own.display()))

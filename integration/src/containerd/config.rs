@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
-use crate::Release;
+use crate::{Namespace, Release};
 
 /// What differs from a plain set-up with hosts.toml in use.
 #[derive(Debug, Clone)]
@@ -21,6 +21,8 @@ pub struct ContainerdConfig {
     pub imports: Vec<PathBuf>,
     /// Variables of its environment: proxies …
     pub environment: Vec<(String, String)>,
+    /// Where it and `ctr` run, if not where the test does.
+    pub namespace: Option<Namespace>,
     /// Whether CRI comes up; false for a configuration that keeps it from that.
     pub expects_cri: bool,
 }
@@ -85,6 +87,7 @@ impl Default for ContainerdConfig {
             tables: String::new(),
             imports: Vec::new(),
             environment: Vec::new(),
+            namespace: None,
             expects_cri: true,
         }
     }

@@ -11,8 +11,9 @@ use anyhow::{Context, Result, bail};
 
 pub use config::ContainerdConfig;
 pub use cri::Login;
+pub use ctr::Ctr;
 
-use crate::{Process, Release, until};
+use crate::{Namespace, Process, Release, until};
 use cri::Cri;
 
 // Slow machines take seconds to start it; a pull of these tests that takes a minute hangs.
@@ -28,6 +29,7 @@ pub struct Containerd {
     release: Release,
     folder: PathBuf,
     environment: Vec<(String, String)>,
+    namespace: Option<Namespace>,
     expects_cri: bool,
     process: Option<Process>,
 }
@@ -41,6 +43,7 @@ impl Containerd {
             release,
             folder: folder.to_owned(),
             environment: config.environment.clone(),
+            namespace: config.namespace.clone(),
             expects_cri: config.expects_cri,
             process: None,
         };
@@ -52,7 +55,8 @@ impl Containerd {
     pub async fn start_again(&mut self) -> Result<()> {
         let arguments = ["--config".into(), config::path(&self.folder)];
         let log = self.folder.join("log");
-        self.process = Some(Process::start(&self.release.program("containerd")?, arguments, &self.environment, log)?);
+        let (namespace, program) = (self.namespace.as_ref(), self.release.program("containerd")?);
+        self.process = Some(Process::start_in(namespace, &program, arguments, &self.environment, log)?);
         let cri = self.cri();
         let what = format!("{} answers", self.release);
         until(&what, START, async || {
@@ -125,7 +129,17 @@ impl Containerd {
 
     /// Runs `ctr` with these arguments, in the namespace `default`; returns what it prints.
     pub async fn ctr(&self, arguments: &[&str]) -> Result<String> {
-        ctr::run(&self.release.program("ctr")?, &self.socket(), "default", arguments).await
+        self.ctr_in("default", arguments).await
+    }
+
+    async fn ctr_in(&self, namespace: &str, arguments: &[&str]) -> Result<String> {
+        self.client()?.run(namespace, arguments).await
+    }
+
+    /// What runs `ctr` for it, also when this is lent to somebody else.
+    pub fn client(&self) -> Result<Ctr> {
+        let program = self.release.program("ctr")?;
+        Ok(Ctr { program, socket: self.socket(), network: self.namespace.clone() })
     }
 
     /// Where it keeps a blob.
@@ -140,10 +154,9 @@ impl Containerd {
 
     /// The digests that it holds, in the namespaces of CRI and of `ctr`.
     pub async fn content(&self) -> Result<Vec<String>> {
-        let program = self.release.program("ctr")?;
         let mut digests = Vec::new();
         for namespace in [KUBERNETES, "default"] {
-            let list = ctr::run(&program, &self.socket(), namespace, &["content", "ls", "--quiet"]).await?;
+            let list = self.ctr_in(namespace, &["content", "ls", "--quiet"]).await?;
             digests.extend(list.lines().map(str::to_owned));
         }
         Ok(digests)
@@ -151,9 +164,8 @@ impl Containerd {
 
     /// Removes every image, and waits until their content and snapshots are gone.
     pub async fn wipe(&self) -> Result<()> {
-        let program = self.release.program("ctr")?;
         for namespace in [KUBERNETES, "default"] {
-            let ctr = async |arguments: &[&str]| ctr::run(&program, &self.socket(), namespace, arguments).await;
+            let ctr = async |arguments: &[&str]| self.ctr_in(namespace, arguments).await;
             until("containerd is empty", Duration::from_secs(30), async || {
                 // Leases of pulls that failed hold what they had got.
                 for (list, remove) in [(["leases", "ls"], "leases"), (["images", "ls"], "images")] {

@@ -26,7 +26,7 @@ pub use script::{Cut, Face, Fault, When};
 pub use tls::Transport;
 
 use crate::process::logs_are_shown;
-use crate::{Blob, Image, free_port};
+use crate::{Blob, Host, Image, Namespace, free_port};
 use content::Content;
 use script::Script;
 use tls::Tls;
@@ -40,6 +40,7 @@ pub struct FaultRegistry {
 #[derive(Debug)]
 struct Shared {
     address: SocketAddr,
+    namespace: Option<Namespace>,
     scheme: &'static str,
     tls: Option<Tls>,
     state: Mutex<State>,
@@ -77,10 +78,19 @@ impl FaultRegistry {
 
     /// An empty one over this; [`FaultRegistry::ca`] says whom to trust.
     pub async fn start_over(transport: Transport) -> Result<Self> {
-        let address = (Ipv4Addr::LOCALHOST, free_port()?).into();
+        Self::start_at((Ipv4Addr::LOCALHOST, free_port()?).into(), None, transport)
+    }
+
+    /// An empty one over plain HTTP on a machine of its own, at port 80.
+    pub fn start_on(host: &Host) -> Result<Self> {
+        Self::start_at((host.address(), 80).into(), Some(host.namespace().clone()), Transport::Plain)
+    }
+
+    fn start_at(address: SocketAddr, namespace: Option<Namespace>, transport: Transport) -> Result<Self> {
         let tls = Tls::new(transport)?;
         let scheme = if tls.is_some() { "https" } else { "http" };
-        let mut registry = Self { shared: Arc::new(Shared { address, scheme, tls, state: Mutex::default() }) };
+        let mut registry =
+            Self { shared: Arc::new(Shared { address, namespace, scheme, tls, state: Mutex::default() }) };
         registry.accept()?;
         Ok(registry)
     }
@@ -150,7 +160,10 @@ impl FaultRegistry {
         if self.shared.state().listening.is_some() {
             return Ok(());
         }
-        let socket = TcpSocket::new_v4()?;
+        let socket = match &self.shared.namespace {
+            Some(namespace) => namespace.inside(TcpSocket::new_v4)?,
+            None => TcpSocket::new_v4()?,
+        };
         // The port is ours again also while old connections linger.
         socket.set_reuseaddr(true)?;
         socket.bind(self.shared.address).with_context(|| format!("listening on {}", self.shared.address))?;
@@ -188,6 +201,13 @@ impl FaultRegistry {
         self.shared.state().log.clone()
     }
 
+    /// Every request so far that had `path` in its path, a line each.
+    pub fn shown(&self, path: &str) -> String {
+        let state = self.shared.state();
+        let requests = state.log.iter().filter(|request| request.target.contains(path));
+        requests.fold(String::new(), |lines, request| format!("{lines}\n{request}"))
+    }
+
     /// How many requests of this method so far had `path` in their path.
     pub fn count(&self, method: &str, path: &str) -> usize {
         let state = self.shared.state();
@@ -200,19 +220,49 @@ impl FaultRegistry {
         state.log.iter().filter(|request| request.target.contains(path)).map(|request| request.sent).sum()
     }
 
+    /// How many bytes of manifests and blobs were sent so far, for each byte that the image has: copies that left.
+    pub fn copies(&self, image: &Image) -> f64 {
+        let state = self.shared.state();
+        let gets = state.log.iter().filter(|request| request.method == "GET" && request.status / 100 == 2);
+        let of_image = gets.filter(|request| {
+            let mut blobs = image.manifests().iter().chain(image.blobs());
+            blobs.any(|blob| request.target.contains(&blob.digest))
+        });
+        of_image.map(|request| request.sent).sum::<u64>() as f64 / image.size() as f64
+    }
+
+    /// Whether each byte of an image has left it at least once.
+    pub fn has_given(&self, image: &Image) -> bool {
+        image.manifests().iter().chain(image.blobs()).all(|blob| {
+            let mut end = 0;
+            for (from, to) in self.parts(blob) {
+                if from > end {
+                    return false;
+                }
+                end = end.max(to);
+            }
+            end >= blob.bytes.len() as u64
+        })
+    }
+
     /// How many bytes of a blob were sent more than once, counted each time.
     pub fn sent_again(&self, blob: &Blob) -> u64 {
-        let state = self.shared.state();
-        let gets = state.log.iter().filter(|request| request.method == "GET" && request.target.contains(&blob.digest));
-        let mut parts: Vec<(u64, u64)> = gets.map(Request::delivered).collect();
-        parts.sort_unstable();
         let mut again = 0;
         let mut end = 0;
-        for (from, to) in parts {
+        for (from, to) in self.parts(blob) {
             again += end.min(to).saturating_sub(from);
             end = end.max(to);
         }
         again
+    }
+
+    /// From where to where it was sent, by each request, in the order of the blob.
+    fn parts(&self, blob: &Blob) -> Vec<(u64, u64)> {
+        let state = self.shared.state();
+        let gets = state.log.iter().filter(|request| request.method == "GET" && request.target.contains(&blob.digest));
+        let mut parts: Vec<(u64, u64)> = gets.map(Request::delivered).collect();
+        parts.sort_unstable();
+        parts
     }
 
     /// How many requests met a fault so far.

@@ -1,6 +1,7 @@
 //! What a client asked.
 
 use std::fmt;
+use std::net::IpAddr;
 
 use anyhow::{Context, Result, bail, ensure};
 use bytes::{Bytes, BytesMut};
@@ -15,6 +16,8 @@ pub struct Request {
     pub target: String,
     /// Names in lower case.
     pub headers: Vec<(String, String)>,
+    /// Who asked, over HTTP/1.1.
+    pub from: Option<IpAddr>,
     /// The body, where one came.
     pub body: Bytes,
     /// The status answered; 0 while or where none was.
@@ -131,6 +134,9 @@ impl Request {
 impl fmt::Display for Request {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { method, target, status, sent, .. } = self;
+        if let Some(from) = self.from.filter(|from| !from.is_loopback()) {
+            write!(f, "{from} ")?;
+        }
         write!(f, "{method} {target}")?;
         if let Some(range) = self.header("range") {
             write!(f, " [{range}]")?;

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use anyhow::Result;
 use bytes::BytesMut;
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::SndBuf;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
@@ -16,12 +18,19 @@ use super::request::Request;
 use super::script::{Cut, Face};
 use super::{Shared, auth, http2};
 
+/// Bytes, of which the kernel makes twice as many.
+const SEND_BUFFER: usize = 64 << 10;
+
 /// Serves until it is dropped, and every connection with it.
 pub(super) async fn accept(listener: TcpListener, shared: Arc<Shared>) -> Result<()> {
     let mut connections = JoinSet::new();
     loop {
         let (stream, _) = listener.accept().await?;
         stream.set_nodelay(true)?;
+        if shared.namespace.is_some() {
+            // What the kernel holds counts as sent: on a slow link that should be little.
+            setsockopt(&stream, SndBuf, &SEND_BUFFER)?;
+        }
         let (open, face) = {
             let mut state = shared.state();
             state.connections += 1;
@@ -48,7 +57,7 @@ where
 {
     let mut buffer = BytesMut::new();
     loop {
-        let request = match Request::read(&mut stream, &mut buffer).await {
+        let mut request = match Request::read(&mut stream, &mut buffer).await {
             Ok(Some(request)) => request,
             Ok(None) => return Ok(()),
             Err(_) => {
@@ -56,6 +65,7 @@ where
                 return Ok(stream.write_all(b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\n\r\n").await?);
             }
         };
+        request.from = tcp(&stream).peer_addr().ok().map(|address| address.ip());
         let head = request.method == "HEAD";
         let is_last = request.header("connection") == Some("close");
         let (mut plan, progress) = plan(shared, request);

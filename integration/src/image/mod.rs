@@ -108,6 +108,11 @@ impl Image {
         &self.blobs
     }
 
+    /// The bytes of all of it.
+    pub fn size(&self) -> u64 {
+        self.manifests.iter().chain(&self.blobs).map(|blob| blob.bytes.len() as u64).sum()
+    }
+
     /// The largest layer.
     pub fn largest(&self) -> &Blob {
         let layers = self.blobs.iter().filter(|blob| blob.media_type == LAYER);

@@ -68,7 +68,7 @@ async fn serve(config: &Config) -> anyhow::Result<ExitCode> {
     let containerd = Arc::new(Client::new(&config.containerd)?);
     let canary = Arc::new(Canary::new());
     let ends = peers::Ends { stop: stop.clone(), end: end.clone() };
-    let (peers, port) = join(config, &store, &tasks, &ends).await.unzip();
+    let (peers, port) = join(config, &store, &containerd, &tasks, &ends).await.unzip();
     let pull = Pull::new(
         config,
         store.clone(),
@@ -183,7 +183,13 @@ async fn serve(config: &Config) -> anyhow::Result<ExitCode> {
 }
 
 /// Joins the cluster, if one is configured. One that can't be joined is no reason not to serve.
-async fn join(config: &Config, store: &Store, tasks: &TaskTracker, ends: &peers::Ends) -> Option<(Peers, peers::Port)> {
+async fn join(
+    config: &Config,
+    store: &Store,
+    containerd: &Arc<Client>,
+    tasks: &TaskTracker,
+    ends: &peers::Ends,
+) -> Option<(Peers, peers::Port)> {
     if !config.peers.is_on() {
         return None;
     }
@@ -191,7 +197,10 @@ async fn join(config: &Config, store: &Store, tasks: &TaskTracker, ends: &peers:
     let (peers, into) = (config.peers.clone(), dir.clone());
     let opened = tokio::task::spawn_blocking(move || wire::Identity::open(&peers, &into)).await;
     let joined = match opened {
-        Ok(Ok(identity)) => Peers::join(&config.peers, identity, dir, store.clone(), tasks, ends),
+        Ok(Ok(identity)) => {
+            let containerd = Some(Arc::clone(containerd));
+            Peers::join(&config.peers, identity, dir, store.clone(), containerd, tasks, ends)
+        }
         Ok(Err(error)) => Err(error.into()),
         // Only a runtime that ends cancels it.
         Err(_) => return None,

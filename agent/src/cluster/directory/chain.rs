@@ -67,7 +67,7 @@ impl Chain {
             return self.fetch(now, rng, from, ticket, ask);
         }
         if let Some(placed) = self.placing(from, ticket, ask).place(&self.readers, holders) {
-            return self.read(now, from, ticket, placed);
+            return self.read(now, run, from, Some(ticket) == ask.ticket, placed);
         }
         let alone =
             self.readers.below(ticket).all(|lower| ask.troubles.iter().any(|trouble| trouble.node == lower.node));
@@ -84,7 +84,7 @@ impl Chain {
         let Some(ticket) = self.readers.enter(now, run, newcomer) else { return Answer::Alone { absent: false } };
         let placing = self.placing(from, ticket, ask);
         match placing.place(&self.readers, holders).or_else(|| placing.squeeze(&self.readers, holders)) {
-            Some(placed) => self.read(now, from, ticket, placed),
+            Some(placed) => self.read(now, run, from, false, placed),
             None => Answer::Alone { absent: false },
         }
     }
@@ -100,11 +100,21 @@ impl Chain {
         }
     }
 
-    fn read(&mut self, now: Duration, from: NodeId, ticket: Ticket, placed: Placed) -> Answer {
-        self.readers.attach(now, from, placed.parents.first().copied());
+    /// `stands`: the ticket is one that its bearer had before, and may have readers of its own.
+    fn read(&mut self, now: Duration, run: u64, from: NodeId, stands: bool, placed: Placed) -> Answer {
+        let parent = placed.parents.first().copied();
+        if let Some(after) = placed.before.and_then(|node| self.readers.ticket(node)).filter(|_| !stands) {
+            // In between, so that who gives way can go on behind, with all that read from it.
+            self.readers.squeeze_in(run, from, parent.and_then(|parent| self.readers.ticket(parent)), after);
+        }
+        if let Some(before) = placed.before {
+            self.readers.attach(now, before, Some(from));
+        }
+        self.readers.attach(now, from, parent);
+        let Some(ticket) = self.readers.ticket(from) else { return Answer::Alone { absent: false } };
         // At most as many as there are places.
         let ahead = u32::try_from(self.readers.len().saturating_sub(1)).unwrap_or(u32::MAX);
-        Answer::Read { ticket, parents: placed.parents, instead_of: placed.instead_of, ahead }
+        Answer::Read { ticket, parents: placed.parents, before: placed.before, ahead }
     }
 
     fn fetch(&mut self, now: Duration, rng: &mut impl Rng, from: NodeId, ticket: Ticket, ask: &Ask) -> Answer {
@@ -189,6 +199,7 @@ impl Chain {
     /// A reader fell silent.
     pub(super) fn lose(&mut self, now: Duration, node: NodeId) {
         self.readers.remove(node);
+        self.readers.lose_children(node);
         self.leases.remove(now, node, true);
     }
 

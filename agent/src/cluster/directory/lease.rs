@@ -34,6 +34,8 @@ pub(super) struct Held {
     pub(super) frontier: u64,
     progressed: Duration,
     heard: Duration,
+    /// Another owner gave it, and let it go on.
+    adopted: bool,
 }
 
 /// How a range went.
@@ -77,6 +79,7 @@ impl Leases {
             frontier: from,
             progressed: now,
             heard: now,
+            adopted: false,
         };
         self.held.push(held.clone());
         held
@@ -86,7 +89,17 @@ impl Leases {
     pub(super) fn adopt(&mut self, now: Duration, lease: Lease, node: NodeId, frontier: u64, size: Option<u64>) -> u64 {
         let upto = end(frontier, LONGEST, size);
         self.granted += 1;
-        self.held.push(Held { lease, node, from: frontier, upto, granted: now, frontier, progressed: now, heard: now });
+        self.held.push(Held {
+            lease,
+            node,
+            from: frontier,
+            upto,
+            granted: now,
+            frontier,
+            progressed: now,
+            heard: now,
+            adopted: true,
+        });
         upto
     }
 
@@ -170,7 +183,8 @@ impl Leases {
             rates.measured(now, registry, node, rate);
         }
         // With several at it, the one that has the most goes on alone.
-        let good = telling && !ahead && rates.is_good(now, registry, rate, others);
+        let stands = held.adopted && !rates.is_poor(now, registry, rate);
+        let good = telling && !ahead && (stands || rates.is_good(now, registry, rate, others));
         if good || (at_end && others == 0) {
             held.from = held.frontier;
             held.granted = now;

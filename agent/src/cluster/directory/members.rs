@@ -10,8 +10,12 @@ use crate::image::{NodeId, Zone};
 const MAX_READERS: usize = 16_384;
 /// A reader that wasn't heard of for so long has gone. Readers report every [`super::REPORT_READING_EVERY`].
 const LIFE: Duration = Duration::from_secs(100);
+/// From one ticket to the next: between them is room for others.
+const SPACE: u64 = 1 << 32;
+/// What part of the room between two is left before one that comes between them: those who come next come after it.
+const PART: u64 = 64;
 /// So far above another owner's tickets this one's begin: that one may have given out more than it was told of here.
-const LEAP: u64 = 1 << 20;
+const LEAP: u64 = SPACE << 16;
 
 #[derive(Debug)]
 pub(super) struct Reader {
@@ -40,14 +44,14 @@ pub(super) struct Readers {
 impl Readers {
     /// `leap`: another owner may have given out tickets of this chain.
     pub(super) fn new(leap: bool) -> Self {
-        Self { next: if leap { LEAP } else { 1 }, ..Self::default() }
+        Self { next: if leap { LEAP } else { SPACE }, ..Self::default() }
     }
 
     /// Gives `node` a place: the one that it has, or a new one at the tail. `None`: there are too many.
     pub(super) fn enter(&mut self, now: Duration, run: u64, newcomer: Newcomer<'_>) -> Option<Ticket> {
         let Newcomer { node, zone, ticket, to_the_tail } = newcomer;
         if let Some(told) = ticket {
-            let above = if told.issuer == run { 1 } else { LEAP };
+            let above = if told.issuer == run { SPACE } else { LEAP };
             self.next = self.next.max(told.number.saturating_add(above));
         }
         let known = self.by_node.get(&node).copied();
@@ -60,14 +64,34 @@ impl Readers {
             return Some(ticket);
         }
         let was_slow = self.remove(node).is_some_and(|reader| reader.slow);
+        self.lose_children(node);
         if self.by_ticket.len() >= MAX_READERS {
             return None;
         }
         let taken = keeps.is_some_and(|ticket| self.by_ticket.contains_key(&ticket));
         let ticket = keeps.filter(|_| !taken).unwrap_or(Ticket { number: self.next, issuer: run });
-        self.next = self.next.max(ticket.number.saturating_add(1));
+        self.next = self.next.max(ticket.number.saturating_add(SPACE));
         let reader =
             Reader { node, zone: zone.clone(), parent: None, slow: was_slow, leaving: false, failed: None, heard: now };
+        self.by_ticket.insert(ticket, reader);
+        self.by_node.insert(node, ticket);
+        Some(ticket)
+    }
+
+    /// Moves `node`, which has just come, between two tickets, if there is room.
+    pub(super) fn squeeze_in(&mut self, run: u64, node: NodeId, low: Option<Ticket>, high: Ticket) -> Option<Ticket> {
+        let low = low.map_or(0, |low| low.number);
+        let room = high.number.checked_sub(low).filter(|room| *room > PART)?;
+        let ticket = Ticket { number: low + (room / PART).max(1), issuer: run };
+        if self.by_ticket.contains_key(&ticket) {
+            return None;
+        }
+        let before = self.by_node.get(&node).copied()?;
+        let reader = self.by_ticket.remove(&before)?;
+        let siblings = reader.parent.and_then(|parent| self.children.get_mut(&parent));
+        for sibling in siblings.into_iter().flatten().filter(|sibling| **sibling == before) {
+            *sibling = ticket;
+        }
         self.by_ticket.insert(ticket, reader);
         self.by_node.insert(node, ticket);
         Some(ticket)
@@ -78,6 +102,15 @@ impl Readers {
         let reader = self.by_ticket.remove(&ticket)?;
         self.detach(ticket, reader.parent);
         Some(reader)
+    }
+
+    /// Nobody reads from `node` any more: its place is another, or it is gone.
+    pub(super) fn lose_children(&mut self, node: NodeId) {
+        for ticket in self.children.remove(&node).unwrap_or_default() {
+            if let Some(reader) = self.by_ticket.get_mut(&ticket) {
+                reader.parent = None;
+            }
+        }
     }
 
     /// `node` reads from `parent` now.
@@ -122,7 +155,7 @@ impl Readers {
     }
 
     /// Those who read from `node`.
-    pub(super) fn children(&self, node: NodeId) -> impl Iterator<Item = &Reader> {
+    pub(super) fn children(&self, node: NodeId) -> impl Iterator<Item = &Reader> + Clone {
         let tickets = self.children.get(&node).map_or(&[][..], Vec::as_slice);
         tickets.iter().filter_map(|ticket| self.by_ticket.get(ticket))
     }

@@ -100,12 +100,14 @@ impl Directory {
             return Answer::NotOwner(owners.first);
         }
         for trouble in &ask.troubles {
-            if matches!(trouble.why, Ailment::Absent | Ailment::Wrong) {
-                self.shelves.drop_holder(trouble.node, &ask.key.digest);
+            match trouble.why {
+                Ailment::Absent => self.shelves.is_no_holder(trouble.node, &ask.key),
+                Ailment::Wrong => self.shelves.drop_holder(trouble.node, &ask.key.digest),
+                _ => {}
             }
         }
         // Who asks hasn't got it.
-        self.shelves.drop_holder(from, &ask.key.digest);
+        self.shelves.is_no_holder(from, &ask.key);
         let leap = owners.first != Some(self.me);
         let Some(chain) = chain_of(&mut self.chains, now, &ask.key, leap) else {
             return Answer::Alone { absent: false };

@@ -40,6 +40,12 @@ struct Holder {
     expires: Option<Duration>,
 }
 
+impl Holder {
+    fn may_give(&self, key: &Key) -> bool {
+        self.registries.is_empty() || (key.access == Access::Authorized && self.registries.contains(&key.registry))
+    }
+}
+
 impl Shelves {
     /// Takes in what `node` says of a shelf. False: all of it has to be told.
     pub(super) fn told(&mut self, now: Duration, node: NodeId, shelf: Shelf) -> bool {
@@ -107,10 +113,14 @@ impl Shelves {
     /// The nodes that have all of it, and may give it on to who asks by this key.
     pub(super) fn holders<'a>(&'a self, key: &'a Key) -> impl Iterator<Item = NodeId> + 'a {
         let holders = self.holders.get(&key.digest).map_or(&[][..], Vec::as_slice);
-        holders
-            .iter()
-            .filter(|holder| holder.registries.is_empty() || holder.registries.contains(&key.registry))
-            .map(|holder| holder.node)
+        holders.iter().filter(|holder| holder.may_give(key)).map(|holder| holder.node)
+    }
+
+    /// `node` hasn't got what this key asks for. What it has for others it still has.
+    pub(super) fn is_no_holder(&mut self, node: NodeId, key: &Key) {
+        if self.holders(key).any(|holder| holder == node) {
+            self.drop_holder(node, &key.digest);
+        }
     }
 
     pub(super) fn drop_holder(&mut self, node: NodeId, digest: &Digest) {

@@ -74,6 +74,8 @@ pub struct Follow {
     /// When the last ask went out, and how many have led nowhere since bytes came.
     asked: Option<Duration>,
     fruitless: u32,
+    /// How many peers have fallen silent since.
+    losses: u32,
     candidates: VecDeque<Candidate>,
     troubles: Troubles,
     meter: Meter,
@@ -134,6 +136,7 @@ impl Follow {
             slow: false,
             asked: None,
             fruitless: 0,
+            losses: 0,
             candidates: VecDeque::new(),
             troubles: Troubles::default(),
             meter: Meter::new(now, frontier),
@@ -210,7 +213,7 @@ impl Follow {
                 };
                 self.source = Source::Lease(range);
             }
-            Answer::Read { ticket, parents, instead_of, ahead } => {
+            Answer::Read { ticket, parents, before, ahead } => {
                 self.place(ticket);
                 if self.fruitless == 0 {
                     self.patience.stand_behind(ahead);
@@ -218,7 +221,10 @@ impl Follow {
                 let insists = self.fruitless > 1;
                 let candidates = parents.into_iter().enumerate();
                 self.candidates = candidates
-                    .map(|(rank, node)| Candidate { node, instead_of: instead_of.filter(|_| rank == 0), insists })
+                    .map(|(rank, node)| {
+                        let before = before.filter(|_| rank == 0);
+                        Candidate { before, insists, ..Candidate::of(node) }
+                    })
                     .collect();
                 if !self.try_next(now) {
                     self.find_nothing(now);
@@ -263,16 +269,10 @@ impl Follow {
     }
 
     /// A report didn't reach its owner.
-    pub fn unreported(&mut self, now: Duration, lease: Lease) {
-        let Source::Lease(range) = &mut self.source else { return };
-        if range.lease != lease {
-            return;
-        }
-        let owner = range.owner;
-        self.ranks.failed(now, owner);
-        if let Some(other) = self.ranks.best(now, Some(owner)) {
-            range.owner = other;
-            self.report_lease(now);
+    pub fn unreported(&mut self, now: Duration, owner: NodeId, lease: Lease) {
+        let Source::Lease(range) = &self.source else { return };
+        if range.lease == lease && range.owner == owner {
+            self.report_elsewhere(now);
         }
     }
 
@@ -310,12 +310,13 @@ impl Follow {
 
     /// A peer's beat.
     pub fn beat(&mut self, now: Duration, opening: u64, beat: Beat) {
-        let (frontier, rate, me) = (self.frontier, self.meter.rate(now), self.me);
+        let (frontier, rate, me, ticket) = (self.frontier, self.meter.rate(now), self.me, self.ticket);
         let may_move =
             now >= self.stays_until && self.moved.is_none_or(|moved| now.saturating_sub(moved) >= MOVES_EVERY);
         let Some(reading) = self.reading(opening) else { return };
         reading.heard = now;
-        let is_circle = beat.path.iter().any(|hop| hop.node == me);
+        // Under an older ticket this node may still be on paths that were told further and further.
+        let is_circle = beat.path.iter().any(|hop| hop.node == me && hop.ticket == ticket);
         let parent = reading.opening.node;
         let (comes_nearer, better) = reading.beat(now, beat, frontier, rate);
         if is_circle {
@@ -330,8 +331,8 @@ impl Follow {
         if let Some(better) = better.filter(|better| may_move && !self.troubles.speaks_against(now, *better)) {
             self.moved = Some(now);
             self.candidates.clear();
-            self.candidates.push_back(Candidate { node: better, instead_of: Some(parent), insists: false });
-            self.candidates.push_back(Candidate { node: parent, instead_of: None, insists: false });
+            self.candidates.push_back(Candidate { instead_of: Some(parent), ..Candidate::of(better) });
+            self.candidates.push_back(Candidate::of(parent));
             self.try_next(now);
         }
     }
@@ -344,15 +345,9 @@ impl Follow {
             return;
         }
         match parting {
-            Parting::Yielded | Parting::NotLower => self.leave_parent(now, Ailment::Full),
-            Parting::Full(others) => {
-                let (me, insists) = (self.me, false);
-                let others = others.iter().filter(|other| **other != me).take(seek::MAX_REFERRALS);
-                for other in others {
-                    self.candidates.push_front(Candidate { node: *other, instead_of: None, insists });
-                }
-                self.leave_parent(now, Ailment::Full);
-            }
+            Parting::Yielded => self.leave_parent(now, None),
+            Parting::NotLower => self.leave_parent(now, Some(Ailment::Full)),
+            Parting::Full(others) => self.sent_on(now, others),
             Parting::Displaced => {
                 self.stays_until = now + SLOW_STAYS;
                 self.to_the_tail = true;
@@ -360,10 +355,10 @@ impl Follow {
                 self.troubles.note(now, node, Ailment::Full);
                 self.seek_anew(now);
             }
-            Parting::Absent => self.leave_parent(now, Ailment::Absent),
-            Parting::Broken(_) => self.leave_parent(now, Ailment::Wrong),
+            Parting::Absent => self.leave_parent(now, Some(Ailment::Absent)),
+            Parting::Broken(_) => self.leave_parent(now, Some(Ailment::Wrong)),
             Parting::Held | Parting::Sent | Parting::Failed | Parting::Stopping => {
-                self.leave_parent(now, Ailment::Silent);
+                self.leave_parent(now, Some(Ailment::Silent));
             }
         }
     }
@@ -371,7 +366,7 @@ impl Follow {
     /// A peer can't be reached, or the stream broke.
     pub fn lost(&mut self, now: Duration, opening: u64) {
         if self.reading(opening).is_some() && !self.has_all() {
-            self.leave_parent(now, Ailment::Silent);
+            self.leave_parent(now, Some(Ailment::Silent));
         }
     }
 
@@ -389,6 +384,7 @@ impl Follow {
         self.meter.arrived(now, frontier);
         self.patience.sign(now);
         self.fruitless = 0;
+        self.losses = 0;
         let has_all = self.has_all();
         match &mut self.source {
             Source::Lease(range) => {
@@ -457,16 +453,17 @@ impl Follow {
         if self.has_all() {
             return;
         }
+        let silence = self.silence();
         match &mut self.source {
-            Source::Peer(reading) if now.saturating_sub(reading.heard) >= SILENCE => {
-                self.leave_parent(now, Ailment::Silent);
+            Source::Peer(reading) if now.saturating_sub(reading.heard) >= silence => {
+                self.losses = self.losses.saturating_add(1);
+                self.leave_parent(now, Some(Ailment::Silent));
             }
             Source::Peer(reading) => {
                 let parent = reading.opening.node;
                 if now >= self.patience.deadline() {
                     self.troubles.note(now, parent, Ailment::Full);
                     self.go_alone(now);
-                    self.ask(now);
                 } else if now.saturating_sub(self.told_reading) >= REPORT_READING_EVERY {
                     self.tell_reading(now);
                 }
@@ -475,8 +472,8 @@ impl Follow {
                 if range.waits.is_some_and(|since| now.saturating_sub(since) >= VERDICT_IS_LATE) {
                     range.waits = None;
                     range.upto = range.upto.saturating_add(PIECE);
-                }
-                if now.saturating_sub(range.reported) >= REPORT_EVERY {
+                    self.report_elsewhere(now);
+                } else if now.saturating_sub(range.reported) >= REPORT_EVERY {
                     self.report_lease(now);
                 }
             }
@@ -498,9 +495,9 @@ impl Follow {
             return None;
         }
         let own = match &self.source {
-            Source::Peer(reading) => {
-                (reading.heard + SILENCE).min(self.patience.deadline()).min(self.told_reading + REPORT_READING_EVERY)
-            }
+            Source::Peer(reading) => (reading.heard + self.silence())
+                .min(self.patience.deadline())
+                .min(self.told_reading + REPORT_READING_EVERY),
             Source::Lease(range) => {
                 let reports = range.reported + REPORT_EVERY;
                 range.waits.map_or(reports, |since| reports.min(since + VERDICT_IS_LATE))
@@ -541,6 +538,12 @@ impl Follow {
 
     fn has_all(&self) -> bool {
         self.size.is_some_and(|size| self.frontier >= size)
+    }
+
+    /// How long a peer may be silent: the longer, the more were so in a row. A link that is filled with what nobody waits
+    /// for any more makes everybody look dead.
+    fn silence(&self) -> Duration {
+        SILENCE * (1 << self.losses.min(2))
     }
 
     fn reading(&mut self, opening: u64) -> Option<&mut Reading> {

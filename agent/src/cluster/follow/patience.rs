@@ -3,17 +3,17 @@
 use std::time::Duration;
 
 /// What a pull has to spend on waiting, and what it has at most.
-const ALL: Duration = Duration::from_secs(2);
-/// A silence that is none.
-const SHORT: Duration = Duration::from_millis(50);
+const ALL: Duration = Duration::from_millis(1_500);
+/// A pause that isn't waiting yet: a slow upstream brings a piece now and then.
+const SHORT: Duration = Duration::from_millis(500);
 /// What a source that is tried after patience ran out gets.
 const LITTLE: Duration = Duration::from_millis(500);
 /// For each reader that the bytes have to come through before they come here, at first.
 const PER_READER: Duration = Duration::from_millis(5);
 const MOST_FOR_READERS: Duration = Duration::from_secs(20);
 
-/// The time that a pull may wait without a sign that bytes are coming: two seconds, of which a tenth of the time comes
-/// back in which they do.
+/// The time that a pull may wait without a sign that bytes are coming: two seconds, and after that a tenth of the time in
+/// which they came.
 #[derive(Debug)]
 pub(super) struct Patience {
     left: Duration,

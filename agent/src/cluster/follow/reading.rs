@@ -50,7 +50,7 @@ impl Reading {
         // Who has all there is to have receives nothing any more: what it received counts then.
         let beyond_rate = if beyond.rate > 0 { beyond.rate } else { self.best.1 };
         let waits_for_parent = parent.frontier <= frontier;
-        let here = if waits_for_parent { rate.min(parent.rate as f64) } else { rate };
+        let here = if waits_for_parent { parent.rate as f64 } else { rate };
         let behind = beyond.frontier.saturating_sub(frontier.min(parent.frontier));
         let starves = behind > LAG && here < CLEARLY_LESS * beyond_rate as f64;
         if !starves {

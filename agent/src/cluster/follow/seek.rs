@@ -10,7 +10,7 @@ use super::reading::Reading;
 use super::{ANSWERS_ARE_LATE, ASK_FAILS, Action, Follow, OWNER_IS_LATE, Opening, PIECE, Source};
 
 pub(super) const MAX_REDIRECTS: u32 = 2;
-pub(super) const MAX_REFERRALS: usize = 4;
+const MAX_REFERRALS: usize = 4;
 /// The most candidates at a time.
 const MAX_CANDIDATES: usize = 24;
 /// An ask that led nowhere is repeated after so long, then after twice as long, and so on.
@@ -32,13 +32,20 @@ pub(super) struct Pending {
 pub(super) struct Candidate {
     pub(super) node: NodeId,
     pub(super) instead_of: Option<NodeId>,
+    pub(super) before: Option<NodeId>,
     pub(super) insists: bool,
 }
 
+impl Candidate {
+    pub(super) const fn of(node: NodeId) -> Self {
+        Self { node, instead_of: None, before: None, insists: false }
+    }
+}
+
 impl Follow {
-    /// Asks the best owner, unless it has been asked already. Without one, this node is alone.
+    /// Asks the best owner, unless one is being asked. Without one, this node is alone.
     pub(super) fn ask(&mut self, now: Duration) {
-        if !self.pending.is_empty() {
+        if self.pending.iter().any(|pending| !pending.is_late) {
             return;
         }
         match self.ranks.best(now, None) {
@@ -113,6 +120,7 @@ impl Follow {
                 node: candidate.node,
                 ticket: self.ticket,
                 instead_of: candidate.instead_of,
+                before: candidate.before,
                 insists: candidate.insists,
             };
             match &self.source {
@@ -126,18 +134,38 @@ impl Follow {
         false
     }
 
-    /// The parent is no use: on to who was named, then to those beyond it, then to the owner.
-    pub(super) fn leave_parent(&mut self, now: Duration, why: Ailment) {
+    /// The parent is no use: on to who was named, or those beyond it, or the owner.
+    pub(super) fn leave_parent(&mut self, now: Duration, why: Option<Ailment>) {
         let Source::Peer(reading) = &self.source else { return };
-        self.troubles.note(now, reading.opening.node, why);
-        // Beyond it, each in the place of the one before, which its reader may not have missed yet. Who stands above this
-        // node can't be read from, whatever the path says.
+        if let Some(why) = why {
+            self.troubles.note(now, reading.opening.node, why);
+        }
+        // Beyond it, each in the place of the one before, which its sender may not have missed yet. From a parent that
+        // lives the next one is enough: further up, room would have to be made for this node.
+        let far = if why == Some(Ailment::Silent) { usize::MAX } else { 1 };
         let mut before = reading.opening.node;
-        for hop in reading.path.iter().skip(1) {
+        for hop in reading.path.iter().skip(1).take(far) {
+            // Who stands above this node can't be read from, whatever the path says.
             if hop.ticket.is_none_or(|its| self.ticket.is_some_and(|mine| its < mine)) {
-                self.candidates.push_back(Candidate { node: hop.node, instead_of: Some(before), insists: false });
+                self.candidates.push_back(Candidate { instead_of: Some(before), ..Candidate::of(hop.node) });
             }
             before = hop.node;
+        }
+        if !self.try_next(now) {
+            self.seek_anew(now);
+        }
+    }
+
+    /// The parent names others, since it is full, or since this node is to read from them from now on.
+    pub(super) fn sent_on(&mut self, now: Duration, others: &[NodeId]) {
+        let Source::Peer(reading) = &self.source else { return };
+        let (parent, was_open) = (reading.opening.node, reading.is_open);
+        if !was_open {
+            self.troubles.note(now, parent, Ailment::Full);
+        }
+        for other in others.iter().filter(|other| **other != self.me).take(MAX_REFERRALS) {
+            self.troubles.forgive(*other, Ailment::Full);
+            self.candidates.push_front(Candidate::of(*other));
         }
         if !self.try_next(now) {
             self.seek_anew(now);

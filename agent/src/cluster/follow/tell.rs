@@ -41,6 +41,17 @@ impl Follow {
         self.actions.push(Action::Report { owner, report: Box::new(report) });
     }
 
+    /// The owner that gave the lease doesn't answer: the other one is told, and takes it over.
+    pub(super) fn report_elsewhere(&mut self, now: Duration) {
+        let Source::Lease(range) = &mut self.source else { return };
+        let owner = range.owner;
+        self.ranks.failed(now, owner);
+        if let Some(other) = self.ranks.best(now, Some(owner)) {
+            range.owner = other;
+        }
+        self.report_lease(now);
+    }
+
     /// Tells the owner whom this node reads from.
     pub(super) fn tell_reading(&mut self, now: Duration) {
         self.told_reading = now;

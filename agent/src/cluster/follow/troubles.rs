@@ -14,7 +14,7 @@ pub(super) struct Troubles(BTreeMap<NodeId, (Ailment, Duration)>);
 impl Troubles {
     pub(super) fn note(&mut self, now: Duration, node: NodeId, why: Ailment) {
         let lasts = match why {
-            Ailment::Full => Duration::from_secs(2),
+            Ailment::Full => Duration::from_millis(300),
             Ailment::Silent | Ailment::Slow => Duration::from_secs(5),
             Ailment::Absent => Duration::from_secs(60),
             Ailment::Wrong => Duration::from_secs(3600),
@@ -34,6 +34,13 @@ impl Troubles {
     pub(super) fn list(&self, now: Duration) -> Vec<Trouble> {
         let lasting = self.0.iter().filter(|(_, (_, until))| now < *until);
         lasting.map(|(node, (why, _))| Trouble { node: *node, why: *why }).collect()
+    }
+
+    /// What was said of a node holds no more.
+    pub(super) fn forgive(&mut self, node: NodeId, what: Ailment) {
+        if self.0.get(&node).is_some_and(|(why, _)| *why == what) {
+            self.0.remove(&node);
+        }
     }
 
     /// Who is full may have room again.

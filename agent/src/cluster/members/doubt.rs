@@ -66,7 +66,7 @@ impl Members {
         }
     }
 
-    fn state_of(&self, identity: &Identity) -> Option<(State, foca::Incarnation)> {
+    pub(super) fn state_of(&self, identity: &Identity) -> Option<(State, foca::Incarnation)> {
         let member = self.swim.iter_membership_state().find(|member| member.id() == identity)?;
         Some((member.state(), member.incarnation()))
     }

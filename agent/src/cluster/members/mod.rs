@@ -191,13 +191,7 @@ impl Members {
     pub fn pass(&mut self, now: Duration) {
         while let Some(task) = self.agenda.pop(now) {
             match task {
-                Task::Swim(timer) => {
-                    if let foca::Timer::RemoveDown(identity) = &timer {
-                        self.known.forget(identity);
-                    }
-                    // What fails here is a probe that was cut short because this process was: it begins another.
-                    let _ = self.swim(now, |swim, out| swim.handle_timer(timer, out));
-                }
+                Task::Swim(timer) => self.pass_swim(now, timer),
                 Task::SettleMe => {
                     self.settled = true;
                     self.known.touch();
@@ -285,6 +279,21 @@ impl Members {
             swim.gossip(out)
         });
         self.agenda.clear();
+    }
+
+    fn pass_swim(&mut self, now: Duration, timer: foca::Timer<Identity>) {
+        match &timer {
+            foca::Timer::RemoveDown(identity) => self.known.forget(identity),
+            // SWIM would let stand who has contradicted, and tell it that it is dead all the same.
+            foca::Timer::ChangeSuspectToDown { member_id, incarnation, .. }
+                if self.state_of(member_id) != Some((foca::State::Suspect, *incarnation)) =>
+            {
+                return;
+            }
+            _ => {}
+        }
+        // What fails here is a probe that was cut short because this process was: it begins another.
+        let _ = self.swim(now, |swim, out| swim.handle_timer(timer, out));
     }
 
     fn receive_swim(&mut self, now: Duration, bytes: &[u8]) -> Result<(), BadPacket> {

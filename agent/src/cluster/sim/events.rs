@@ -45,6 +45,7 @@ pub(super) enum Event {
     },
     Judged {
         to: Spot,
+        owner: usize,
         lease: Lease,
         verdict: Option<Verdict>,
     },

@@ -44,6 +44,8 @@ pub(super) struct Stream {
     /// Slower than the link, in bytes a second; and when the next piece may go.
     pub(super) pace: Option<f64>,
     pub(super) not_before: Duration,
+    /// Since when the reader is out of reach.
+    pub(super) unheard_since: Option<Duration>,
 }
 
 pub(super) fn seconds(bytes: u64, rate: f64) -> Duration {

@@ -59,7 +59,7 @@ impl World {
             // Refused, or given up for lost after a while.
             let refused = self.nodes[owner].life == Life::Killed;
             let at = self.now + if refused { self.cluster.delay * 2 } else { Duration::from_millis(600) };
-            self.queue.push(at, Event::Judged { to: from, lease, verdict: None });
+            self.queue.push(at, Event::Judged { to: from, owner, lease, verdict: None });
         }
     }
 
@@ -94,7 +94,7 @@ impl World {
         self.count_message(REPORT_BYTES / 5);
         if let Some(lease) = report.lease.filter(|_| self.is_near(owner, from.node)) {
             let at = now + self.delay(owner, from.node);
-            self.queue.push(at, Event::Judged { to: from, lease, verdict: Some(verdict) });
+            self.queue.push(at, Event::Judged { to: from, owner, lease, verdict: Some(verdict) });
         }
         self.tick_owner_later(owner);
     }
@@ -106,17 +106,19 @@ impl World {
         answered: Option<Box<crate::cluster::directory::Answered>>,
     ) {
         let now = self.now;
+        tracing::trace!("{now:?} {to:?} answered {answered:?}");
         self.with_follow(to, |follow| match answered {
             Some(answered) => follow.answered(now, number, *answered),
             None => follow.unanswered(now, number),
         });
     }
 
-    pub(super) fn judged(&mut self, to: Spot, lease: Lease, verdict: Option<Verdict>) {
-        let now = self.now;
+    pub(super) fn judged(&mut self, to: Spot, owner: usize, lease: Lease, verdict: Option<Verdict>) {
+        let (now, owner) = (self.now, self.nodes[owner].id);
+        tracing::trace!("{now:?} {to:?} judged {verdict:?}");
         self.with_follow(to, |follow| match verdict {
             Some(verdict) => follow.reported(now, lease, verdict),
-            None => follow.unreported(now, lease),
+            None => follow.unreported(now, owner, lease),
         });
     }
 

@@ -16,6 +16,8 @@ const BEAT_BYTES: u64 = 450;
 const OPEN_BYTES: u64 = 400;
 /// A driver tries an upstream that doesn't answer again after so long.
 const RETRY: Duration = Duration::from_millis(200);
+/// A sender notices after so long that its reader is gone.
+const KEEPALIVE: Duration = Duration::from_secs(2);
 
 impl World {
     /// Does what a pull's turn says.
@@ -65,6 +67,7 @@ impl World {
 
     fn open_upstream(&mut self, spot: Spot, from: u64, end: u64) {
         self.upstream_requests += 1;
+        tracing::trace!("{:?} {spot:?} upstream {from}..{end}", self.now);
         let node = &self.nodes[spot.node];
         let pace = node.upstream_part.map(|part| part * self.cluster.link);
         let number = self.begin_stream(self.upstream(), spot, 0, from, end);
@@ -79,13 +82,14 @@ impl World {
         let Some(blob) = &self.nodes[spot.node].pulls[spot.blob] else { return };
         let from = blob.frontier;
         self.opened_streams += 1;
+        tracing::trace!("{:?} {spot:?} opens {sender} {opening:?} from {from}", self.now);
         self.count_message(OPEN_BYTES);
         let number = self.begin_stream(sender, spot, opening.number, from, self.cluster.blobs[spot.blob]);
         let reader = Reader {
             node: self.nodes[spot.node].id,
-            zone: self.nodes[spot.node].zone.clone(),
             ticket: opening.ticket,
             instead_of: opening.instead_of,
+            before: opening.before,
             insists: opening.insists,
             from,
         };
@@ -113,6 +117,7 @@ impl World {
             arrives: Duration::ZERO,
             pace: None,
             not_before: Duration::ZERO,
+            unheard_since: None,
         });
         if let Some(blob) = &mut self.nodes[reader.node].pulls[reader.blob] {
             blob.stream = Some(number);
@@ -212,6 +217,18 @@ impl World {
             return;
         }
         let now = self.now;
+        let is_near = self.is_near(sender, spot.node);
+        let stream = &mut self.streams[number];
+        if is_near {
+            stream.unheard_since = None;
+        } else if now - *stream.unheard_since.get_or_insert(now) >= KEEPALIVE {
+            self.closed(number);
+            return;
+        }
+        if is_near && self.streams[number].is_closed {
+            self.closed(number);
+            return;
+        }
         let Some(blob) = &mut self.nodes[sender].pulls[spot.blob] else { return };
         let (rate, path) = blob.follow.as_ref().map_or((0, &[][..]), |follow| (follow.rate(now), follow.path()));
         let beat = blob.serve.beat(number as u64, rate, path);
@@ -246,6 +263,11 @@ impl World {
 
     pub(super) fn parted(&mut self, number: usize, parting: &Parting) {
         let (spot, opening, now) = (self.streams[number].reader, self.streams[number].opening, self.now);
+        tracing::trace!(
+            "{now:?} {spot:?} parted by {} {parting:?} live {}",
+            self.streams[number].sender,
+            self.reaches_reader(number)
+        );
         if self.reaches_reader(number) {
             self.close(Some(number));
             self.with_follow(spot, |follow| follow.parted(now, opening, parting));

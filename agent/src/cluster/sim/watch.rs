@@ -1,7 +1,5 @@
 //! What must hold at every moment.
 
-use std::time::Duration;
-
 use crate::cluster::follow::Turn;
 
 use super::events::Spot;
@@ -86,7 +84,7 @@ impl World {
                 let Some(pull) = &self.nodes[node].pulls[blob] else { continue };
                 let Some(follow) = pull.follow.as_ref().filter(|_| !pull.is_whole) else { continue };
                 let reads = pull.stream.is_some();
-                let is_late = follow.next_deadline().is_none_or(|at| at + Duration::from_secs(1) < self.now);
+                let is_late = follow.next_deadline().is_none();
                 let is_idle = matches!(follow.turn(), Turn::Upstream { .. } | Turn::Peer(_)) && !reads;
                 if is_late || is_idle {
                     let state = format!("{follow:?}");

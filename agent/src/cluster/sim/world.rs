@@ -19,7 +19,7 @@ use super::node::{Blob, Life, Node};
 use super::plan::{Cluster, Fault, Outcome, Pull, When};
 
 /// What is waited after everybody is done, before all has to be quiet.
-const GRACE: Duration = Duration::from_secs(2);
+const GRACE: Duration = Duration::from_secs(6);
 const QUIET: Duration = Duration::from_secs(1);
 
 /// The receiving direction of a node's link.
@@ -175,7 +175,7 @@ impl World {
             Event::Asked { owner, from, number, ask } => self.asked(owner, from, number, &ask),
             Event::Answered { to, number, answered } => self.answered(to, number, answered),
             Event::Reported { owner, from, report } => self.reported_to(owner, from, &report),
-            Event::Judged { to, lease, verdict } => self.judged(to, lease, verdict),
+            Event::Judged { to, owner, lease, verdict } => self.judged(to, owner, lease, verdict),
             Event::Requested { stream, reader } => self.requested(stream, &reader),
             Event::Opened { stream } => self.opened(stream),
             Event::BeatDue { stream } => self.beat_due(stream),
@@ -215,7 +215,7 @@ impl World {
             let sought = Sought { key, credential: Credential::None, zone: this.zone.clone() };
             let size = Some(self.cluster.blobs[spot.blob]);
             let follow = Follow::new(now, this.id, sought, size, 0, owners);
-            let serve = Serve::new(this.id, this.zone.clone());
+            let serve = Serve::new(this.id);
             let mut blob = Blob::new(now, Some(follow), serve);
             blob.serve.arrived(0, size);
             this.pulls[spot.blob] = Some(blob);
@@ -230,7 +230,7 @@ impl World {
             let this = &mut self.nodes[node];
             this.began = Some(Duration::ZERO);
             this.done = Some(Duration::ZERO);
-            let mut pull = Blob::new(Duration::ZERO, None, Serve::new(this.id, this.zone.clone()));
+            let mut pull = Blob::new(Duration::ZERO, None, Serve::new(this.id));
             pull.frontier = size;
             pull.is_whole = true;
             pull.serve.arrived(size, Some(size));
@@ -272,6 +272,7 @@ impl World {
         let actions = follow.actions();
         let speaks_to_serve = actions.iter().any(|action| matches!(action, Action::Placed(_) | Action::Yields));
         for action in actions {
+            tracing::trace!("{:?} {spot:?} {}", self.now, Self::brief(&action));
             match action {
                 Action::Ask { number, owner, ask } => self.send_ask(spot, owner, number, ask),
                 Action::Report { owner, report } => self.send_report(spot, owner, report),
@@ -299,6 +300,20 @@ impl World {
         {
             blob.tick = Some(at);
             self.queue.push(at, Event::Tick(spot));
+        }
+    }
+
+    fn brief(action: &Action) -> String {
+        match action {
+            Action::Ask { owner, ask, .. } => format!(
+                "ask {owner:?} f={} t={:?} tail={} slow={} tr={:?}",
+                ask.frontier, ask.ticket, ask.to_the_tail, ask.slow, ask.troubles
+            ),
+            Action::Report { owner, report } => format!(
+                "report {owner:?} f={} l={:?} p={:?} {:?}",
+                report.frontier, report.lease, report.parent, report.state
+            ),
+            other => format!("{other:?}"),
         }
     }
 

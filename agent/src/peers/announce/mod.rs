@@ -2,9 +2,11 @@
 //!
 //! What comes and goes in the store is told within 100 ms, together with what else does meanwhile. Every five minutes
 //! each owner hears that all stands as it stood, in a few bytes a bucket; who has lost what it was told asks for all of
-//! it. When owners change, the new ones are told within a second.
+//! it. When owners change, the new ones are told within a second. What containerd holds besides is looked up at the
+//! beginning, and whenever the store is listed.
 
 mod holdings;
+mod runtime;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -23,6 +25,7 @@ use super::messages::MOST_HOLDINGS;
 use super::owner::until;
 use crate::cluster::directory::{Announced, Shelf};
 use crate::cluster::{Bucket, Ring};
+use crate::containerd::client::Client;
 use crate::image::NodeId;
 use crate::store::{Event, Events, Store};
 
@@ -39,12 +42,13 @@ const AT_ONCE: usize = 8;
 /// How many blobs are listed at a time.
 const LISTED: usize = 256;
 
-/// Tells owners what `store` holds, until the node ends.
-pub(super) async fn announce(inner: Arc<Inner>, store: Store) {
+/// Tells owners what `store` and containerd hold, until the node ends.
+pub(super) async fn announce(inner: Arc<Inner>, store: Store, containerd: Option<Arc<Client>>) {
     let mut events = store.events();
     let mut announcer = Announcer {
         ring: inner.ring.borrow().clone(),
         inner: Arc::clone(&inner),
+        containerd,
         holdings: Holdings::default(),
         todo: BTreeMap::new(),
         calls: FuturesUnordered::new(),
@@ -63,6 +67,7 @@ pub(super) async fn announce(inner: Arc<Inner>, store: Store) {
 
 struct Announcer {
     inner: Arc<Inner>,
+    containerd: Option<Arc<Client>>,
     ring: Arc<Ring>,
     holdings: Holdings,
     /// What each owner is still to be told.
@@ -100,7 +105,11 @@ impl Announcer {
             after = Some(last.digest);
             all.extend(batch.into_iter().map(|listed| (listed.digest, listed.provenance)));
         }
-        self.holdings.replace(all);
+        let lent = match &self.containerd {
+            Some(client) => runtime::lent(client, store).await,
+            None => Vec::new(),
+        };
+        self.holdings.replace(all, lent);
         self.flush();
     }
 
@@ -124,7 +133,11 @@ impl Announcer {
                 },
                 () = until(self.flush_at) => self.flush(),
                 () = until(self.spread_at) => self.spread(),
-                () = until(Some(self.renew_at)) => self.renew(),
+                () = until(Some(self.renew_at)) => {
+                    // containerd doesn't say by itself what comes and goes.
+                    self.list(store).await;
+                    self.renew();
+                }
                 Some(called) = self.calls.next(), if !self.calls.is_empty() => self.called(called),
                 changed = rings.changed() => {
                     if changed.is_err() {

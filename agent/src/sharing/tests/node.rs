@@ -126,6 +126,7 @@ impl Node {
             gossip: None,
             channels: Arc::clone(&channels),
             store: store.clone(),
+            containerd: None,
             tasks,
             stop: stop.clone(),
         });

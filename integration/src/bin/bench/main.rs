@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod chain;
+mod cluster;
 mod debian;
 mod footprint;
 mod pulls;
@@ -16,7 +17,8 @@ mod stats;
 
 use anyhow::{Result, bail, ensure};
 
-const ALL: [&str; 9] = ["cold", "warm", "ranges", "raw", "head", "chain", "memory", "start", "soak"];
+const ALL: [&str; 12] =
+    ["cold", "warm", "ranges", "raw", "head", "chain", "memory", "start", "cluster", "apart", "stream", "soak"];
 
 #[tokio::main]
 async fn main() -> Result<()> {
@@ -36,6 +38,9 @@ async fn main() -> Result<()> {
             "head" => raw::heads().await?,
             "chain" => chain::chain().await?,
             "soak" => chain::soak().await?,
+            "cluster" => cluster::cluster(pairs).await?,
+            "apart" => cluster::apart(pairs).await?,
+            "stream" => cluster::stream(pairs).await?,
             "memory" => footprint::memory().await?,
             _ => footprint::start().await?,
         }

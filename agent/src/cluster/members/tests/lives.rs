@@ -159,6 +159,16 @@ fn who_is_doubted_and_alive_stays() {
 }
 
 #[test]
+fn three_nodes_bear_with_a_bad_network() {
+    let mut world = cluster(3);
+    world.loss = 0.05;
+    world.run(secs(1800));
+    for host in 0..3 {
+        assert_eq!(world.told(host), vec![], "at {host}");
+    }
+}
+
+#[test]
 fn what_cannot_be_read_is_refused_and_changes_nothing() {
     let mut world = cluster(2);
     let now = world.now;

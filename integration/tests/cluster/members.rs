@@ -1,0 +1,95 @@
+//! Who is there: seeds, restarts, those who leave.
+
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use larder_integration::{Image, NameServer};
+use serde_json::Value;
+
+use super::{NAME, Stage, within};
+use crate::support::run;
+
+/// A restart needs no seed: the last known members are on disk.
+#[test]
+fn a_node_comes_back_without_seeds() {
+    run(async {
+        let stage = Stage::with(&Image::tiny(1), None)?;
+        let mut cluster = stage.nodes(3, None)?.start().await?;
+        for harshly in [false, true] {
+            let agent = &mut cluster.member_mut(2).agent;
+            let text = std::fs::read_to_string(agent.config())?;
+            let lines = text.lines().map(|line| if line.starts_with("seeds") { "seeds = []" } else { line });
+            std::fs::write(agent.config(), lines.collect::<Vec<_>>().join("\n"))?;
+            match harshly {
+                true => agent.kill(),
+                false => agent.stop()?,
+            }
+            agent.start_again().await?;
+            cluster.settle().await.with_context(|| format!("ended harshly: {harshly}"))?;
+        }
+        Ok(())
+    });
+}
+
+/// A name with many addresses, asked of a server of its own; and asked again, since it had none at first.
+#[test]
+fn seeds_come_from_a_name() {
+    run(async {
+        let stage = Stage::with(&Image::tiny(2), None)?;
+        let dns = NameServer::start_on(&stage.network.host(None)?, "larder-peers.test").await?;
+        let server = dns.address().to_string();
+        let builder = stage.nodes(3, None)?.seeds(&["dns:larder-peers.test:7441"]);
+        let builder = builder.configure(move |_, config| {
+            config.set_text("peers", "dns_server", &server);
+        });
+        let mut cluster = builder.launch().await?;
+        larder_integration::until("the name is asked for", Duration::from_secs(5), async || {
+            (dns.asked() >= 3).then_some(())
+        })
+        .await?;
+        dns.set(&cluster.members().iter().map(|member| member.host.address()).collect::<Vec<_>>());
+        cluster.settle().await
+    });
+}
+
+/// Who leaves says so, and is asked for nothing from then on; who dies is found out.
+#[test]
+fn members_leave_and_die() {
+    run(async {
+        let stage = Stage::with(&Image::tiny(3), None)?;
+        let mut cluster = stage.nodes(4, None)?.start().await?;
+        cluster.member_mut(3).agent.stop()?;
+        within(Duration::from_secs(3), async { cluster.settle_among(&[0, 1, 2], 3).await }).await.context("leaving")?;
+        cluster.member_mut(2).agent.kill();
+        cluster.settle_among(&[0, 1], 2).await.context("dying")?;
+        cluster.member(0).pull(NAME).await?;
+        Ok(())
+    });
+}
+
+/// What a person sees of it.
+#[test]
+fn status_shows_the_peers() {
+    run(async {
+        let image = Image::one_layer(4, 2);
+        let stage = Stage::with(&image, None)?;
+        let zones = |number: usize, config: &mut larder_integration::AgentConfig| {
+            config.set_text("peers", "zone", ["a", "b", "b"][number]);
+        };
+        let cluster = stage.nodes(3, None)?.configure(zones).start().await?;
+        cluster.pull(NAME, &image).await?;
+        let agent = &cluster.member(0).agent;
+        let shown: Value = serde_json::from_str(&agent.say(&["status", "--peers", "--json"]).await?)?;
+        let text = shown.to_string();
+        for member in cluster.members() {
+            ensure!(
+                text.contains(&member.host.address().to_string()),
+                "{} isn't shown: {shown:#}",
+                member.host.address()
+            );
+        }
+        let table = agent.say(&["status", "--peers"]).await?;
+        ensure!(table.contains(&cluster.member(1).host.address().to_string()), "{table}");
+        Ok(())
+    });
+}

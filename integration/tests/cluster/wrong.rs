@@ -1,0 +1,64 @@
+//! Wrong bytes: from the first of two upstreams, and from a peer's disk.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use larder_integration::{Fault, FaultRegistry, Image, When, until};
+
+use super::{NAME, Stage, ensure_nothing_wrong_is_kept};
+use crate::support::run;
+
+/// Every node has the image after at most one retry, and nothing wrong is kept anywhere.
+#[test]
+fn the_first_upstream_sends_wrong_bytes() {
+    run(async {
+        let image = Image::one_layer(1, 8);
+        let stage = Stage::with(&image, None)?;
+        let right = FaultRegistry::start_on(&stage.network.host(None)?)?;
+        right.add(&image, "acme/app", "v1");
+        stage.registry.fault(When::get(image.largest()), Fault::WrongByte(3_000_000));
+        let builder = larder_integration::Cluster::builder(&stage.network, 5, None)?;
+        let cluster = builder.registry("reg.test", &[&stage.registry.url(), &right.url()]).start().await?;
+        let all: Vec<usize> = (0..5).collect();
+        let first = cluster.pull_on(&all, NAME).await;
+        let failed: Vec<usize> = all.into_iter().filter(|&number| first[number].is_err()).collect();
+        for again in cluster.pull_on(&failed, NAME).await {
+            again.with_context(|| format!("again, the first time having been {first:?}"))?;
+        }
+        ensure!(stage.registry.met() > 0);
+        ensure_nothing_wrong_is_kept(&cluster).await
+    });
+}
+
+/// A holder's disk rots: it isn't believed, and others have it.
+#[test]
+fn a_peers_disk_rots() {
+    run(async {
+        let image = Image::one_layer(2, 4);
+        let stage = Stage::with(&image, None)?;
+        let cluster = stage.nodes(3, None)?.start().await?;
+        cluster.member(0).pull(NAME).await?;
+        let hex = image.largest().digest.trim_start_matches("sha256:");
+        let file = cluster.member(0).agent.cache().join("blobs/sha256").join(hex);
+        flip(&file, 2_000_000)?;
+        let pulled = cluster.member(1).pull(NAME).await;
+        if pulled.is_err() {
+            cluster.member(1).pull(NAME).await.with_context(|| format!("again, after {pulled:?}"))?;
+        }
+        cluster.member(1).agent.say(&["cache", "verify"]).await?;
+        until("it pulls again", Duration::from_secs(10), async || cluster.member(2).pull(NAME).await.ok()).await?;
+        Ok(())
+    });
+}
+
+fn flip(file: &std::path::Path, at: u64) -> Result<()> {
+    use std::os::unix::fs::FileExt;
+    let mut permissions = std::fs::metadata(file)?.permissions();
+    std::os::unix::fs::PermissionsExt::set_mode(&mut permissions, 0o644);
+    std::fs::set_permissions(file, permissions)?;
+    let file = std::fs::File::options().read(true).write(true).open(file)?;
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at)?;
+    file.write_all_at(&[!byte[0]], at)?;
+    Ok(())
+}
