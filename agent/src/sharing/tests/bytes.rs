@@ -28,8 +28,7 @@ pub(super) struct Arriving {
 
 impl Shelf {
     pub(super) fn begin(&self, digest: Digest, size: u64) -> Arc<Arriving> {
-        let arriving =
-            Arc::new(Arriving { content: Mutex::default(), size, there: watch::Sender::new((0, false)) });
+        let arriving = Arc::new(Arriving { content: Mutex::default(), size, there: watch::Sender::new((0, false)) });
         self.0.lock().unwrap().insert(digest, Arc::clone(&arriving));
         arriving
     }

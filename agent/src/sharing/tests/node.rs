@@ -90,11 +90,13 @@ impl World {
 
     /// Some content whose owners are none of `not`.
     pub(super) fn content_owned_by_others(&self, size: usize, not: &[usize]) -> Vec<u8> {
-        (0..).map(|seed| content(seed, size)).find(|bytes| {
-            let owners = self.owners(&Digest::of(bytes));
-            not.iter().all(|n| !owners.contains(n))
-        })
-        .unwrap()
+        (0..)
+            .map(|seed| content(seed, size))
+            .find(|bytes| {
+                let owners = self.owners(&Digest::of(bytes));
+                not.iter().all(|n| !owners.contains(n))
+            })
+            .unwrap()
     }
 
     pub(super) fn fetched(&self) -> u64 {
