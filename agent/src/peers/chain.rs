@@ -83,7 +83,7 @@ struct Slot {
 enum Done {
     Asked(u64, Result<Answered, CallError>),
     /// Under which lease: of others the machine doesn't want to know.
-    Reported(Option<Lease>, Result<Verdict, CallError>),
+    Reported(NodeId, Option<Lease>, Result<Verdict, CallError>),
     Nothing,
 }
 
@@ -399,7 +399,9 @@ impl Chain {
                     }
                     Done::Asked(number, answered)
                 }
-                Action::Report { owner, report } => Done::Reported(report.lease, inner.report(owner, &report).await),
+                Action::Report { owner, report } => {
+                    Done::Reported(owner, report.lease, inner.report(owner, &report).await)
+                }
                 // They were done at once.
                 Action::Placed(_) | Action::Yields => Done::Nothing,
             }
@@ -415,11 +417,13 @@ impl Chain {
                 self.tell(number, |machine, now| machine.answered(now, asked, answered));
             }
             Done::Asked(asked, Err(_)) => self.tell(number, |machine, now| machine.unanswered(now, asked)),
-            Done::Reported(Some(lease), Ok(verdict)) => {
+            Done::Reported(_, Some(lease), Ok(verdict)) => {
                 self.tell(number, |machine, now| machine.reported(now, lease, verdict));
             }
-            Done::Reported(Some(lease), Err(_)) => self.tell(number, |machine, now| machine.unreported(now, lease)),
-            Done::Reported(None, _) | Done::Nothing => {}
+            Done::Reported(owner, Some(lease), Err(_)) => {
+                self.tell(number, |machine, now| machine.unreported(now, owner, lease));
+            }
+            Done::Reported(_, None, _) | Done::Nothing => {}
         }
     }
 
@@ -434,14 +438,8 @@ impl Chain {
         let member = inner.ring().member(node).cloned();
         let zone = member.map(|member| member.zone).unwrap_or_default();
         let counted = inner.metrics.streaming(Direction::Out, inner.nearness(&zone));
-        let reader = Reader {
-            node,
-            ticket: ask.ticket,
-            instead_of: ask.instead_of,
-            before: ask.before,
-            insists: ask.insists,
-            from: ask.from,
-        };
+        let ReadAsk { ticket, instead_of, before, insists, from, .. } = *ask;
+        let reader = Reader { node, ticket, instead_of, before, insists, from };
         let changed = Arc::new(Notify::new());
         let slot = Slot {
             node,
