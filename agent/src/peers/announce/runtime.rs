@@ -32,5 +32,5 @@ async fn shared(content: &Content, store: &Store) -> Option<Holding> {
     let mut registries: Vec<_> = content.sources.iter().map(|(registry, _)| registry.clone()).collect();
     registries.sort_unstable();
     registries.dedup();
-    (!registries.is_empty()).then(|| Holding { digest: content.digest, registries })
+    (!registries.is_empty()).then_some(Holding { digest: content.digest, registries })
 }
