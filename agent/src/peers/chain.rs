@@ -82,7 +82,7 @@ struct Slot {
 /// What became of something that was sent.
 enum Done {
     Asked(u64, Result<Answered, CallError>),
-    /// Under which lease: of others the machine doesn't want to know.
+    /// To whom, and under which lease: of others the machine doesn't want to know.
     Reported(NodeId, Option<Lease>, Result<Verdict, CallError>),
     Nothing,
 }
@@ -238,7 +238,9 @@ impl Chain {
 
     fn turned(&self, reading: &mut Reading, before: follow::Turn, after: follow::Turn) {
         let (pull, digest, ticket) = (&reading.trace, &self.key.digest, reading.machine.ticket());
-        if let follow::Turn::Peer(left) = before {
+        if let follow::Turn::Peer(left) = before
+            && reading.size != Some(reading.frontier)
+        {
             let is_slow = matches!(after, follow::Turn::Peer(opening) if opening.instead_of == Some(left.node));
             let reason = if is_slow { "slow" } else { reading.cause };
             self.inner.metrics.moved(reason);
