@@ -89,7 +89,6 @@ impl World {
             node: self.nodes[spot.node].id,
             ticket: opening.ticket,
             instead_of: opening.instead_of,
-            before: opening.before,
             insists: opening.insists,
             from,
         };
