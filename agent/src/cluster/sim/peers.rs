@@ -154,8 +154,7 @@ impl World {
     pub(super) fn requested(&mut self, number: usize, reader: &Reader) {
         let (sender, spot) = (self.streams[number].sender, self.streams[number].reader);
         let now = self.now;
-        let Some(blob) = self.nodes[sender].pulls[spot.blob].as_mut()
-        else {
+        let Some(blob) = self.nodes[sender].pulls[spot.blob].as_mut() else {
             self.part(number, Parting::Absent);
             return;
         };
