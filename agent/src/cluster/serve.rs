@@ -1,11 +1,12 @@
 //! Who reads a blob from this node: who is taken, who is parted from, and what is said to them.
 //!
 //! A node that hasn't got all of a blob takes readers with higher tickets than its own, and no others: bytes never flow
-//! in a circle. It takes one at a time (of tiny blobs several), since two would halve what each of them gets, and names
-//! its reader to the others, so that they can read from that one.
+//! in a circle. It takes one at a time (of tiny blobs several), since two would halve what each of them gets. Of two, the
+//! one with the lower ticket stays, and the other one is sent on to it: so a chain sorts itself by its tickets, whoever
+//! comes back to it from where.
 //!
 //! A reader may come in the place of another, which it found slow. Both are served for a second, and the one that takes
-//! less has to go: the sender alone sees both. Or it comes before another, as the owner says, which then goes on behind it.
+//! less has to go: the sender alone sees both.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -21,8 +22,10 @@ const TELLING: u64 = 16 << 20;
 const MUCH_LESS: f64 = 0.4;
 /// Who takes less than this part of what the other takes is the slow one; otherwise it is who was there before.
 const CLEARLY_LESS: f64 = 0.6;
-/// How many more are taken of those who know of nobody else.
+/// How many more are taken of those who know of nobody else, or of those who only want what is here.
 const SQUEEZED: usize = 3;
+/// Who is further behind than this doesn't come before another, which would have to wait for it.
+const LEVEL: u64 = 16 << 20;
 
 /// One who wants to read.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,8 +36,6 @@ pub struct Reader {
     pub ticket: Option<Ticket>,
     /// It comes in place of this one.
     pub instead_of: Option<NodeId>,
-    /// This one is to read from it from now on.
-    pub before: Option<NodeId>,
     /// It knows of nobody else.
     pub insists: bool,
     /// The byte that it begins with.
@@ -96,35 +97,51 @@ impl Serve {
     /// # Errors
     /// How to part from it.
     pub fn admit(&mut self, now: Duration, stream: u64, reader: &Reader) -> Result<(), Parting> {
-        let is_below = self.ticket.zip(reader.ticket).is_some_and(|(mine, its)| mine < its);
-        if !self.is_whole && !is_below {
-            return Err(Parting::NotLower);
-        }
         // A node reads a blob once: what it opened before, it has left.
         self.part_from(|stream| stream.node == reader.node, &Parting::Yielded);
-        let going = |stream: &&Stream| stream.bound.is_none();
-        let count = self.streams.values().filter(going).count();
-        let room = fan_out(self.size);
-        if count >= room {
-            let replaced = self
-                .streams
-                .iter()
-                .find(|(_, stream)| stream.bound.is_none() && Some(stream.node) == reader.instead_of);
-            let gives_way = |stream: &Stream| stream.bound.is_none() && Some(stream.node) == reader.before;
-            if let Some((before, _)) = replaced.filter(|_| self.contest.is_none()) {
-                let until = now + CONTEST;
-                self.contest =
-                    Some(Contest { before: *before, newcomer: stream, until, before_took: 0, newcomer_took: 0 });
-            } else if self.streams.values().any(gives_way) {
-                self.part_from(gives_way, &Parting::Full(vec![reader.node]));
-            } else if !reader.insists || count >= room + SQUEEZED {
-                return Err(Parting::Full(self.readers().collect()));
+        let is_below = self.ticket.zip(reader.ticket).is_some_and(|(mine, its)| mine < its);
+        if !self.is_whole && !is_below {
+            // What is here it can have all the same: there is nothing to wait for in that.
+            let has_more = reader.ticket.is_some() && reader.from < self.frontier;
+            let bound = self.streams.values().filter(|stream| stream.bound.is_some()).count();
+            if !has_more || bound > SQUEEZED {
+                return Err(Parting::NotLower);
             }
+            self.take(stream, reader, Some(self.frontier));
+            return Ok(());
         }
-        let taken =
-            Stream { node: reader.node, ticket: reader.ticket, at: reader.from, bound: None, upwards: Vec::new() };
-        self.streams.insert(stream, taken);
+        let goes_on = |stream: &&Stream| stream.bound.is_none();
+        let count = self.streams.values().filter(goes_on).count();
+        let room = fan_out(self.size);
+        if count < room {
+            self.take(stream, reader, None);
+            return Ok(());
+        }
+        let going_on = self.streams.iter().filter(|(_, stream)| stream.bound.is_none());
+        let replaced = going_on.clone().find(|(_, stream)| Some(stream.node) == reader.instead_of);
+        // Of those who stand behind the reader, the last one.
+        let behind =
+            going_on.filter(|(_, stream)| reader.ticket < stream.ticket).max_by_key(|(_, stream)| stream.ticket);
+        let is_level = |stream: &Stream| reader.from.saturating_add(LEVEL) >= stream.at;
+        if let Some((before, _)) = replaced.filter(|_| self.contest.is_none()) {
+            let until = now + CONTEST;
+            self.contest = Some(Contest { before: *before, newcomer: stream, until, before_took: 0, newcomer_took: 0 });
+        } else if let Some((behind, _)) = behind.filter(|(_, behind)| is_level(behind)) {
+            let behind = *behind;
+            self.ended(behind);
+            self.partings.push((behind, Parting::Full(vec![reader.node])));
+        } else if !reader.insists || count >= room + SQUEEZED {
+            let before_it =
+                self.streams.values().filter(|stream| stream.bound.is_none() && stream.ticket < reader.ticket);
+            return Err(Parting::Full(before_it.map(|stream| stream.node).collect()));
+        }
+        self.take(stream, reader, None);
         Ok(())
+    }
+
+    fn take(&mut self, stream: u64, reader: &Reader, bound: Option<u64>) {
+        let taken = Stream { node: reader.node, ticket: reader.ticket, at: reader.from, bound, upwards: Vec::new() };
+        self.streams.insert(stream, taken);
     }
 
     /// So many bytes have been handed to the connection of a stream since the last call.

@@ -440,8 +440,8 @@ impl Chain {
         let member = inner.ring().member(node).cloned();
         let zone = member.map(|member| member.zone).unwrap_or_default();
         let counted = inner.metrics.streaming(Direction::Out, inner.nearness(&zone));
-        let ReadAsk { ticket, instead_of, before, insists, from, .. } = *ask;
-        let reader = Reader { node, ticket, instead_of, before, insists, from };
+        let ReadAsk { ticket, instead_of, insists, from, .. } = *ask;
+        let reader = Reader { node, ticket, instead_of, insists, from };
         let changed = Arc::new(Notify::new());
         let slot = Slot {
             node,

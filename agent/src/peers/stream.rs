@@ -127,7 +127,6 @@ impl Place {
             ticket: self.opening.ticket,
             insists: self.opening.insists,
             instead_of: self.opening.instead_of,
-            before: self.opening.before,
             aside: self.is_aside,
             trace: self.chain.trace(self.reading),
         };

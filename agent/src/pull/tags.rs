@@ -57,21 +57,24 @@ impl Inner {
         TagAnswer { digest, media_type, size, age: Duration::ZERO, access }
     }
 
-    /// Takes over the newest answer that the cluster knows, where it is newer than our own and its manifest is to be had by
-    /// this caller: owners that were started again don't know any more who was told. For when no upstream answers.
+    /// Takes over the newest answer that the cluster knows, where its manifest is to be had by this caller: owners that were
+    /// started again don't know any more who was told. For when no upstream answers.
     pub(super) async fn learn_newest(self: &Arc<Self>, place: &Place, grant: &Grant, tag: &Tag) {
         let Some(peers) = &self.peers else { return };
         let sought = self.tag_sought(peers, place, grant, tag);
-        let Some(answer) = peers.newest(&sought, &self.journal.trace(place)).await else { return };
+        let told = peers.newest(&sought, &self.journal.trace(place)).await.map(|answer| record(&answer));
         let own = self.store.tag(&place.registry, &place.repository, tag).await;
-        let record = record(&answer);
-        if own.is_some_and(|own| own.confirmed_at >= record.confirmed_at) {
-            return;
-        }
+        let is_newer = |told: &TagRecord| own.as_ref().is_none_or(|own| own.confirmed_at < told.confirmed_at);
+        let answer = match (told.filter(is_newer), own) {
+            (Some(told), _) => told,
+            // It may be what this node was told as an owner, of a manifest that was never here.
+            (None, Some(own)) if self.store.blob(&own.digest).await.is_none() => own,
+            (None, _) => return,
+        };
         let wanted = Wanted { place: place.clone(), grant: grant.clone(), digest: answer.digest, kind: Kind::Manifest };
         // Here already, or at a peer; and this caller's.
         match timeout(COMES_WITHIN, Pull(Arc::clone(self)).fetch(&wanted, 0)).await {
-            Ok(Ok(_)) => self.store.record_tag(&place.registry, &place.repository, tag, record).await,
+            Ok(Ok(_)) => self.store.record_tag(&place.registry, &place.repository, tag, answer).await,
             Ok(Err(error)) => {
                 tracing::debug!(image = %place, %tag, digest = %answer.digest, %error, "the newest answer is no use");
             }

@@ -27,11 +27,11 @@ impl Rate {
         bytes as f64 / self.bytes_per_second() as f64
     }
 
-    /// A token bucket: 5 ms at once, which is what the kernel's clock needs, and a queue of 50 ms, which holds a few of
+    /// A token bucket: 5 ms at once, which is what the kernel's clock needs, and a queue of 50 ms, or at least one of
     /// the large pieces that TCP hands over.
     fn tbf(self, device: &str) -> String {
         let (rate, bytes) = (self.0, self.bytes_per_second());
-        let (burst, limit) = ((bytes / 200).max(32 << 10), (bytes / 20).max(256 << 10));
+        let (burst, limit) = ((bytes / 200).max(32 << 10), (bytes / 20).max(64 << 10));
         format!("qdisc replace dev {device} root tbf rate {rate} burst {burst} limit {limit}\n")
     }
 }

@@ -61,7 +61,7 @@ fn who_comes_later_joins() {
         };
         let (one, two, three, four) = tokio::try_join!(late(0, 0.0), late(1, 0.2), late(2, 0.5), late(3, 0.9))?;
         stage.ensure_copies(&image, 1.02)?;
-        ensure_timely(&[one, two, three, four], LINK, 2.0, Duration::from_secs(1))
+        ensure_timely(&[one, two, three, four], LINK, 2.5, Duration::from_secs(1))
     });
 }
 

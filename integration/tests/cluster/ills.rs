@@ -160,20 +160,22 @@ fn the_others_are_frozen() {
     });
 }
 
-/// It is one of two halves that don't see each other: each fetches for itself, and both have it.
+/// Two halves that don't see each other: all have it at once, and one copy goes to each half when that is known.
 #[test]
 fn the_cluster_is_parted() {
     run(async {
-        let image = Image::one_layer(8, 6);
-        let stage = Stage::with(&image, None)?;
-        let cluster = stage.nodes(4, None)?.start().await?;
+        let (first, second) = (Image::one_layer(8, 6), Image::one_layer(18, 6));
+        let stage = Stage::with(&first, None)?;
+        let mut cluster = stage.nodes(4, None)?.start().await?;
         for (one, other) in [(0, 2), (0, 3), (1, 2), (1, 3)] {
             cluster.member(one).host.shun(&cluster.member(other).host)?;
             cluster.member(other).host.shun(&cluster.member(one).host)?;
         }
-        let fetched = within(Duration::from_secs(15), cluster.pull(NAME, &image)).await?;
-        ensure!(fetched.len() == 4);
-        stage.ensure_copies(&image, 2.2)
+        within(Duration::from_secs(10), cluster.pull(NAME, &first)).await?;
+        cluster.settle_among(&[0, 1, 2, 3], 2).await?;
+        stage.registry.add(&second, "acme/app", "v1");
+        within(Duration::from_secs(5), cluster.pull(NAME, &second)).await?;
+        stage.ensure_copies(&second, 2.04)
     });
 }
 

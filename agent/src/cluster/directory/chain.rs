@@ -9,7 +9,7 @@ use crate::image::{NodeId, Zone};
 
 use super::lease::{Judged, Leases, Progress};
 use super::members::{Newcomer, Readers};
-use super::place::{Placed, Placing, fan_out};
+use super::place::{Placing, fan_out};
 use super::rates::Rates;
 use super::words::{Answer, Ask, Released, Report, Verdict};
 
@@ -51,11 +51,9 @@ impl Chain {
         if ask.to_the_tail {
             self.leases.remove(now, from, false);
         }
-        let newcomer = Newcomer { node: from, zone: &ask.zone, ticket: ask.ticket, to_the_tail: ask.to_the_tail };
-        let Some(ticket) = self.readers.enter(now, run, newcomer) else { return Answer::Alone { absent: false } };
-        if let Some(reader) = self.readers.of_mut(from) {
-            reader.slow |= ask.slow;
-        }
+        let Some(ticket) = self.enter(now, run, from, ask, ask.to_the_tail) else {
+            return Answer::Alone { absent: false };
+        };
         if let Some(held) = self.leases.of(from) {
             return Answer::Fetch { ticket, lease: held.lease, upto: held.upto };
         }
@@ -66,12 +64,12 @@ impl Chain {
         if holders.is_empty() && self.leases.spare(now) && self.may_fetch(now, from, ask) {
             return self.fetch(now, rng, from, ticket, ask);
         }
-        if let Some(placed) = self.placing(from, ticket, ask).place(&self.readers, holders) {
-            return self.read(now, run, from, Some(ticket) == ask.ticket, placed);
+        let parents = self.placing(from, ask).parents(&self.readers, ticket, holders);
+        if !parents.is_empty() {
+            return self.read(now, from, ticket, parents);
         }
-        let alone =
-            self.readers.below(ticket).all(|lower| ask.troubles.iter().any(|trouble| trouble.node == lower.node));
-        if holders.is_empty() && alone && !self.leases.any() {
+        let is_lowest = self.readers.below(ticket).all(|lower| ask.troubles.iter().any(|t| t.node == lower.node));
+        if holders.is_empty() && is_lowest && !self.leases.any() {
             if self.may_fetch(now, from, ask) {
                 return self.fetch(now, rng, from, ticket, ask);
             }
@@ -79,20 +77,30 @@ impl Chain {
                 return Answer::Alone { absent: false };
             }
         }
-        // Who has a lower ticket is no use: is there room at the tail?
-        let newcomer = Newcomer { to_the_tail: true, ticket: None, ..newcomer };
-        let Some(ticket) = self.readers.enter(now, run, newcomer) else { return Answer::Alone { absent: false } };
-        let placing = self.placing(from, ticket, ask);
-        match placing.place(&self.readers, holders).or_else(|| placing.squeeze(&self.readers, holders)) {
-            Some(placed) => self.read(now, run, from, false, placed),
-            None => Answer::Alone { absent: false },
-        }
+        // Who has a lower ticket is no use: is there anybody at the tail?
+        let Some(ticket) = self.enter(now, run, from, ask, true) else { return Answer::Alone { absent: false } };
+        let parents = self.placing(from, ask).parents(&self.readers, ticket, holders);
+        if parents.is_empty() { Answer::Alone { absent: false } } else { self.read(now, from, ticket, parents) }
     }
 
-    fn placing<'a>(&self, from: NodeId, ticket: Ticket, ask: &'a Ask) -> Placing<'a> {
+    /// The asker's place: the one that it has, or a new one.
+    fn enter(&mut self, now: Duration, run: u64, from: NodeId, ask: &Ask, to_the_tail: bool) -> Option<Ticket> {
+        let newcomer = Newcomer { node: from, zone: &ask.zone, ticket: ask.ticket, to_the_tail };
+        let ticket = self.readers.enter(now, run, newcomer)?;
+        if let Some(reader) = self.readers.of_mut(from) {
+            reader.slow |= ask.slow;
+        }
+        if Some(ticket) == ask.ticket {
+            return Some(ticket);
+        }
+        let between = self.placing(from, ask).between(&self.readers);
+        let squeezed = between.and_then(|(low, high)| self.readers.squeeze_in(run, from, low, high));
+        Some(squeezed.unwrap_or(ticket))
+    }
+
+    fn placing<'a>(&self, from: NodeId, ask: &'a Ask) -> Placing<'a> {
         Placing {
             me: from,
-            ticket,
             zone: &ask.zone,
             slow: self.readers.of(from).is_some_and(|reader| reader.slow),
             troubles: &ask.troubles,
@@ -100,21 +108,11 @@ impl Chain {
         }
     }
 
-    /// `stands`: the ticket is one that its bearer had before, and may have readers of its own.
-    fn read(&mut self, now: Duration, run: u64, from: NodeId, stands: bool, placed: Placed) -> Answer {
-        let parent = placed.parents.first().copied();
-        if let Some(after) = placed.before.and_then(|node| self.readers.ticket(node)).filter(|_| !stands) {
-            // In between, so that who gives way can go on behind, with all that read from it.
-            self.readers.squeeze_in(run, from, parent.and_then(|parent| self.readers.ticket(parent)), after);
-        }
-        if let Some(before) = placed.before {
-            self.readers.attach(now, before, Some(from));
-        }
-        self.readers.attach(now, from, parent);
-        let Some(ticket) = self.readers.ticket(from) else { return Answer::Alone { absent: false } };
+    fn read(&mut self, now: Duration, from: NodeId, ticket: Ticket, parents: Vec<NodeId>) -> Answer {
+        self.readers.attach(now, from, parents.first().copied());
         // At most as many as there are places.
         let ahead = u32::try_from(self.readers.len().saturating_sub(1)).unwrap_or(u32::MAX);
-        Answer::Read { ticket, parents: placed.parents, before: placed.before, ahead }
+        Answer::Read { ticket, parents, ahead }
     }
 
     fn fetch(&mut self, now: Duration, rng: &mut impl Rng, from: NodeId, ticket: Ticket, ask: &Ask) -> Answer {

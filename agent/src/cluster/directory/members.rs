@@ -150,14 +150,19 @@ impl Readers {
     }
 
     /// Those from whom a reader with this ticket may read, the oldest first.
-    pub(super) fn below(&self, ticket: Ticket) -> impl Iterator<Item = &Reader> {
+    pub(super) fn below(&self, ticket: Ticket) -> impl DoubleEndedIterator<Item = &Reader> {
         self.by_ticket.range(..ticket).map(|(_, reader)| reader).filter(|reader| !reader.leaving)
     }
 
     /// Those who read from `node`.
-    pub(super) fn children(&self, node: NodeId) -> impl Iterator<Item = &Reader> + Clone {
+    pub(super) fn children(&self, node: NodeId) -> impl Iterator<Item = &Reader> {
         let tickets = self.children.get(&node).map_or(&[][..], Vec::as_slice);
         tickets.iter().filter_map(|ticket| self.by_ticket.get(ticket))
+    }
+
+    /// All, in the order of their tickets.
+    pub(super) fn iter(&self) -> impl DoubleEndedIterator<Item = (&Ticket, &Reader)> {
+        self.by_ticket.iter()
     }
 
     pub(super) fn len(&self) -> usize {

@@ -1,11 +1,12 @@
 //! From whom a reader is to read.
-
-use std::cmp::Reverse;
+//!
+//! A chain is sorted by its tickets: each reads from the one before it. Senders see to it themselves, by handing a reader on
+//! to one that comes between; so all that is decided here is where a newcomer's ticket comes in, and whom to go to.
 
 use crate::cluster::chain::{Ailment, Ticket, Trouble};
 use crate::image::{NodeId, Zone};
 
-use super::members::{Reader, Readers};
+use super::members::Readers;
 
 /// The most parents that an answer names.
 const MAX_PARENTS: usize = 3;
@@ -23,83 +24,58 @@ pub(crate) fn fan_out(size: Option<u64>) -> usize {
     }
 }
 
-/// Where a reader is sent.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Placed {
-    pub(super) parents: Vec<NodeId>,
-    /// Who reads from the first of them, and gives way.
-    pub(super) before: Option<NodeId>,
-}
-
 /// What is known of who is to be placed.
+#[derive(Debug, Clone, Copy)]
 pub(super) struct Placing<'a> {
     pub(super) me: NodeId,
-    pub(super) ticket: Ticket,
     pub(super) zone: &'a Zone,
     pub(super) slow: bool,
     pub(super) troubles: &'a [Trouble],
     pub(super) fan_out: usize,
 }
 
-/// Where there may be room.
-struct Spot<'a> {
-    node: NodeId,
-    zone: &'a Zone,
-    slow: bool,
-    whole: bool,
-}
-
 impl Placing<'_> {
-    /// The best places, from whole holders (with their zones) and the readers with lower tickets. `None`: there is no room.
+    /// Between which tickets a newcomer comes; `None` for the end of the chain: behind those of its zone, but before those
+    /// who are slow, unless it is slow itself.
+    pub(super) fn between(&self, readers: &Readers) -> Option<(Option<Ticket>, Ticket)> {
+        let others = || readers.iter().filter(|(_, reader)| reader.node != self.me);
+        let is_like = |slow: bool| slow == self.slow || !slow;
+        let near = others().filter(|(_, reader)| reader.zone == *self.zone && is_like(reader.slow)).last();
+        // A zone's first stands behind all others, but the slow ones.
+        let after = near.or_else(|| others().filter(|(_, reader)| is_like(reader.slow)).last());
+        let after = after.map(|(ticket, _)| *ticket);
+        let next = others().find(|(ticket, _)| Some(**ticket) > after);
+        next.map(|(next, _)| (after, *next))
+    }
+
+    /// Whom to go to: the best first, whole holders (with their zones) and those with lower tickets. Empty: there is nobody.
     ///
-    /// The own zone goes first, and where it has anybody at all, no other is looked at. Those who are fast go before those
-    /// who are slow (for who is slow itself: after), whole holders before readers, and of readers the oldest before the
-    /// others: it has the most. To who is fast the slow give way, and to who stands in the parent's own zone others do: they
-    /// go on behind it.
-    pub(super) fn place(&self, readers: &Readers, holders: &[(NodeId, &Zone)]) -> Option<Placed> {
-        let whole = holders.iter().map(|(node, zone)| Spot { node: *node, zone, slow: false, whole: true });
-        let lower = readers.below(self.ticket);
-        let lower = lower.map(|reader| Spot { node: reader.node, zone: &reader.zone, slow: reader.slow, whole: false });
-        let spots: Vec<Spot<'_>> = whole.chain(lower).filter(|spot| self.is_fit(spot.node)).collect();
-        let near = spots.iter().any(|spot| spot.zone == self.zone);
-        let looked_at = spots.iter().filter(|spot| !near || spot.zone == self.zone);
-        let mut free: Vec<&Spot<'_>> = looked_at.filter(|spot| self.has_room(readers, spot)).collect();
-        free.sort_by_key(|spot| (spot.slow != self.slow, !spot.whole));
-        let first = free.first()?;
-        let others = readers.children(first.node).filter(|child| child.node != self.me);
-        let before = if others.clone().count() < self.fan_out {
-            None
-        } else {
-            let mut giving_way = others.filter(|child| self.gives_way(first, child));
-            giving_way.next().map(|child| child.node)
-        };
-        let parents = free.iter().take(MAX_PARENTS).map(|spot| spot.node).collect();
-        Some(Placed { parents, before })
+    /// The own zone goes first, and where it has anybody at all, no other is looked at. Whole holders that have room go
+    /// before readers, and of readers the one right before this ticket; of tiny blobs the first that has room.
+    pub(super) fn parents(&self, readers: &Readers, ticket: Ticket, holders: &[(NodeId, &Zone)]) -> Vec<NodeId> {
+        let is_fit = |node: NodeId| node != self.me && !self.is_troubled(node);
+        let whole = || holders.iter().copied().filter(|(node, _)| is_fit(*node));
+        let lower = || readers.below(ticket).filter(|reader| is_fit(reader.node));
+        let near = whole().any(|(_, zone)| zone == self.zone) || lower().any(|reader| reader.zone == *self.zone);
+        let is_looked_at = |zone: &Zone| !near || zone == self.zone;
+        let has_room =
+            |node: NodeId| readers.children(node).filter(|child| child.node != self.me).count() < self.fan_out;
+        let whole = || whole().filter(|(_, zone)| is_looked_at(zone)).map(|(node, _)| node);
+        let lower = || lower().filter(|reader| is_looked_at(&reader.zone)).map(|reader| reader.node);
+        let mut parents: Vec<NodeId> = whole().filter(|node| has_room(*node)).take(MAX_PARENTS).collect();
+        if self.fan_out > 1 {
+            parents.extend(lower().filter(|node| has_room(*node)).take(MAX_PARENTS));
+        }
+        parents.extend(lower().rev().take(MAX_PARENTS));
+        if parents.is_empty() {
+            // All are taken, and nobody reads who could be read from: better from one of two than not at all.
+            parents.extend(whole().take(MAX_PARENTS));
+        }
+        parents.truncate(MAX_PARENTS);
+        parents
     }
 
-    /// Where nobody has room: who has the fewest readers all the same, and of these the youngest. Nobody stands far below it,
-    /// should it send the reader on.
-    pub(super) fn squeeze(&self, readers: &Readers, holders: &[(NodeId, &Zone)]) -> Option<Placed> {
-        let whole = holders.iter().map(|(node, _)| *node);
-        let lower = readers.below(self.ticket).map(|reader| reader.node);
-        let is_full = |node| self.troubles.iter().any(|trouble| trouble.node == node && trouble.why == Ailment::Full);
-        let fit = whole.chain(lower).filter(|node| self.is_fit(*node) || (*node != self.me && is_full(*node)));
-        let fit = fit.enumerate();
-        let (_, parent) = fit.min_by_key(|(rank, node)| (readers.children(*node).count(), Reverse(*rank)))?;
-        Some(Placed { parents: vec![parent], before: None })
-    }
-
-    fn is_fit(&self, node: NodeId) -> bool {
-        node != self.me && !self.troubles.iter().any(|trouble| trouble.node == node && trouble.why != Ailment::Slow)
-    }
-
-    fn has_room(&self, readers: &Readers, spot: &Spot<'_>) -> bool {
-        let others = readers.children(spot.node).filter(|child| child.node != self.me);
-        others.filter(|child| !self.gives_way(spot, child)).count() < self.fan_out
-    }
-
-    fn gives_way(&self, parent: &Spot<'_>, child: &Reader) -> bool {
-        let is_foreign = child.zone != *parent.zone && self.zone == parent.zone;
-        is_foreign || (child.slow && !self.slow)
+    fn is_troubled(&self, node: NodeId) -> bool {
+        self.troubles.iter().any(|trouble| trouble.node == node && trouble.why != Ailment::Slow)
     }
 }

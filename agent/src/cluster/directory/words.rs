@@ -64,8 +64,6 @@ pub enum Answer {
         ticket: Ticket,
         /// In the order in which to try them; never empty. Each is whole, or has a lower ticket.
         parents: Vec<NodeId>,
-        /// A reader of the first of them, which is to read from the asker from now on.
-        before: Option<NodeId>,
         /// How many have lower tickets: the bytes may have to come through all of them.
         ahead: u32,
     },

@@ -213,19 +213,14 @@ impl Follow {
                 };
                 self.source = Source::Lease(range);
             }
-            Answer::Read { ticket, parents, before, ahead } => {
+            Answer::Read { ticket, parents, ahead } => {
                 self.place(ticket);
                 if self.fruitless == 0 {
                     self.patience.stand_behind(ahead);
                 }
                 let insists = self.fruitless > 1;
-                let candidates = parents.into_iter().enumerate();
-                self.candidates = candidates
-                    .map(|(rank, node)| {
-                        let before = before.filter(|_| rank == 0);
-                        Candidate { before, insists, ..Candidate::of(node) }
-                    })
-                    .collect();
+                self.candidates =
+                    parents.into_iter().map(|node| Candidate { insists, ..Candidate::of(node) }).collect();
                 if !self.try_next(now) {
                     self.find_nothing(now);
                 }

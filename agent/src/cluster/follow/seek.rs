@@ -32,13 +32,12 @@ pub(super) struct Pending {
 pub(super) struct Candidate {
     pub(super) node: NodeId,
     pub(super) instead_of: Option<NodeId>,
-    pub(super) before: Option<NodeId>,
     pub(super) insists: bool,
 }
 
 impl Candidate {
     pub(super) const fn of(node: NodeId) -> Self {
-        Self { node, instead_of: None, before: None, insists: false }
+        Self { node, instead_of: None, insists: false }
     }
 }
 
@@ -120,7 +119,6 @@ impl Follow {
                 node: candidate.node,
                 ticket: self.ticket,
                 instead_of: candidate.instead_of,
-                before: candidate.before,
                 insists: candidate.insists,
             };
             match &self.source {

@@ -40,8 +40,6 @@ pub struct Opening {
     pub ticket: Option<Ticket>,
     /// The sender's reader that this one comes in place of.
     pub instead_of: Option<NodeId>,
-    /// The sender's reader that is to read from this one from now on.
-    pub before: Option<NodeId>,
     /// Nobody else is known.
     pub insists: bool,
 }

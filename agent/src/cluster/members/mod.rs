@@ -321,9 +321,12 @@ impl Members {
 
     /// Is that life of a node over? Then it is told so: perhaps it is a twin, or its clock was set back.
     fn is_outlived(&mut self, identity: &Identity) -> bool {
-        let Some(known) = self.known.identity(identity.node()).filter(|known| known.outlives(identity)) else {
-            return false;
-        };
+        let node = identity.node();
+        let known = self.known.identity(node).or_else(|| {
+            // One that was dead when it was first heard of is known to SWIM alone.
+            self.swim.iter_membership_state().map(foca::Member::id).find(|id| id.node() == node)
+        });
+        let Some(known) = known.filter(|known| known.outlives(identity)) else { return false };
         // Of the same process it was merely late.
         if known.run().start != identity.run().start || known.socket() != identity.socket() {
             let packet = Packet::Known(known.clone());

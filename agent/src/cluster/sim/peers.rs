@@ -30,21 +30,19 @@ impl World {
             Turn::Upstream { upto } => {
                 let end = upto.min(self.cluster.blobs[spot.blob]);
                 let frontier = blob.frontier;
-                let goes_on = current.filter(|number| {
-                    let stream = &self.streams[*number];
-                    stream.sender == self.upstream() && stream.at < stream.end
-                });
+                let goes_on = current.filter(|number| self.streams[*number].sender == self.upstream());
                 if let Some(number) = goes_on {
-                    if self.streams[number].end != end {
-                        self.streams[number].end = end;
+                    let stream = &mut self.streams[number];
+                    if stream.end < end {
+                        // What comes next is asked for while the rest is on its way; if nothing is left, it takes as long as
+                        // any request.
+                        if stream.at >= stream.end {
+                            self.upstream_requests += 1;
+                            stream.not_before = self.now + self.cluster.upstream_delay;
+                        }
+                        stream.end = end;
                         self.wake(number);
                     }
-                    return;
-                }
-                if current.is_some_and(|number| {
-                    let stream = &self.streams[number];
-                    stream.sender == self.upstream() && stream.end >= end
-                }) {
                     return;
                 }
                 self.close(current);
@@ -89,7 +87,6 @@ impl World {
             node: self.nodes[spot.node].id,
             ticket: opening.ticket,
             instead_of: opening.instead_of,
-            before: opening.before,
             insists: opening.insists,
             from,
         };
@@ -157,8 +154,7 @@ impl World {
     pub(super) fn requested(&mut self, number: usize, reader: &Reader) {
         let (sender, spot) = (self.streams[number].sender, self.streams[number].reader);
         let now = self.now;
-        let Some(blob) = self.nodes[sender].pulls[spot.blob].as_mut().filter(|_| self.streams[number].is_open || true)
-        else {
+        let Some(blob) = self.nodes[sender].pulls[spot.blob].as_mut() else {
             self.part(number, Parting::Absent);
             return;
         };

@@ -164,13 +164,7 @@ impl Cluster {
             upstream_link: 125e6,
             delay: Duration::from_micros(500),
             upstream_delay: Duration::from_millis(10),
-            piece: if nodes > 1_000 {
-                512 << 10
-            } else if nodes > 200 {
-                128 << 10
-            } else {
-                64 << 10
-            },
+            piece: 64 << 10,
             begin_within: Duration::from_millis(100),
             whole: 0,
             zones: 1,

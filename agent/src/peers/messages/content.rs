@@ -29,8 +29,6 @@ pub struct ReadAsk {
     pub insists: bool,
     /// The sender's reader that this one comes in place of, since it was slow.
     pub instead_of: Option<NodeId>,
-    /// The sender's reader that is to read from this one from now on.
-    pub before: Option<NodeId>,
     /// A part that is read beside what comes next, of what is whole: no place in the chain is taken for it.
     pub aside: bool,
     /// The pull that it is for.
@@ -42,8 +40,7 @@ pub struct ReadAsk {
 /// # Errors
 /// When it makes no sense.
 pub fn read_ask(request: proto::ReadRequest) -> Result<ReadAsk, Malformed> {
-    let proto::ReadRequest { key: of, offset, end, ticket: place, insists, instead_of, before, trace: pull, aside } =
-        request;
+    let proto::ReadRequest { key: of, offset, end, ticket: place, insists, instead_of, trace: pull, aside } = request;
     if end != 0 && end < offset {
         return Err(Malformed("a range that ends before it begins"));
     }
@@ -54,7 +51,6 @@ pub fn read_ask(request: proto::ReadRequest) -> Result<ReadAsk, Malformed> {
         ticket: ticket(place),
         insists,
         instead_of: some_node(&instead_of)?,
-        before: some_node(&before)?,
         aside,
         trace: trace(&pull),
     })
@@ -70,7 +66,6 @@ pub fn read_request(ask: &ReadAsk) -> proto::ReadRequest {
         ticket: ticket_of(ask.ticket),
         insists: ask.insists,
         instead_of: ask.instead_of.map(bytes_of).unwrap_or_default(),
-        before: ask.before.map(bytes_of).unwrap_or_default(),
         trace: ask.trace.to_string(),
         aside: ask.aside,
     }
@@ -189,13 +184,11 @@ mod tests {
             ticket,
             insists: true,
             instead_of: Some(NODE),
-            before: Some(NODE),
             aside: false,
             trace: Trace::new(),
         };
         assert_eq!(read_ask(read_request(&ask)), Ok(ask.clone()));
-        let whole =
-            ReadAsk { end: None, ticket: None, instead_of: None, before: None, insists: false, aside: true, ..ask };
+        let whole = ReadAsk { end: None, ticket: None, instead_of: None, insists: false, aside: true, ..ask };
         assert_eq!(read_ask(read_request(&whole)), Ok(whole));
 
         let path = vec![

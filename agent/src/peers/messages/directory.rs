@@ -92,10 +92,9 @@ pub fn answered_of(answered: Answered) -> proto::AskReply {
         Answer::Fetch { ticket, lease: Lease(lease), upto } => {
             ProtoAnswer::Fetch(proto::Fetch { ticket: ticket_of(Some(ticket)), lease, upto })
         }
-        Answer::Read { ticket, parents, before, ahead } => {
+        Answer::Read { ticket, parents, ahead } => {
             let parents = parents.into_iter().take(MOST_PARENTS).map(bytes_of).collect();
-            let before = before.map(bytes_of).unwrap_or_default();
-            ProtoAnswer::Read(proto::Read { ticket: ticket_of(Some(ticket)), parents, before, ahead })
+            ProtoAnswer::Read(proto::Read { ticket: ticket_of(Some(ticket)), parents, ahead })
         }
         Answer::NotOwner(owner) => {
             ProtoAnswer::NotOwner(proto::NotOwner { owner: owner.map(bytes_of).unwrap_or_default() })
@@ -121,8 +120,7 @@ pub fn answered(reply: proto::AskReply) -> Result<Answered, Malformed> {
             if parents.is_empty() {
                 return Err(Malformed("nobody to read from"));
             }
-            let before = some_node(&read.before)?;
-            Answer::Read { ticket: place(read.ticket)?, parents, before, ahead: read.ahead }
+            Answer::Read { ticket: place(read.ticket)?, parents, ahead: read.ahead }
         }
         Some(ProtoAnswer::NotOwner(not)) => Answer::NotOwner(some_node(&not.owner)?),
         Some(ProtoAnswer::Alone(alone)) => Answer::Alone { absent: alone.absent },
@@ -323,7 +321,7 @@ mod tests {
         assert_eq!(ask(ask_of(&one, &pull)), Ok((one, pull)));
         for answer in [
             Answer::Fetch { ticket: PLACE, lease: Lease(5), upto: 6 },
-            Answer::Read { ticket: PLACE, parents: vec![NODE], before: Some(NODE), ahead: 3 },
+            Answer::Read { ticket: PLACE, parents: vec![NODE], ahead: 3 },
             Answer::NotOwner(Some(NODE)),
             Answer::NotOwner(None),
             Answer::Alone { absent: true },

@@ -192,7 +192,7 @@ fn history(seed: u64) {
     assert!(world.is_settled(), "it doesn't stay");
 }
 
-fn histories(seeds: std::ops::Range<u64>) {
+fn histories(seeds: impl Iterator<Item = u64>) {
     for seed in seeds {
         if let Err(panic) = std::panic::catch_unwind(|| history(seed)) {
             println!("with seed {seed}");
@@ -203,7 +203,9 @@ fn histories(seeds: std::ops::Range<u64>) {
 
 #[test]
 fn any_history_ends_in_one_view() {
-    histories(0..200);
+    // The last ones have failed before: by suspicions that their subject never heard of, and by one that nobody had
+    // known alive and that came back with an earlier start.
+    histories((0..200).chain([573, 1669]));
 }
 
 #[test]
