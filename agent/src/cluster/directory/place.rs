@@ -40,9 +40,9 @@ impl Placing<'_> {
     pub(super) fn between(&self, readers: &Readers) -> Option<(Option<Ticket>, Ticket)> {
         let others = || readers.iter().filter(|(_, reader)| reader.node != self.me);
         let is_like = |slow: bool| slow == self.slow || !slow;
-        let near = others().filter(|(_, reader)| reader.zone == *self.zone && is_like(reader.slow)).last();
+        let near = others().rfind(|(_, reader)| reader.zone == *self.zone && is_like(reader.slow));
         // A zone's first stands behind all others, but the slow ones.
-        let after = near.or_else(|| others().filter(|(_, reader)| is_like(reader.slow)).last());
+        let after = near.or_else(|| others().rfind(|(_, reader)| is_like(reader.slow)));
         let after = after.map(|(ticket, _)| *ticket);
         let next = others().find(|(ticket, _)| Some(**ticket) > after);
         next.map(|(next, _)| (after, *next))

@@ -9,7 +9,7 @@ use super::world::World;
 const MAX: usize = 8;
 
 impl World {
-    pub(super) fn complain(&mut self, what: String) {
+    pub(super) fn complain(&mut self, what: &str) {
         if self.wrong.len() < MAX {
             self.wrong.push(format!("at {:?}: {what}", self.now));
         }
@@ -32,7 +32,7 @@ impl World {
             for _ in 0..=self.nodes.len() {
                 let Some(next) = self.waits_for(Spot { node: at, blob }) else { break };
                 if next == first {
-                    self.complain(format!("a circle through node {first} for blob {blob}"));
+                    self.complain(&format!("a circle through node {first} for blob {blob}"));
                     return;
                 }
                 at = next;
@@ -64,7 +64,7 @@ impl World {
                 let Some(directory) = &self.nodes[node].directory else { continue };
                 let leases = directory.leases(&key).count();
                 if leases > most {
-                    self.complain(format!("{leases} leases on blob {blob} at owner {node}"));
+                    self.complain(&format!("{leases} leases on blob {blob} at owner {node}"));
                 }
             }
         }
@@ -88,7 +88,7 @@ impl World {
                 let is_idle = matches!(follow.turn(), Turn::Upstream { .. } | Turn::Peer(_)) && !reads;
                 if is_late || is_idle {
                     let state = format!("{follow:?}");
-                    self.complain(format!("node {node} has no deadline, or does nothing, for blob {blob}: {state}"));
+                    self.complain(&format!("node {node} has no deadline, or does nothing, for blob {blob}: {state}"));
                 }
             }
         }

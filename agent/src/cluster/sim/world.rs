@@ -577,7 +577,7 @@ impl World {
                 })
                 .take(3)
                 .collect();
-            self.complain(format!("not everybody is done: {}", missing.join("; ")));
+            self.complain(&format!("not everybody is done: {}", missing.join("; ")));
         }
         let took = done.unwrap_or(self.now);
         let pull = |node: &Node| Pull {

@@ -35,7 +35,6 @@ pub(super) struct Node {
     pub(super) shelf: Shelf,
     pub(super) store: Store,
     pub(super) identity: Arc<Identity>,
-    pub(super) channels: Arc<Channels>,
     address: SocketAddr,
     ring: watch::Sender<Arc<Ring>>,
     stop: CancellationToken,
@@ -124,7 +123,7 @@ impl Node {
             identity: &identity,
             ring: ring.subscribe(),
             gossip: None,
-            channels: Arc::clone(&channels),
+            channels,
             store: store.clone(),
             containerd: None,
             tasks,
@@ -135,7 +134,7 @@ impl Node {
         tokio::spawn(listener.serve(sharing, Arc::clone(&identity), metrics, stop.clone()));
         let (fetched, parts) = Default::default();
         let node = identity.node();
-        Self { node, peers, shelf, store, identity, channels, address, ring, stop, fetched, parts }
+        Self { node, peers, shelf, store, identity, address, ring, stop, fetched, parts }
     }
 
     pub(super) fn member(&self) -> Member {
