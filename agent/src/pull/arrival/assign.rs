@@ -13,6 +13,8 @@ use crate::upstream::{Part, Upstream};
 /// What one of several connections fetches at a time, in bytes: each costs a request, and what lies between the frontier
 /// and the furthest of them is bytes that no reader can have yet.
 const PIECE: u64 = 8 << 20;
+/// The same under a lease. When that passes on, the next holder begins at the frontier, and fetches what lies beyond again.
+const LEASED_PIECE: u64 = 2 << 20;
 /// What a worker reaches within this time is not worth another request.
 const SOON: Duration = Duration::from_millis(50);
 /// Where a part ends for now, and the next one may be asked for: its answer takes a moment, in which nothing would come.
@@ -101,12 +103,13 @@ impl Arrival<'_> {
         if self.workers.len() >= width && !self.workers.is_empty() && self.is_served(self.frontier) && !is_ending {
             return None;
         }
+        let piece = if upto == u64::MAX { PIECE } else { LEASED_PIECE };
         if width > 1 {
             // Who came first has all of it.
-            self.claims.cap(PIECE);
+            self.claims.cap(piece);
         }
         let piecewise = !rangeless && (width > 1 || !self.transfer.wants.is_empty());
-        let most = if piecewise { PIECE } else { u64::MAX };
+        let most = if piecewise { piece } else { u64::MAX };
         let upto = if rangeless { u64::MAX } else { upto };
         self.claims.take(|at| self.arriving.ingest.gap(at), self.frontier..upto, most)
     }
