@@ -275,3 +275,94 @@ impl Serve {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: Duration = Duration::from_secs(1);
+
+    fn node(number: u8) -> NodeId {
+        NodeId::new([number; 16])
+    }
+
+    fn ticket(number: u64) -> Ticket {
+        Ticket { number, issuer: 0 }
+    }
+
+    fn reader(number: u8) -> Reader {
+        Reader { node: node(number), ticket: Some(ticket(number.into())), instead_of: None, insists: false, from: 0 }
+    }
+
+    /// At place 10, with 100 MiB of 1 GiB.
+    fn serve() -> Serve {
+        let mut serve = Serve::new(node(10));
+        serve.placed(ticket(10));
+        serve.arrived(100 << 20, Some(1 << 30));
+        serve
+    }
+
+    #[test]
+    fn who_stands_before_gets_what_is_here_and_no_more() {
+        let mut serve = serve();
+        assert_eq!(serve.admit(NOW, 1, &Reader { from: 100 << 20, ..reader(9) }), Err(Parting::NotLower));
+        assert_eq!(serve.admit(NOW, 2, &Reader { from: 99 << 20, ..reader(9) }), Ok(()));
+        assert_eq!(serve.bound(2), Some(100 << 20));
+        serve.sent(2, 1 << 20);
+        assert_eq!(serve.partings(), [(2, Parting::Yielded)]);
+    }
+
+    #[test]
+    fn of_two_readers_the_lower_stays_and_the_other_is_sent_on_to_it() {
+        let mut serve = serve();
+        assert_eq!(serve.admit(NOW, 1, &reader(20)), Ok(()));
+        assert_eq!(serve.admit(NOW, 2, &reader(30)), Err(Parting::Full(vec![node(20)])));
+        assert_eq!(serve.admit(NOW, 3, &reader(15)), Ok(()));
+        assert_eq!(serve.partings(), [(1, Parting::Full(vec![node(15)]))]);
+        assert_eq!(serve.readers().collect::<Vec<_>>(), [node(15)]);
+    }
+
+    #[test]
+    fn nobody_has_to_wait_for_one_that_is_far_behind() {
+        let mut serve = serve();
+        assert_eq!(serve.admit(NOW, 1, &Reader { from: 90 << 20, ..reader(20) }), Ok(()));
+        assert_eq!(serve.admit(NOW, 2, &reader(15)), Err(Parting::Full(Vec::new())));
+        // But it isn't left without bytes either, should it know of nobody else.
+        assert_eq!(serve.admit(NOW, 3, &Reader { insists: true, ..reader(15) }), Ok(()));
+        assert_eq!(serve.partings(), []);
+    }
+
+    #[test]
+    fn of_two_who_are_compared_the_slower_goes() {
+        for (newcomer_took, gone) in [(1, 2), (9, 1), (5, 1)] {
+            let mut serve = serve();
+            assert_eq!(serve.admit(NOW, 1, &reader(20)), Ok(()));
+            assert_eq!(serve.admit(NOW, 2, &Reader { instead_of: Some(node(20)), ..reader(30) }), Ok(()));
+            serve.sent(1, (10 - newcomer_took) << 10);
+            serve.sent(2, newcomer_took << 10);
+            serve.tick(NOW);
+            assert_eq!(serve.partings(), []);
+            serve.tick(serve.next_deadline().unwrap());
+            assert_eq!(serve.partings(), [(gone, Parting::Displaced)]);
+            assert_eq!(serve.next_deadline(), None);
+        }
+    }
+
+    #[test]
+    fn a_new_place_parts_from_all_who_stand_before_it() {
+        let mut serve = serve();
+        assert_eq!(serve.admit(NOW, 1, &Reader { from: 10, ..reader(20) }), Ok(()));
+        let upwards = [Hop { node: node(5), ticket: Some(ticket(5)), frontier: 200 << 20, rate: 1 }];
+        assert_eq!(serve.beat(1, 7, &upwards).path.len(), 2);
+        serve.placed(ticket(40));
+        assert_eq!(serve.bound(1), Some(100 << 20));
+        // It goes on from where this node stood, not from where it stands now.
+        let beyond = [Hop { node: node(39), ticket: Some(ticket(39)), frontier: 0, rate: 1 }];
+        assert_eq!(serve.beat(1, 7, &beyond).path[1], upwards[0]);
+        assert_eq!(serve.admit(NOW, 2, &reader(50)), Ok(()));
+        assert_eq!(serve.beat(2, 7, &beyond).path[1], beyond[0]);
+        // Once all of it is here, nothing has to end any more.
+        serve.is_whole();
+        assert_eq!((serve.bound(1), serve.beat(2, 0, &beyond).path.len()), (None, 1));
+    }
+}

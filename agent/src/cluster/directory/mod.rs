@@ -20,6 +20,9 @@ mod shelves;
 mod tags;
 mod words;
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;

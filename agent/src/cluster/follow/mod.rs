@@ -17,6 +17,9 @@ mod tell;
 mod troubles;
 mod words;
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::VecDeque;
 use std::time::Duration;
 

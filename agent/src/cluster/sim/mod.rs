@@ -5,6 +5,7 @@
 //! from the seed: the same one gives the same run.
 
 mod events;
+mod figures;
 mod links;
 mod node;
 mod owners;
@@ -16,5 +17,6 @@ mod world;
 #[cfg(test)]
 mod tests;
 
+pub use figures::Figure;
 pub use plan::{Cluster, Fault, Outcome, Pull, When};
 pub use world::run;

@@ -1,21 +1,87 @@
+use std::time::Duration;
+
 use super::*;
 
+/// `LARDER_SIM_SEED` repeats one schedule, `LARDER_SIM_SCHEDULES` says how many there are to be.
 fn seeds(few: u64) -> Vec<u64> {
-    match std::env::var("LARDER_SIM_SEED") {
-        Ok(seed) => vec![seed.parse().unwrap()],
-        Err(_) => {
-            let count = std::env::var("LARDER_SIM_SCHEDULES").map_or(few, |count| count.parse().unwrap());
-            (0..count).collect()
+    let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
+    match number("LARDER_SIM_SEED") {
+        Some(seed) => vec![seed],
+        None => (0..number("LARDER_SIM_SCHEDULES").unwrap_or(few)).collect(),
+    }
+}
+
+/// Few enough events for a build that isn't optimised.
+fn herd(nodes: usize) -> Vec<Figure> {
+    let coarse = |figure: Figure| Figure { cluster: Cluster { piece: 128 << 10, ..figure.cluster }, ..figure };
+    Figure::herd(nodes, 1).into_iter().map(coarse).collect()
+}
+
+#[test]
+fn whatever_goes_wrong_everybody_who_can_has_the_bytes() {
+    for seed in seeds(400) {
+        let cluster = Cluster::random(seed);
+        let outcome = run(&cluster);
+        assert_eq!(outcome.wrong, Vec::<String>::new(), "LARDER_SIM_SEED={seed}: {cluster:?}");
+        assert_eq!(outcome.messages_at_rest, 0, "LARDER_SIM_SEED={seed}: {cluster:?}");
+    }
+}
+
+#[test]
+fn without_faults_one_copy_leaves_upstream() {
+    for seed in seeds(400) {
+        let cluster = Cluster { faults: Vec::new(), ..Cluster::random(seed) };
+        let outcome = run(&cluster);
+        assert_eq!(outcome.wrong, Vec::<String>::new(), "LARDER_SIM_SEED={seed}: {cluster:?}");
+        // What is on its way when a lease changes hands comes twice.
+        let in_flight = cluster.upstream_link * cluster.upstream_delay.as_secs_f64() + 2e6;
+        let most = cluster.blobs.len() as f64 * in_flight * 2.0 / cluster.blobs.iter().sum::<u64>() as f64;
+        let least = if cluster.whole > 0 { 0.0 } else { 1.0 };
+        let copies = outcome.copies;
+        assert!((least..=least + most).contains(&copies), "{copies} copies: LARDER_SIM_SEED={seed}: {cluster:?}");
+    }
+}
+
+#[test]
+fn the_last_healthy_node_is_nearly_as_soon_as_a_single_one() {
+    for nodes in [8, 100] {
+        for Figure { name, cluster } in herd(nodes) {
+            let outcome = run(&cluster);
+            assert_eq!(outcome.wrong, Vec::<String>::new(), "{nodes}: {name}");
+            assert!(outcome.last_healthy() <= 1.15, "{nodes}: {name}: {}", outcome.last_healthy());
+            let copies = if cluster.whole > 0 { 0.0..=0.0 } else { 1.0..=1.01 };
+            assert!(copies.contains(&outcome.copies), "{nodes}: {name}: {} copies", outcome.copies);
+            let zones = cluster.zones as u64;
+            assert!(outcome.crossed <= zones.saturating_sub(1) * cluster.blobs[0] * 101 / 100, "{nodes}: {name}");
         }
     }
 }
 
 #[test]
-fn whatever_goes_wrong_everybody_who_can_has_the_bytes() {
-    for seed in seeds(300) {
-        let cluster = Cluster::random(seed);
-        let outcome = run(&cluster);
-        assert_eq!(outcome.wrong, Vec::<String>::new(), "LARDER_SIM_SEED={seed}: {cluster:?}");
-        assert_eq!(outcome.messages_at_rest, 0, "LARDER_SIM_SEED={seed}");
-    }
+fn many_small_blobs_flow_as_one_large_one_does() {
+    let outcome = run(&Cluster::many_small(1));
+    assert_eq!(outcome.wrong, Vec::<String>::new());
+    assert!(outcome.last_healthy() <= 1.1, "{}", outcome.last_healthy());
+    assert!((1.0..1.001).contains(&outcome.copies), "{} copies", outcome.copies);
+}
+
+#[test]
+fn what_is_parted_fetches_a_copy_for_each_part_at_most() {
+    let parted = (When::At(Duration::from_millis(200)), Fault::Parted(3));
+    let cluster = Cluster {
+        faults: vec![parted],
+        noticed_after: Duration::from_secs(1),
+        piece: 128 << 10,
+        ..Cluster::herd(30, 1)
+    };
+    let outcome = run(&cluster);
+    assert_eq!(outcome.wrong, Vec::<String>::new());
+    // Besides, each may fetch a piece or two while it doesn't know yet whom it can still reach.
+    assert!(outcome.copies <= 3.0 + 30.0 * 16.0 / 1024.0, "{} copies", outcome.copies);
+}
+
+#[test]
+fn the_same_seed_gives_the_same_run() {
+    let cluster = Cluster::random(7);
+    assert_eq!(format!("{:?}", run(&cluster)), format!("{:?}", run(&cluster)));
 }

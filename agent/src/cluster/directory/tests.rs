@@ -1,0 +1,443 @@
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
+
+use super::*;
+use crate::cluster::Member;
+use crate::cluster::chain::{Credential, Ticket, Trouble};
+use crate::image::{Access, Digest, Registry};
+
+const MIB: u64 = 1 << 20;
+
+fn node(number: u8) -> NodeId {
+    NodeId::new([number; 16])
+}
+
+fn zone(name: &str) -> Zone {
+    name.parse().unwrap()
+}
+
+fn key(access: Access) -> Key {
+    Key { digest: Digest::of(b"layer"), registry: "reg.example".parse().unwrap(), access }
+}
+
+/// An owner's table, a clock, and who asks.
+struct Table {
+    directory: Directory,
+    now: Duration,
+    rng: SmallRng,
+}
+
+impl Table {
+    /// Node 0 owns everything that node `owner` would.
+    fn new() -> Self {
+        let member = |number| Member {
+            node: node(number),
+            addr: "127.0.0.1:7441".parse().unwrap(),
+            zone: zone(if number < 50 { "a" } else { "b" }),
+            start: 1,
+            settled: number == 0,
+        };
+        let ring = Arc::new(Ring::new(node(0), (0..100).map(member)));
+        let directory = Directory::new(node(0), ring, 7 << 48);
+        Self { directory, now: Duration::from_secs(100), rng: SmallRng::seed_from_u64(1) }
+    }
+
+    fn asks(number: u8) -> Ask {
+        Ask {
+            key: key(Access::Anonymous),
+            credential: Credential::None,
+            zone: zone(if number < 50 { "a" } else { "b" }),
+            size: Some(1 << 30),
+            frontier: 0,
+            ticket: None,
+            to_the_tail: false,
+            slow: false,
+            troubles: Vec::new(),
+            owner_failed: false,
+        }
+    }
+
+    fn answer(&mut self, number: u8, ask: &Ask) -> Answer {
+        let effects = self.directory.ask(self.now, &mut self.rng, AskId(1), node(number), ask);
+        match <[Effect; 1]>::try_from(effects).unwrap() {
+            [Effect::Answer { to: AskId(1), answered }] => answered.answer,
+            effects => panic!("{effects:?}"),
+        }
+    }
+
+    fn ask(&mut self, number: u8) -> Answer {
+        self.answer(number, &Self::asks(number))
+    }
+
+    /// What it is told to read from; with its place.
+    fn parents(&mut self, number: u8, ask: &Ask) -> (Ticket, Vec<NodeId>) {
+        match self.answer(number, ask) {
+            Answer::Read { ticket, parents, .. } => (ticket, parents),
+            answer => panic!("{answer:?}"),
+        }
+    }
+
+    fn fetches(&mut self, number: u8, ask: &Ask) -> (Ticket, Lease, u64) {
+        match self.answer(number, ask) {
+            Answer::Fetch { ticket, lease, upto } => (ticket, lease, upto),
+            answer => panic!("{answer:?}"),
+        }
+    }
+
+    fn report(&mut self, number: u8, report: &Report) -> Verdict {
+        self.directory.report(self.now, node(number), report)
+    }
+
+    fn reports(ticket: Ticket, lease: Option<Lease>, frontier: u64, state: State) -> Report {
+        Report {
+            key: key(Access::Anonymous),
+            ticket: Some(ticket),
+            lease,
+            credential: Credential::None,
+            size: Some(1 << 30),
+            frontier,
+            rate: 0,
+            parent: None,
+            zone: zone("a"),
+            state,
+        }
+    }
+
+    fn pass(&mut self, millis: u64) {
+        self.now += Duration::from_millis(millis);
+        while self.directory.next_deadline() <= self.now {
+            let effects = self.directory.tick(self.now, &mut self.rng);
+            assert_eq!(effects, []);
+        }
+    }
+}
+
+#[test]
+fn the_first_fetches_and_each_other_reads_from_the_one_before() {
+    let mut table = Table::new();
+    let (first, _, upto) = table.fetches(1, &Table::asks(1));
+    assert_eq!(upto, 4 * MIB);
+    let (second, parents) = table.parents(2, &Table::asks(2));
+    assert_eq!(parents, [node(1)]);
+    let (third, parents) = table.parents(3, &Table::asks(3));
+    assert_eq!(parents[0], node(2));
+    assert!(first < second && second < third);
+    assert_eq!(table.directory.leases(&key(Access::Anonymous)).count(), 1);
+}
+
+#[test]
+fn a_zone_stands_together_and_the_slow_stand_last() {
+    let mut table = Table::new();
+    let (first, ..) = table.fetches(1, &Table::asks(1));
+    let (foreign, parents) = table.parents(60, &Table::asks(60));
+    assert_eq!(parents, [node(1)]);
+    // Between the two, so that the bytes cross once, however many come.
+    let (near, parents) = table.parents(2, &Table::asks(2));
+    assert_eq!(parents, [node(1)]);
+    assert!(first < near && near < foreign);
+    let (slow, parents) =
+        table.parents(60, &Ask { slow: true, to_the_tail: true, ticket: Some(foreign), ..Table::asks(60) });
+    assert_eq!(parents[0], node(2));
+    let (fast, parents) = table.parents(61, &Table::asks(61));
+    assert_eq!(parents[0], node(2), "who is slow stands behind");
+    assert!(near < fast && fast < slow);
+}
+
+#[test]
+fn ranges_change_hands_until_three_are_known_and_then_stay() {
+    let mut table = Table::new();
+    let mut asks = [1, 2, 3, 4].map(|number| {
+        let ask = Table::asks(number);
+        let ticket = match table.answer(number, &ask) {
+            Answer::Fetch { ticket, .. } | Answer::Read { ticket, .. } => ticket,
+            answer => panic!("{answer:?}"),
+        };
+        Ask { ticket: Some(ticket), ..ask }
+    });
+    let mut frontier = 0;
+    for (holder, span) in [(1, 4), (2, 8), (3, 16)] {
+        let at = usize::from(holder) - 1;
+        let (ticket, lease, upto) = table.fetches(holder, &Ask { frontier, ..asks[at].clone() });
+        assert_eq!(upto, frontier + span * MIB);
+        // 100 MiB/s each.
+        table.pass(10 * span);
+        let verdict = table.report(holder, &Table::reports(ticket, Some(lease), upto, State::Fetching));
+        if holder == 3 {
+            assert_eq!(verdict, Verdict::GoOn { upto: upto + 32 * MIB });
+        } else {
+            assert_eq!(verdict, Verdict::Ended);
+            asks[at].to_the_tail = true;
+            let (place, parents) = table.parents(holder, &Ask { frontier: upto, ..asks[at].clone() });
+            assert!(place > asks[3].ticket.unwrap());
+            assert!(!parents.contains(&node(holder)));
+        }
+        frontier = upto;
+    }
+    // One that is slower than that loses its lease at the end of its range, or after two seconds of it.
+    let (held, from, upto) = table.directory.leases(&key(Access::Anonymous)).next().unwrap();
+    assert_eq!((held, from), (node(3), frontier));
+    let lease = table.fetches(3, &asks[2].clone()).1;
+    let ticket = asks[2].ticket.unwrap();
+    let mut verdict = Verdict::GoOn { upto };
+    for step in 1..=20 {
+        table.pass(200);
+        verdict = table.report(3, &Table::reports(ticket, Some(lease), frontier + step * MIB, State::Fetching));
+        if verdict == Verdict::Ended {
+            break;
+        }
+    }
+    assert_eq!(verdict, Verdict::Ended);
+}
+
+#[test]
+fn a_holder_alone_keeps_its_lease_however_slow() {
+    let mut table = Table::new();
+    let (ticket, lease, _) = table.fetches(1, &Table::asks(1));
+    for step in 1..100 {
+        table.pass(300);
+        let verdict = table.report(1, &Table::reports(ticket, Some(lease), step * 1_000, State::Fetching));
+        assert!(matches!(verdict, Verdict::GoOn { .. }), "{verdict:?}");
+    }
+}
+
+#[test]
+fn a_holder_that_stands_still_or_falls_silent_loses_its_lease() {
+    for reports in [true, false] {
+        let mut table = Table::new();
+        let (first, lease, _) = table.fetches(1, &Table::asks(1));
+        let (second, _) = table.parents(2, &Table::asks(2));
+        for _ in 0..7 {
+            table.pass(200);
+            if reports {
+                table.report(1, &Table::reports(first, Some(lease), 1_000, State::Fetching));
+            }
+        }
+        assert_eq!(table.directory.leases(&key(Access::Anonymous)).count(), 0);
+        let (ticket, ..) = table.fetches(2, &Ask { ticket: Some(second), frontier: 1_000, ..Table::asks(2) });
+        assert_eq!(ticket, second);
+        let verdict = table.report(1, &Table::reports(first, Some(lease), 1_000, State::Fetching));
+        assert_eq!(verdict, Verdict::Ended, "there is another holder");
+    }
+}
+
+#[test]
+fn who_is_said_to_be_silent_is_read_from_no_more() {
+    let mut table = Table::new();
+    table.fetches(1, &Table::asks(1));
+    let (second, _) = table.parents(2, &Table::asks(2));
+    let silent = Trouble { node: node(1), why: Ailment::Silent };
+    let ask = Ask { ticket: Some(second), troubles: vec![silent], ..Table::asks(2) };
+    assert_eq!(table.fetches(2, &ask).0, second);
+    assert_eq!(table.parents(3, &Table::asks(3)).1, [node(2)]);
+}
+
+#[test]
+fn what_a_registry_says_passes_on_to_those_whom_it_concerns() {
+    let mut table = Table::new();
+    let (ticket, lease, _) = table.fetches(1, &Table::asks(1));
+    let released = |why| Table::reports(ticket, Some(lease), 0, State::Released(why));
+    table.report(1, &released(Released::Unauthorized));
+    assert_eq!(table.ask(2), Answer::Alone { absent: false }, "the same credentials");
+    let other = Ask { credential: Credential::Keyed([1; 32]), ..Table::asks(3) };
+    let (ticket, lease, _) = table.fetches(3, &other);
+    let absent = Table::reports(ticket, Some(lease), 0, State::Released(Released::Absent));
+    table.report(3, &absent);
+    assert_eq!(table.ask(4), Answer::Alone { absent: true });
+    table.pass(2_100);
+    assert!(matches!(table.ask(4), Answer::Fetch { .. } | Answer::Read { .. }));
+}
+
+#[test]
+fn another_owners_lease_goes_on_and_its_tickets_stay_below() {
+    let mut table = Table::new();
+    let ticket = Ticket { number: 5 << 32, issuer: 3 };
+    let report = Table::reports(ticket, Some(Lease(9)), 100 * MIB, State::Fetching);
+    assert_eq!(table.report(1, &report), Verdict::GoOn { upto: 132 * MIB });
+    let (newcomer, parents) = table.parents(2, &Table::asks(2));
+    assert_eq!(parents, [node(1)]);
+    // The other owner may have given out many more.
+    assert!(newcomer.number > ticket.number + (1 << 40));
+}
+
+#[test]
+fn what_came_under_authorization_is_for_its_registry_alone() {
+    let mut table = Table::new();
+    let report = Report {
+        key: key(Access::Authorized),
+        ..Table::reports(Ticket { number: 1, issuer: 1 }, None, 1 << 30, State::Whole)
+    };
+    table.report(1, &report);
+    assert!(matches!(table.ask(2), Answer::Read { .. }), "its own registry");
+    let other: Registry = "evil.example".parse().unwrap();
+    let foreign = Ask { key: Key { registry: other, ..key(Access::Anonymous) }, ..Table::asks(3) };
+    assert!(matches!(table.answer(3, &foreign), Answer::Fetch { .. }));
+    // Until somebody has it from there, or anybody may have it.
+    table.report(4, &Table::reports(Ticket { number: 1, issuer: 1 }, None, 1 << 30, State::Whole));
+    assert_eq!(table.parents(5, &Ask { key: foreign.key.clone(), ..Table::asks(5) }).1[0], node(4));
+}
+
+#[test]
+fn a_holder_that_has_it_no_more_costs_one_round_trip() {
+    let mut table = Table::new();
+    table.report(1, &Table::reports(Ticket { number: 1, issuer: 1 }, None, 1 << 30, State::Whole));
+    let (ticket, parents) = table.parents(2, &Table::asks(2));
+    assert_eq!(parents, [node(1)]);
+    let absent = Trouble { node: node(1), why: Ailment::Absent };
+    let ask = Ask { ticket: Some(ticket), troubles: vec![absent], ..Table::asks(2) };
+    table.fetches(2, &ask);
+}
+
+#[test]
+fn shelves_are_renewed_by_their_hash_and_told_anew_when_something_was_missed() {
+    let mut table = Table::new();
+    let key = key(Access::Anonymous);
+    let bucket = crate::cluster::Bucket::of(&key.digest);
+    let holding = Holding { digest: key.digest, registries: Vec::new() };
+    let nothing =
+        Shelf { bucket, generation: 4, hash: holding.hash(), all: false, added: Vec::new(), dropped: Vec::new() };
+    let tell = |table: &mut Table, shelf: &Shelf| table.directory.announce(table.now, node(1), vec![shelf.clone()]);
+    assert_eq!(tell(&mut table, &nothing).unknown, [bucket]);
+    let all = Shelf { all: true, added: vec![holding], ..nothing.clone() };
+    assert_eq!(tell(&mut table, &all), Announced::default());
+    for _ in 0..4 {
+        table.pass(600_000);
+        assert_eq!(tell(&mut table, &nothing), Announced::default());
+    }
+    assert_eq!(table.parents(2, &Table::asks(2)).1, [node(1)]);
+    let dropped = Shelf { generation: 5, hash: 0, dropped: vec![key.digest], ..nothing.clone() };
+    assert_eq!(tell(&mut table, &Shelf { generation: 6, ..dropped.clone() }).unknown, [bucket], "5 was missed");
+    assert_eq!(tell(&mut table, &dropped), Announced::default());
+    assert_eq!(table.directory.len().1, 0);
+    // What isn't renewed expires.
+    assert_eq!(tell(&mut table, &all), Announced::default());
+    table.pass(16 * 60_000);
+    table.pass(60_000);
+    assert_eq!(table.directory.len().1, 0);
+}
+
+#[test]
+fn a_member_that_goes_takes_all_that_was_known_of_it_along() {
+    let mut table = Table::new();
+    table.fetches(1, &Table::asks(1));
+    table.parents(2, &Table::asks(2));
+    table.report(3, &Table::reports(Ticket { number: 1, issuer: 1 }, None, 1 << 30, State::Whole));
+    let left: Vec<Member> =
+        table.directory.ring.members().iter().filter(|m| m.node != node(1) && m.node != node(3)).cloned().collect();
+    let ring = Arc::new(Ring::new(node(0), left));
+    assert_eq!(table.directory.ring_changed(table.now, &mut table.rng, ring), []);
+    assert_eq!(table.directory.leases(&key(Access::Anonymous)).count(), 0);
+    assert_eq!(table.parents(4, &Table::asks(4)).1, [node(2)]);
+}
+
+#[test]
+fn who_isnt_owner_says_who_is() {
+    let mut table = Table::new();
+    let member = |number, settled| Member {
+        node: node(number),
+        addr: "127.0.0.1:7441".parse().unwrap(),
+        zone: zone("a"),
+        start: 1,
+        settled,
+    };
+    let ring = Arc::new(Ring::new(node(0), [member(0, true), member(1, true)]));
+    let first = ring.owners_of(&key(Access::Anonymous).digest).first.unwrap();
+    table.directory = Directory::new(if first == node(0) { node(1) } else { node(0) }, ring, 1);
+    assert_eq!(table.ask(5), Answer::NotOwner(Some(first)));
+    table.fetches(5, &Ask { owner_failed: true, ..Table::asks(5) });
+}
+
+mod tags {
+    use super::*;
+    use crate::image::MediaType;
+
+    fn asked(max_age: u64) -> TagAsk {
+        let key = TagKey {
+            registry: "reg.example".parse().unwrap(),
+            repository: "app".parse().unwrap(),
+            tag: "latest".parse().unwrap(),
+            credential: Credential::None,
+        };
+        TagAsk { key, max_age: Duration::from_secs(max_age), owner_failed: false }
+    }
+
+    fn meaning() -> TagMeaning {
+        TagMeaning {
+            digest: Digest::of(b"manifest"),
+            media_type: MediaType::octet_stream(),
+            size: 7,
+            age: Duration::ZERO,
+            access: Access::Anonymous,
+        }
+    }
+
+    impl Table {
+        fn tag(&mut self, id: u64, number: u8, max_age: u64) -> Option<TagAnswer> {
+            let effects = self.directory.ask_tag(self.now, &mut self.rng, AskId(id), node(number), &asked(max_age));
+            match effects.as_slice() {
+                [] => None,
+                [Effect::Tag { to, answer }] if *to == AskId(id) => Some(answer.clone()),
+                effects => panic!("{effects:?}"),
+            }
+        }
+
+        fn tag_lease(&mut self, id: u64, number: u8) -> Lease {
+            match self.tag(id, number, 0) {
+                Some(TagAnswer::Lease(lease)) => lease,
+                answer => panic!("{answer:?}"),
+            }
+        }
+
+        fn told(&mut self, lease: Lease, meaning: Option<TagMeaning>) -> Vec<(u64, TagAnswer)> {
+            let effects = self.directory.report_tag(self.now, &mut self.rng, &asked(0).key, lease, meaning);
+            answers(effects)
+        }
+    }
+
+    fn answers(effects: Vec<Effect>) -> Vec<(u64, TagAnswer)> {
+        let answer = |effect| match effect {
+            Effect::Tag { to, answer } => (to.0, answer),
+            effect => panic!("{effect:?}"),
+        };
+        effects.into_iter().map(answer).collect()
+    }
+
+    #[test]
+    fn one_asks_and_all_who_ask_meanwhile_share_its_answer() {
+        let mut table = Table::new();
+        let lease = table.tag_lease(1, 1);
+        assert_eq!((table.tag(2, 2, 0), table.tag(3, 3, 60)), (None, None));
+        let told = table.told(lease, Some(meaning()));
+        assert_eq!(told, [2, 3].map(|id| (id, TagAnswer::Meaning(meaning()))));
+        // Who asks after that asks anew, unless it takes an older answer.
+        table.pass(10_000);
+        let older = TagMeaning { age: Duration::from_secs(10), ..meaning() };
+        assert_eq!(table.tag(4, 4, 11), Some(TagAnswer::Meaning(older.clone())));
+        table.tag_lease(5, 5);
+        assert_eq!(table.directory.newest_tag(table.now, &asked(0).key), Some(older));
+    }
+
+    #[test]
+    fn failures_pass_on_to_more_and_nobody_waits_for_a_third() {
+        let mut table = Table::new();
+        let lease = table.tag_lease(1, 1);
+        for id in 2..9 {
+            assert_eq!(table.tag(id, id as u8, 0), None);
+        }
+        let next = table.told(lease, None);
+        let [(2, TagAnswer::Lease(second)), (3, TagAnswer::Lease(_))] = next[..] else { panic!("{next:?}") };
+        assert_eq!(table.told(lease, None), [], "it has been given back already");
+        let last = table.told(second, None);
+        assert_eq!(last, [4, 5, 6, 7, 8].map(|id| (id, TagAnswer::Alone)));
+    }
+
+    #[test]
+    fn nobody_waits_for_long() {
+        let mut table = Table::new();
+        table.tag_lease(1, 1);
+        assert_eq!(table.tag(2, 2, 0), None);
+        table.now += Duration::from_millis(1_500);
+        assert!(table.directory.next_deadline() <= table.now);
+        let effects = table.directory.tick(table.now, &mut table.rng);
+        assert_eq!(answers(effects), [(2, TagAnswer::Alone)]);
+    }
+}

@@ -1,0 +1,383 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::cluster::chain::{Credential, Key};
+use crate::cluster::directory::Ask;
+use crate::image::{Access, Digest, Zone};
+
+const SIZE: u64 = 100 << 20;
+
+fn node(number: u8) -> NodeId {
+    NodeId::new([number; 16])
+}
+
+fn ticket(number: u64) -> Ticket {
+    Ticket { number, issuer: 0 }
+}
+
+fn millis(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+fn follow() -> Follow {
+    let key = Key { digest: Digest::of(b"layer"), registry: "reg.example".parse().unwrap(), access: Access::Anonymous };
+    let sought = Sought { key, credential: Credential::None, zone: Zone::default() };
+    let owners = Owners { first: Some(node(100)), second: Some(node(101)) };
+    Follow::new(millis(0), node(50), sought, Some(SIZE), 0, owners)
+}
+
+fn asks(follow: &mut Follow) -> Vec<(u64, NodeId, Ask)> {
+    let ask = |action| match action {
+        Action::Ask { number, owner, ask } => Some((number, owner, *ask)),
+        _ => None,
+    };
+    follow.actions().into_iter().filter_map(ask).collect()
+}
+
+fn answered(answer: Answer) -> Answered {
+    Answered { answer, broken_sources: Vec::new() }
+}
+
+fn read(number: u64, parents: &[u8]) -> Answered {
+    let parents = parents.iter().map(|parent| node(*parent)).collect();
+    answered(Answer::Read { ticket: ticket(number), parents, ahead: 1 })
+}
+
+fn opening(follow: &Follow) -> Opening {
+    match follow.turn() {
+        Turn::Peer(opening) => opening,
+        turn => panic!("{turn:?}"),
+    }
+}
+
+/// A beat of parent 10, which reads from 9, which reads from 8.
+fn beat(frontiers: [u64; 3], rates: [u64; 3]) -> Beat {
+    let hop = |at: usize| {
+        let number = 10 - at as u8;
+        Hop { node: node(number), ticket: Some(ticket(number.into())), frontier: frontiers[at], rate: rates[at] }
+    };
+    Beat { path: (0..3).map(hop).collect() }
+}
+
+/// One that reads from node 10, at place 50, since 1 ms.
+fn reading() -> (Follow, Opening) {
+    let mut follow = follow();
+    let [(number, ..)] = asks(&mut follow)[..] else { panic!() };
+    follow.answered(millis(1), number, read(50, &[10]));
+    let opening = opening(&follow);
+    follow.opened(millis(1), opening.number);
+    follow.actions();
+    (follow, opening)
+}
+
+#[test]
+fn a_late_owner_is_passed_over_and_then_a_piece_is_fetched() {
+    let mut follow = follow();
+    assert_eq!(asks(&mut follow)[0].1, node(100));
+    assert_eq!(follow.turn(), Turn::Wait);
+    assert_eq!(follow.next_deadline(), Some(millis(100)));
+    follow.tick(millis(100));
+    let [(number, owner, ref ask)] = asks(&mut follow)[..] else { panic!() };
+    assert_eq!((owner, ask.owner_failed), (node(101), true));
+    assert_eq!(follow.next_deadline(), Some(millis(200)));
+    follow.tick(millis(200));
+    follow.tick(follow.next_deadline().unwrap());
+    assert_eq!(follow.turn(), Turn::Upstream { upto: PIECE });
+    // An answer takes it back into the chain.
+    follow.answered(millis(310), number, read(7, &[3]));
+    assert_eq!(opening(&follow).node, node(3));
+    assert!(follow.actions().contains(&Action::Placed(ticket(7))));
+}
+
+#[test]
+fn without_owners_all_of_it_is_fetched_at_once() {
+    let mut follow = follow();
+    for _ in 0..2 {
+        let [(number, ..)] = asks(&mut follow)[..] else { panic!() };
+        follow.unanswered(millis(1), number);
+    }
+    assert!(matches!(follow.turn(), Turn::Upstream { .. }));
+}
+
+#[test]
+fn a_holder_reports_at_half_and_at_the_end_and_gives_way() {
+    let mut follow = follow();
+    let [(number, ..)] = asks(&mut follow)[..] else { panic!() };
+    follow.answered(millis(1), number, answered(Answer::Fetch { ticket: ticket(1), lease: Lease(5), upto: 4 << 20 }));
+    assert_eq!(follow.turn(), Turn::Upstream { upto: 4 << 20 });
+    follow.actions();
+    follow.arrived(millis(10), 1 << 20);
+    assert_eq!(follow.actions(), []);
+    follow.arrived(millis(20), 2 << 20);
+    assert_eq!(follow.actions().len(), 1);
+    follow.reported(millis(21), Lease(5), Verdict::GoOn { upto: 8 << 20 });
+    assert_eq!(follow.turn(), Turn::Upstream { upto: 8 << 20 });
+    follow.arrived(millis(30), 8 << 20);
+    assert_eq!((follow.actions().len(), follow.turn()), (1, Turn::Wait));
+    follow.reported(millis(31), Lease(5), Verdict::Ended);
+    let actions = follow.actions();
+    assert_eq!(actions[0], Action::Yields);
+    let Action::Ask { ask, .. } = &actions[1] else { panic!("{actions:?}") };
+    assert!(ask.to_the_tail && ask.frontier == 8 << 20);
+}
+
+#[test]
+fn who_gets_no_verdict_goes_on_and_tells_the_other_owner() {
+    let mut follow = follow();
+    let [(number, ..)] = asks(&mut follow)[..] else { panic!() };
+    follow.answered(millis(1), number, answered(Answer::Fetch { ticket: ticket(1), lease: Lease(5), upto: 4 << 20 }));
+    follow.arrived(millis(30), 4 << 20);
+    follow.actions();
+    follow.tick(millis(130));
+    assert_eq!(follow.turn(), Turn::Upstream { upto: (4 << 20) + PIECE });
+    let [Action::Report { owner, .. }] = follow.actions()[..] else { panic!() };
+    assert_eq!(owner, node(101));
+}
+
+#[test]
+fn a_silent_parent_is_left_for_the_one_beyond_it() {
+    let (mut follow, first) = reading();
+    follow.arrived(millis(100), 1_000);
+    follow.beat(millis(200), first.number, beat([9_000, 9_000, 9_000], [1, 1, 1]));
+    assert_eq!(follow.next_deadline(), Some(millis(800)));
+    follow.tick(millis(800));
+    let second = opening(&follow);
+    assert_eq!((second.node, second.instead_of), (node(9), Some(node(10))));
+    // And when nobody on the path is there, the owner is asked, and told so.
+    follow.lost(millis(801), second.number);
+    assert_eq!(opening(&follow).node, node(8));
+    follow.lost(millis(802), opening(&follow).number);
+    let [(_, _, ref ask)] = asks(&mut follow)[..] else { panic!() };
+    let troubled: Vec<NodeId> = ask.troubles.iter().map(|trouble| trouble.node).collect();
+    assert_eq!(troubled, [node(8), node(9), node(10)]);
+    assert_eq!(ask.ticket, Some(ticket(50)));
+}
+
+#[test]
+fn a_reader_that_starves_moves_up_and_one_that_is_slow_itself_goes_to_the_tail() {
+    let (mut follow, first) = reading();
+    let fast = 100 << 20;
+    let mut at = 1;
+    // What the parent has comes at once; it hasn't got much, and the one beyond it has.
+    while opening(&follow) == first {
+        at += 100;
+        assert!(at < 3_000, "it stays with a parent that starves it");
+        follow.arrived(millis(at), at * 1_000);
+        follow.beat(millis(at), first.number, beat([at * 1_000, at * 100_000, at * 100_000], [1_000_000, fast, fast]));
+    }
+    let second = opening(&follow);
+    assert_eq!((second.node, second.instead_of), (node(9), Some(node(10))));
+    follow.opened(millis(at + 1), second.number);
+    follow.actions();
+    follow.parted(millis(at + 900), second.number, &Parting::Displaced);
+    let [(number, _, ref ask)] = asks(&mut follow)[..] else { panic!() };
+    assert!(ask.to_the_tail && ask.slow);
+    follow.answered(millis(at + 901), number, read(70, &[10]));
+    // It doesn't try that again for a while.
+    let third = opening(&follow);
+    follow.opened(millis(at + 902), third.number);
+    for step in 0..50 {
+        at += 100;
+        follow.arrived(millis(at + 902), 10_000_000 + step);
+        follow.beat(millis(at + 902), third.number, beat([90 << 20, 99 << 20, 99 << 20], [fast, fast, fast]));
+        assert_eq!(opening(&follow), third);
+    }
+}
+
+#[test]
+fn who_all_receive_slowly_stay_where_they_are() {
+    let (mut follow, first) = reading();
+    for step in 1..50 {
+        let at = step * 100;
+        follow.arrived(millis(at), at * 1_000);
+        follow.beat(millis(at), first.number, beat([at * 1_000, at * 1_001, at * 1_002], [1_000_000; 3]));
+    }
+    assert_eq!(opening(&follow), first);
+}
+
+#[test]
+fn a_full_parent_sends_on_and_one_that_yields_leads_to_the_owner() {
+    let (mut follow, first) = reading();
+    follow.parted(millis(5), first.number, &Parting::Full(vec![node(11), node(50)]));
+    let second = opening(&follow);
+    assert_eq!(second.node, node(11));
+    follow.opened(millis(6), second.number);
+    follow.actions();
+    follow.parted(millis(7), second.number, &Parting::Yielded);
+    assert_eq!(asks(&mut follow).len(), 1);
+    assert_eq!(follow.turn(), Turn::Wait);
+}
+
+#[test]
+fn a_parent_that_beats_and_brings_nothing_is_waited_for_two_seconds() {
+    let (mut follow, first) = reading();
+    let mut at = 1;
+    while opening(&follow) == first {
+        at += 200;
+        follow.beat(millis(at), first.number, beat([0; 3], [0; 3]));
+        follow.tick(millis(at));
+        if !matches!(follow.turn(), Turn::Peer(_)) {
+            break;
+        }
+    }
+    assert!((1_900..=2_300).contains(&at), "{at} ms");
+    assert_eq!(follow.turn(), Turn::Upstream { upto: PIECE });
+    // Then it has to bring something before others are asked again.
+    assert_eq!(asks(&mut follow), []);
+    follow.tick(millis(at) + ASK_AGAIN);
+    assert_eq!(asks(&mut follow).len(), 1);
+    assert_eq!(follow.turn(), Turn::Upstream { upto: PIECE });
+}
+
+#[test]
+fn all_of_it_is_reported_and_nothing_waited_for() {
+    let (mut follow, _) = reading();
+    follow.arrived(millis(10), SIZE);
+    assert_eq!((follow.turn(), follow.next_deadline()), (Turn::Wait, None));
+    follow.is_whole(millis(11));
+    let [Action::Report { ref report, .. }] = follow.actions()[..] else { panic!() };
+    assert_eq!(report.state, State::Whole);
+    follow.leave(millis(12));
+    assert_eq!(follow.actions(), []);
+}
+
+/// Anything that can come, at any time.
+#[derive(Debug, Clone)]
+enum Comes {
+    Time(u64),
+    Answer(u8, u8),
+    Unanswered,
+    Verdict(u8),
+    Opened,
+    Beat(u8, u8),
+    Parted(u8),
+    Lost,
+    Bytes(u64),
+    UpstreamFailed,
+    Owners(u8),
+}
+
+fn comes() -> impl Strategy<Value = Comes> {
+    prop_oneof![
+        (0..3_000u64).prop_map(Comes::Time),
+        (0..5u8, 0..8u8).prop_map(|(what, who)| Comes::Answer(what, who)),
+        Just(Comes::Unanswered),
+        (0..3u8).prop_map(Comes::Verdict),
+        Just(Comes::Opened),
+        (0..4u8, 0..8u8).prop_map(|(length, who)| Comes::Beat(length, who)),
+        (0..10u8).prop_map(Comes::Parted),
+        Just(Comes::Lost),
+        (1..8_000_000u64).prop_map(Comes::Bytes),
+        Just(Comes::UpstreamFailed),
+        (0..4u8).prop_map(Comes::Owners),
+    ]
+}
+
+fn happens(follow: &mut Follow, now: Duration, event: Comes, asked: &mut Vec<u64>, lease: &mut Option<Lease>) {
+    let opening = match follow.turn() {
+        Turn::Peer(opening) => opening.number,
+        _ => 0,
+    };
+    match event {
+        Comes::Time(_) => {}
+        Comes::Answer(what, who) => {
+            let Some(number) = asked.pop() else { return };
+            let answer = match what {
+                0 => {
+                    *lease = Some(Lease(u64::from(who)));
+                    let upto = follow.frontier + (4 << 20);
+                    Answer::Fetch { ticket: ticket(u64::from(who) * 10), lease: Lease(u64::from(who)), upto }
+                }
+                1 => Answer::Alone { absent: who == 0 },
+                2 => Answer::NotOwner((who < 4).then(|| node(100 + who))),
+                _ => return follow.answered(now, number, read(u64::from(who) * 10, &[who, who + 1])),
+            };
+            follow.answered(now, number, answered(answer));
+        }
+        Comes::Unanswered => {
+            if let Some(number) = asked.pop() {
+                follow.unanswered(now, number);
+            }
+        }
+        Comes::Verdict(what) => {
+            let Some(lease) = *lease else { return };
+            match what {
+                0 => follow.reported(now, lease, Verdict::Ended),
+                1 => follow.reported(now, lease, Verdict::GoOn { upto: follow.frontier + (8 << 20) }),
+                _ => follow.unreported(now, node(100), lease),
+            }
+        }
+        Comes::Opened => follow.opened(now, opening),
+        Comes::Beat(length, who) => {
+            let hop = |at| Hop {
+                node: node(who + at),
+                ticket: Some(ticket(1)),
+                frontier: u64::from(who) << 23,
+                rate: 1 << 30,
+            };
+            follow.beat(now, opening, Beat { path: (0..length).map(hop).collect() });
+        }
+        Comes::Parted(how) => {
+            let parting = match how {
+                0 => Parting::Held,
+                1 => Parting::Sent,
+                2 => Parting::Broken(Vec::new()),
+                3 => Parting::Yielded,
+                4 => Parting::Displaced,
+                5 => Parting::NotLower,
+                6 => Parting::Absent,
+                7 => Parting::Full(vec![node(3), node(50)]),
+                8 => Parting::Failed,
+                _ => Parting::Stopping,
+            };
+            follow.parted(now, opening, &parting);
+        }
+        Comes::Lost => follow.lost(now, opening),
+        Comes::Bytes(bytes) => {
+            if !matches!(follow.turn(), Turn::Wait) {
+                follow.arrived(now, (follow.frontier + bytes).min(SIZE));
+            }
+        }
+        Comes::UpstreamFailed => follow.upstream_failed(now, Released::Unreachable),
+        Comes::Owners(which) => {
+            let owner = |bit: u8| (which & bit != 0).then(|| node(100 + bit));
+            follow.owners_changed(now, Owners { first: owner(1), second: owner(1).and(owner(2)) });
+        }
+    }
+}
+
+proptest! {
+    /// Whatever comes, in whatever order: as long as bytes are missing there is a deadline, and whoever hears nothing more
+    /// fetches from upstream before long.
+    #[test]
+    fn it_is_never_stuck(events in prop::collection::vec(comes(), 0..120)) {
+        let mut follow = follow();
+        let (mut now, mut asked, mut lease) = (millis(0), Vec::new(), None);
+        for event in events {
+            if let Comes::Time(passes) = event {
+                let until = now + millis(passes);
+                while let Some(at) = follow.next_deadline().filter(|at| *at <= until) {
+                    now = now.max(at);
+                    follow.tick(now);
+                    let again = follow.next_deadline();
+                    prop_assert!(again != Some(at) || at < now, "a deadline that stays: {follow:?}");
+                    asked.extend(asks(&mut follow).into_iter().map(|(number, ..)| number));
+                }
+                now = until;
+            }
+            happens(&mut follow, now, event, &mut asked, &mut lease);
+            asked.extend(asks(&mut follow).into_iter().map(|(number, ..)| number));
+            prop_assert!(follow.has_all() || follow.next_deadline().is_some());
+        }
+        // Silence.
+        let silent_since = now;
+        while !follow.has_all() && !matches!(follow.turn(), Turn::Upstream { .. }) {
+            let at = follow.next_deadline();
+            prop_assert!(at.is_some(), "{follow:?}");
+            now = now.max(at.unwrap_or_default()) + Duration::from_micros(1);
+            follow.tick(now);
+            follow.actions();
+            prop_assert!(now < silent_since + Duration::from_secs(6), "nothing happens: {follow:?}");
+        }
+    }
+}
