@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tracing::{debug, info, warn};
 
 use super::index::{Change, Totals};
+use super::label::Label;
 use super::layout::{ALGORITHMS, digest_of};
 use super::locks::held;
 use super::record::{BlobRecord, State};
@@ -113,7 +114,8 @@ impl Shelves {
             Some(record) => Change::Put(BlobRecord { size: metadata.len(), state: State::Suspect, ..record }, None),
             None => {
                 found = true;
-                let (media_type, provenance) = Default::default();
+                // Whose it is may be said before it is hashed; it is hashed before it is given to anybody.
+                let Label { media_type, provenance } = self.label(&digest);
                 Change::Put(BlobRecord { size: metadata.len(), state: State::Suspect, media_type, provenance }, None)
             }
         });
@@ -125,6 +127,12 @@ impl Shelves {
             self.index.set_used(&digest, modified(&metadata).max(1));
         }
         Some(digest)
+    }
+
+    /// What a file says of itself; nothing if it can't be read.
+    fn label(&self, digest: &Digest) -> Label {
+        let opened = self.layout.open_blob(digest).ok().flatten();
+        opened.map(|(file, _)| Label::read(&file)).unwrap_or_default()
     }
 
     /// Goes through the records, and drops those without a file. False when the store ends.

@@ -254,7 +254,7 @@ impl Follow {
                     range.from = frontier;
                     range.upto = upto;
                     range.told_half = false;
-                    range.waits = None;
+                    range.waits = (frontier >= upto).then_some(now);
                 }
             }
             Verdict::Ended if has_all => {}
@@ -469,7 +469,8 @@ impl Follow {
             Source::Lease(range) => {
                 if range.waits.is_some_and(|since| now.saturating_sub(since) >= VERDICT_IS_LATE) {
                     range.waits = None;
-                    range.upto = range.upto.saturating_add(PIECE);
+                    // More than the range may have come: from who knows no ranges, or to the end of a chunk.
+                    range.upto = range.upto.max(self.frontier).saturating_add(PIECE);
                     self.report_elsewhere(now);
                 } else if now.saturating_sub(range.reported) >= REPORT_EVERY {
                     self.report_lease(now);

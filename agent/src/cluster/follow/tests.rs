@@ -242,7 +242,7 @@ fn all_of_it_is_reported_and_nothing_waited_for() {
 }
 
 /// Anything that can come, at any time.
-#[derive(Debug, Clone)]
+#[derive(Copy, Debug, Clone)]
 enum Comes {
     Time(u64),
     Answer(u8, u8),
