@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use larder_integration::{Cluster, Fetched, Image, Rate};
+use larder_integration::{Cluster, Fetched, Image, Rate, until};
 
 use super::{LINK, NAME, Stage, ensure_nothing_wrong_is_kept, ensure_timely, within};
 use crate::support::run;
@@ -138,10 +138,10 @@ fn upstream_goes_when_one_copy_has_left_it() {
         let fetched = fetched.await?;
         ensure_timely(&fetched, LINK, 2.0, STALLS)?;
         stage.registry.refuse();
-        // Late comers get all of it, and the tag's meaning.
+        // Late comers get all of it, and the tag's meaning, once they were told what falls to them as owners.
         let late = cluster.join(stage.network.host(Some(LINK))?).await?;
         cluster.settle().await?;
-        cluster.member(late).pull(NAME).await?;
+        until("it pulls", Duration::from_secs(10), async || cluster.member(late).pull(NAME).await.ok()).await?;
         ensure_nothing_wrong_is_kept(&cluster).await
     });
 }
