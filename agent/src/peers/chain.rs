@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
@@ -18,7 +18,7 @@ use tokio::time::Instant;
 
 use super::calls::CallError;
 use super::metrics::{Direction, Streaming};
-use super::owner::until;
+use super::owner::{held, until};
 use super::{Inner, PeerError, ReadAsk, ShownReading, ShownUpload, Trace, messages};
 use crate::cluster::chain::{Beat, Hop, Key, Lease, Parting, Ticket};
 use crate::cluster::directory::{Answer, Answered, Verdict};
@@ -58,7 +58,6 @@ struct Reading {
     trace: Trace,
     /// To be sent.
     outbox: Vec<Action>,
-    owner: Option<NodeId>,
     frontier: u64,
     size: Option<u64>,
     /// Nobody drives it any more.
@@ -85,10 +84,6 @@ enum Done {
     /// To whom, and under which lease: of others the machine doesn't want to know.
     Reported(NodeId, Option<Lease>, Result<Verdict, CallError>),
     Nothing,
-}
-
-fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Chains {
@@ -147,7 +142,6 @@ impl Chain {
             machine,
             trace: trace.clone(),
             outbox: Vec::new(),
-            owner: None,
             frontier,
             size,
             left: false,
@@ -499,7 +493,7 @@ impl Chain {
             follow::Turn::Upstream { upto } => ("fetches", (upto != u64::MAX).then_some(upto), None),
             follow::Turn::Peer(opening) => ("reads", None, Some(opening.node.to_string())),
         };
-        let owner = reading.owner.or_else(|| self.inner.ring().owners_of(&self.key.digest).first);
+        let owner = self.inner.ring().owners_of(&self.key.digest).first;
         ShownReading {
             digest: self.key.digest,
             registry: self.key.registry.to_string(),

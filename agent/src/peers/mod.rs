@@ -33,7 +33,6 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use aws_lc_rs::hmac;
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
@@ -51,17 +50,18 @@ pub use metrics::PeerMetrics;
 pub use shown::{Shown, ShownMember, ShownReading, ShownUpload};
 pub use start::{Ends, JoinError, Parts, Port};
 pub use stream::{Head, Parted, Peer, PeerStream};
-pub use tags::{TagAnswer, TagLease, TagSought, TagTurn};
+pub use tags::{TagLease, TagSought, TagTurn};
 pub use trace::{InvalidTrace, Trace};
 
 pub use crate::cluster::chain::Credential;
+pub use crate::cluster::directory::TagMeaning;
 
 use self::chain::{Chain, Chains};
 use self::metrics::Nearness;
 use crate::cluster::Ring;
 use crate::cluster::chain::{Key, Parting};
 use crate::image::{NodeId, Zone};
-use crate::store::Store;
+use crate::store::{Secret, Store};
 use crate::upstream::Grant;
 use crate::wire::{Channels, Limiter};
 
@@ -98,7 +98,7 @@ struct Inner {
     upload: Option<Arc<Limiter>>,
     download: Option<Arc<Limiter>>,
     /// Of the hashes that tell credentials apart: the same on every node.
-    credentials: hmac::Key,
+    credentials: Secret,
     store: Store,
     metrics: PeerMetrics,
     runtime: Handle,
@@ -141,7 +141,7 @@ impl Peers {
             Grant::None => Credential::None,
             Grant::Anonymous => Credential::Anonymous,
             Grant::Credentials(credentials) => Credential::Keyed(match &self.0 {
-                Backing::Cluster(inner) => credentials.hashed_by(|parts| inner.hash(&parts)),
+                Backing::Cluster(inner) => credentials.hashed_by(|parts| inner.credentials.hash(&parts)),
                 #[cfg(test)]
                 Backing::Script(_) => [0; 32],
             }),
@@ -159,7 +159,7 @@ impl Peers {
     }
 
     /// The newest answer that the tag's owners know, for when no upstream gives one. Takes at most a second.
-    pub async fn newest(&self, sought: &TagSought, trace: &Trace) -> Option<TagAnswer> {
+    pub async fn newest(&self, sought: &TagSought, trace: &Trace) -> Option<TagMeaning> {
         match &self.0 {
             Backing::Cluster(inner) => inner.newest_answer(sought, trace).await,
             #[cfg(test)]
@@ -246,18 +246,6 @@ impl Inner {
         tracing::warn!(peer = %node, "a peer sent wrong bytes: it is avoided for an hour");
         self.metrics.blamed();
         self.avoided.add(node);
-    }
-
-    /// The hash of `parts`, which can't run together.
-    fn hash(&self, parts: &[&[u8]]) -> [u8; 32] {
-        let mut context = hmac::Context::with_key(&self.credentials);
-        for part in parts {
-            context.update(&(part.len() as u64).to_le_bytes());
-            context.update(part);
-        }
-        let mut hash = [0; 32];
-        hash.iter_mut().zip(context.sign().as_ref()).for_each(|(to, from)| *to = *from);
-        hash
     }
 
     fn shown(&self) -> Shown {

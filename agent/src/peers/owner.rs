@@ -58,7 +58,8 @@ impl Drop for Held<'_> {
     }
 }
 
-fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+/// Takes a lock whether or not its last holder panicked: the machines are sound between any two calls.
+pub(super) fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

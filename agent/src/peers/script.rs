@@ -9,7 +9,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use tokio::sync::{mpsc, watch};
 
-use super::{Failed, Head, Parted, Peer, PeerError, PeerStream, TagAnswer, TagLease, TagSought, TagTurn, Turn};
+use super::{Failed, Head, Parted, Peer, PeerError, PeerStream, TagLease, TagMeaning, TagSought, TagTurn, Turn};
 use crate::image::NodeId;
 
 /// What is said to all who follow, and what they say. A cheap clone.
@@ -31,10 +31,10 @@ struct State {
     at: Vec<(u64, Turn)>,
     broken: Vec<String>,
     told: Vec<Told>,
-    tag: Option<TagAnswer>,
+    tag: Option<TagMeaning>,
     /// Whether it is this node's turn to ask what a tag means.
     asks: bool,
-    newest: Option<TagAnswer>,
+    newest: Option<TagMeaning>,
 }
 
 impl Default for State {
@@ -60,7 +60,7 @@ pub enum Told {
     /// It was dropped.
     Left,
     /// What upstream said of a tag.
-    Tag(TagAnswer),
+    Tag(TagMeaning),
     /// Upstream said nothing of it.
     TagReleased,
 }
@@ -87,7 +87,7 @@ impl Script {
     }
 
     /// What another was told of every tag.
-    pub fn tag(&self, answer: TagAnswer) {
+    pub fn tag(&self, answer: TagMeaning) {
         self.change(|state| state.tag = Some(answer));
     }
 
@@ -97,7 +97,7 @@ impl Script {
     }
 
     /// What the owners of every tag know.
-    pub fn newest(&self, answer: TagAnswer) {
+    pub fn newest(&self, answer: TagMeaning) {
         self.change(|state| state.newest = Some(answer));
     }
 
@@ -130,7 +130,7 @@ impl Script {
         }
     }
 
-    pub(super) fn newest_answer(&self) -> Option<TagAnswer> {
+    pub(super) fn newest_answer(&self) -> Option<TagMeaning> {
         self.0.state.lock().unwrap().newest.clone()
     }
 }
@@ -189,7 +189,7 @@ impl Drop for Follow {
 pub(super) struct Lease(Option<Script>);
 
 impl Lease {
-    pub(super) fn told(mut self, answer: TagAnswer) {
+    pub(super) fn told(mut self, answer: TagMeaning) {
         if let Some(script) = self.0.take() {
             script.tell(Told::Tag(answer));
         }

@@ -3,7 +3,6 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use aws_lc_rs::hmac;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use prometheus_client::registry::Registry;
@@ -21,7 +20,7 @@ use super::{Backing, Gossip, GossipMetrics, GossipParts, Inner, MOST_UPLOADS, Pe
 use crate::cluster::Ring;
 use crate::config;
 use crate::containerd::client::Client;
-use crate::store::Store;
+use crate::store::{Secret, Store};
 use crate::wire::{BindError, Channels, Datagrams, Identity, IdentityError, Limiter, PeerListener, WireMetrics};
 
 /// What a node's part in the cluster is made of.
@@ -173,7 +172,7 @@ impl Peers {
             uploads: Arc::new(Semaphore::new(MOST_UPLOADS)),
             upload: limiter(config.max_upload, config.max_upload_per_peer),
             download: limiter(config.max_download, config.max_download_per_peer),
-            credentials: hmac::Key::new(hmac::HMAC_SHA256, &identity.cluster_key(b"credentials")),
+            credentials: Secret::new(&identity.cluster_key(b"credentials")),
             store,
             metrics,
             runtime: Handle::current(),

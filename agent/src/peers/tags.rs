@@ -5,8 +5,8 @@ use tokio::time::timeout;
 
 use super::{Inner, Trace};
 use crate::cluster::chain::{Credential, Lease};
-use crate::cluster::directory::{self, TagAsk, TagKey, TagMeaning};
-use crate::image::{Access, Digest, MediaType, NodeId, Registry, Repository, Tag};
+use crate::cluster::directory::{TagAnswer, TagAsk, TagKey, TagMeaning};
+use crate::image::{Access, NodeId, Registry, Repository, Tag};
 use crate::store::TagRecord;
 
 /// How long the cluster may take to say whose turn it is.
@@ -31,28 +31,13 @@ pub struct TagSought {
     pub max_age: Duration,
 }
 
-/// What an upstream said of a tag, to some node.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TagAnswer {
-    /// The manifest.
-    pub digest: Digest,
-    /// Its media type.
-    pub media_type: MediaType,
-    /// Its size in bytes.
-    pub size: u64,
-    /// How long ago the upstream said so.
-    pub age: Duration,
-    /// To whom.
-    pub access: Access,
-}
-
 /// Whose turn it is to ask upstream what a tag means.
 #[derive(Debug)]
 pub enum TagTurn {
     /// This node's, for others too: they are told by [`TagLease::told`].
     Ask(TagLease),
     /// Nobody's: this is what another was told.
-    Answer(TagAnswer),
+    Answer(TagMeaning),
     /// The cluster is no help: this node asks for itself.
     Alone,
 }
@@ -80,11 +65,11 @@ impl TagLease {
     }
 
     /// What upstream said. Tells the others behind the caller's back; never waits.
-    pub fn told(mut self, answer: TagAnswer) {
+    pub fn told(mut self, meaning: TagMeaning) {
         match self.0.take() {
-            Some(Of::Owner { inner, owner, lease, key }) => tell(inner, owner, lease, key, Some(answer.into())),
+            Some(Of::Owner { inner, owner, lease, key }) => tell(inner, owner, lease, key, Some(meaning)),
             #[cfg(test)]
-            Some(Of::Script(script)) => script.told(answer),
+            Some(Of::Script(script)) => script.told(meaning),
             None => {}
         }
     }
@@ -136,12 +121,12 @@ impl Inner {
         let Some(mut owner) = owners.first else { return TagTurn::Alone };
         for _ in 0..HOPS {
             owner = match self.ask_tag(owner, &ask, pull).await {
-                Ok(directory::TagAnswer::Lease(lease)) => {
+                Ok(TagAnswer::Lease(lease)) => {
                     return TagTurn::Ask(TagLease(Some(Of::Owner { inner: Arc::clone(self), owner, lease, key })));
                 }
-                Ok(directory::TagAnswer::Meaning(meaning)) => return TagTurn::Answer(meaning.into()),
-                Ok(directory::TagAnswer::NotOwner(Some(other))) if other != owner => other,
-                Ok(directory::TagAnswer::NotOwner(_) | directory::TagAnswer::Alone) => return TagTurn::Alone,
+                Ok(TagAnswer::Meaning(meaning)) => return TagTurn::Answer(meaning),
+                Ok(TagAnswer::NotOwner(Some(other))) if other != owner => other,
+                Ok(TagAnswer::NotOwner(_) | TagAnswer::Alone) => return TagTurn::Alone,
                 Err(error) => {
                     tracing::debug!(%pull, %owner, %error, "an owner of a tag doesn't answer");
                     ask.owner_failed = true;
@@ -155,7 +140,7 @@ impl Inner {
         TagTurn::Alone
     }
 
-    pub(super) async fn newest_answer(&self, sought: &TagSought, pull: &Trace) -> Option<TagAnswer> {
+    pub(super) async fn newest_answer(&self, sought: &TagSought, pull: &Trace) -> Option<TagMeaning> {
         let key = sought.key();
         let ask = TagAsk { key, max_age: Duration::MAX, owner_failed: true };
         let owners = self.ring().owners(ask.key.bucket());
@@ -165,7 +150,7 @@ impl Inner {
             answer.ok().and_then(Result::ok).flatten()
         });
         let answers = futures_util::future::join_all(asked).await;
-        answers.into_iter().flatten().min_by_key(|meaning| meaning.age).map(Into::into)
+        answers.into_iter().flatten().min_by_key(|meaning| meaning.age)
     }
 
     /// As an owner: what upstream said to another. It outlives this process.
@@ -173,12 +158,7 @@ impl Inner {
         self.directory.report_tag(key, lease, meaning.clone());
         let Some(meaning) = meaning else { return };
         let TagKey { registry, repository, tag, .. } = key;
-        let record = TagRecord {
-            digest: meaning.digest,
-            media_type: meaning.media_type,
-            size: meaning.size,
-            confirmed_at: unix_now().saturating_sub(meaning.age.as_secs()),
-        };
+        let record = TagRecord::new(meaning.digest, meaning.media_type, meaning.size, meaning.age);
         let known = self.store.tag(registry, repository, tag).await;
         if known.is_none_or(|known| known.confirmed_at < record.confirmed_at) {
             self.store.record_tag(registry, repository, tag, record).await;
@@ -189,11 +169,11 @@ impl Inner {
     pub(super) async fn newest_tag(&self, key: &TagKey) -> Option<TagMeaning> {
         let told = self.directory.newest_tag(key);
         let stored = self.store.tag(&key.registry, &key.repository, &key.tag).await.map(|record| TagMeaning {
+            // Rounded up: it is known to the second, and what was told within it is the later word.
+            age: record.age() + Duration::from_secs(1),
             digest: record.digest,
             media_type: record.media_type,
             size: record.size,
-            // Rounded up: it is known to the second, and what was told within it is the later word.
-            age: Duration::from_secs(unix_now().saturating_sub(record.confirmed_at) + 1),
             // It says nothing of who was told.
             access: Access::Authorized,
         });
@@ -201,27 +181,9 @@ impl Inner {
     }
 }
 
-fn unix_now() -> u64 {
-    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs())
-}
-
 impl TagSought {
     fn key(&self) -> TagKey {
         let Self { registry, repository, tag, credential, .. } = self.clone();
         TagKey { registry, repository, tag, credential }
-    }
-}
-
-impl From<TagMeaning> for TagAnswer {
-    fn from(meaning: TagMeaning) -> Self {
-        let TagMeaning { digest, media_type, size, age, access } = meaning;
-        Self { digest, media_type, size, age, access }
-    }
-}
-
-impl From<TagAnswer> for TagMeaning {
-    fn from(answer: TagAnswer) -> Self {
-        let TagAnswer { digest, media_type, size, age, access } = answer;
-        Self { digest, media_type, size, age, access }
     }
 }

@@ -11,7 +11,6 @@ use tokio::time::timeout;
 use super::bounded::insert;
 use super::direct::Opened;
 use super::error::Said;
-use super::permit::now;
 use super::{Inner, Kind, Place, Pull, PullError, Wanted};
 use crate::config::OnDeleted;
 use crate::image::{Access, Digest, MediaType, Reference, Tag};
@@ -128,12 +127,7 @@ impl Inner {
                 if let Some(lease) = lease {
                     lease.told(self.answer_for_others(place, grant, &answer, access));
                 }
-                let record = TagRecord {
-                    digest: answer.digest,
-                    media_type: answer.media_type.clone(),
-                    size: answer.size,
-                    confirmed_at: now(),
-                };
+                let record = TagRecord::new(answer.digest, answer.media_type.clone(), answer.size, Duration::ZERO);
                 let (store, place_of, tag_of) = (self.store.clone(), place.clone(), tag.clone());
                 // Behind the answer: a disk that hangs must not delay it.
                 self.tasks.spawn(async move {
@@ -266,7 +260,7 @@ impl Inner {
 
     async fn known(&self, place: &Place, grant: &Grant, tag: &Tag) -> Known {
         let Some(record) = self.store.tag(&place.registry, &place.repository, tag).await else { return Known::Nothing };
-        let age = Duration::from_secs(now().saturating_sub(record.confirmed_at));
+        let age = record.age();
         let blob = self.store.blob(&record.digest).await.map(|blob| blob.provenance());
         let Some(provenance) = blob.filter(|provenance| provenance.may_be_given_for(&place.registry)) else {
             return Known::Nothing;

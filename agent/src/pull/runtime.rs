@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
+use super::share::given_by;
 use super::{Inner, Place};
 use crate::containerd::client::{Client, Content, ContentReader};
 use crate::image::{Access, Digest, MediaType, Registry};
 use crate::peers::Head;
+use crate::store::Provenance;
 
 /// How long containerd is waited for, while a peer waits for us.
 const DEADLINE: Duration = Duration::from_secs(1);
@@ -26,21 +28,19 @@ impl Inner {
         let client = self.containerd.as_deref()?;
         let asked = tokio::time::timeout(DEADLINE, client.content(digest)).await.ok()?;
         let content = asked.inspect_err(|error| tracing::debug!(%digest, %error, "containerd doesn't say")).ok()??;
-        let (registry, access) = self.lent_by(&content, registry, access).await?;
+        let (registry, access) = given_by(&self.provenance_of(&content).await, registry, access)?;
         let media_type = MediaType::octet_stream();
         let head = Head { size: content.size, media_type, registry, access, whole: true, sources: Vec::new() };
         Some(Lent { head, content, client: client.clone() })
     }
 
-    async fn lent_by(&self, content: &Content, registry: &Registry, access: Access) -> Option<(Registry, Access)> {
-        for (from, repository) in &content.sources {
-            let place = Place { registry: from.clone(), repository: repository.clone() };
-            if self.openness(&place).await == Some(Access::Anonymous) {
-                return Some((from.clone(), Access::Anonymous));
-            }
+    async fn provenance_of(&self, content: &Content) -> Provenance {
+        let mut deliveries = Vec::with_capacity(content.sources.len());
+        for (registry, repository) in &content.sources {
+            let place = Place { registry: registry.clone(), repository: repository.clone() };
+            deliveries.push((registry.clone(), self.openness(&place).await.unwrap_or(Access::Authorized)));
         }
-        let is_theirs = access == Access::Authorized && content.sources.iter().any(|(from, _)| from == registry);
-        is_theirs.then(|| (registry.clone(), Access::Authorized))
+        deliveries.into_iter().collect()
     }
 }
 

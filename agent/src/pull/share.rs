@@ -130,7 +130,7 @@ impl Pull {
 }
 
 /// Which of the deliveries of a blob opens it to a peer whose transfer is for `registry` and runs as `access`.
-fn given_by(provenance: &Provenance, registry: &Registry, access: Access) -> Option<(Registry, Access)> {
+pub(super) fn given_by(provenance: &Provenance, registry: &Registry, access: Access) -> Option<(Registry, Access)> {
     let own = provenance.iter().find(|(from, _)| *from == registry);
     let is_public = |(_, access): &(&Registry, Access)| *access == Access::Anonymous;
     let public = own.filter(is_public).or_else(|| provenance.iter().find(is_public));

@@ -6,11 +6,10 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
-use super::permit::now;
 use super::resolve::Resolved;
 use super::{Inner, Kind, Place, Pull, Wanted};
 use crate::image::{Access, Tag};
-use crate::peers::{Peers, TagAnswer, TagSought, TagTurn};
+use crate::peers::{Peers, TagMeaning, TagSought, TagTurn};
 use crate::store::TagRecord;
 use crate::upstream::Grant;
 
@@ -30,7 +29,7 @@ impl Inner {
         place: &Place,
         grant: &Grant,
         tag: &Tag,
-        answer: TagAnswer,
+        answer: TagMeaning,
     ) -> Option<Resolved> {
         if !self.may_share(place, grant, &answer) {
             return None;
@@ -39,7 +38,7 @@ impl Inner {
         let (store, place, tag, record) = (self.store.clone(), place.clone(), tag.clone(), record(&answer));
         // Behind the answer: a disk that hangs must not delay it.
         self.tasks.spawn(async move { store.record_tag(&place.registry, &place.repository, &tag, record).await });
-        let TagAnswer { digest, media_type, size, .. } = answer;
+        let TagMeaning { digest, media_type, size, .. } = answer;
         Some(Resolved { digest, media_type, size, stale_for: None, deleted: false })
     }
 
@@ -50,11 +49,11 @@ impl Inner {
         grant: &Grant,
         answer: &Resolved,
         access: Access,
-    ) -> TagAnswer {
+    ) -> TagMeaning {
         let (digest, media_type, size) = (answer.digest, answer.media_type.clone(), answer.size);
         // On the safe side, as what arrives is recorded.
         let access = if self.access_at(place, grant) == Access::Anonymous { access } else { Access::Authorized };
-        TagAnswer { digest, media_type, size, age: Duration::ZERO, access }
+        TagMeaning { digest, media_type, size, age: Duration::ZERO, access }
     }
 
     /// Takes over the newest answer that the cluster knows, where its manifest is to be had by this caller: owners that were
@@ -91,16 +90,11 @@ impl Inner {
     }
 
     /// What anybody was told is for anybody. Other answers come only from those who ask as the same.
-    fn may_share(&self, place: &Place, grant: &Grant, answer: &TagAnswer) -> bool {
+    fn may_share(&self, place: &Place, grant: &Grant, answer: &TagMeaning) -> bool {
         answer.access == Access::Anonymous || self.access_at(place, grant) == Access::Authorized
     }
 }
 
-fn record(answer: &TagAnswer) -> TagRecord {
-    TagRecord {
-        digest: answer.digest,
-        media_type: answer.media_type.clone(),
-        size: answer.size,
-        confirmed_at: now().saturating_sub(answer.age.as_secs()),
-    }
+fn record(answer: &TagMeaning) -> TagRecord {
+    TagRecord::new(answer.digest, answer.media_type.clone(), answer.size, answer.age)
 }

@@ -64,6 +64,7 @@ pub use metrics::Metrics;
 pub use provenance::Provenance;
 pub use reader::BlobReader;
 pub use record::TagRecord;
+pub use secret::Secret;
 pub use verify::Proof;
 
 /// The unit of checksums, reads and transfers, in bytes. The last chunk of a blob may be shorter.

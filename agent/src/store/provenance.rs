@@ -61,6 +61,17 @@ impl Provenance {
     }
 }
 
+impl FromIterator<(Registry, Access)> for Provenance {
+    /// Of the deliveries of one registry, one to an anonymous caller is what counts.
+    fn from_iter<I: IntoIterator<Item = (Registry, Access)>>(deliveries: I) -> Self {
+        let mut provenance = Self::default();
+        for (registry, access) in deliveries {
+            provenance.add(&registry, access);
+        }
+        provenance
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

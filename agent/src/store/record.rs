@@ -1,7 +1,9 @@
+use std::time::Duration;
+
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::boot::Boot;
+use super::boot::{Boot, unix_now};
 use super::provenance::Provenance;
 use crate::image::{Access, Digest, MediaType};
 
@@ -48,6 +50,21 @@ pub struct TagRecord {
     pub size: u64,
     /// When an upstream last said so, in seconds since 1970.
     pub confirmed_at: u64,
+}
+
+impl TagRecord {
+    /// What an upstream said so long ago.
+    #[must_use]
+    pub fn new(digest: Digest, media_type: MediaType, size: u64, age: Duration) -> Self {
+        let confirmed_at = (unix_now() / 1000).saturating_sub(age.as_secs());
+        Self { digest, media_type, size, confirmed_at }
+    }
+
+    /// How long ago an upstream last said so, to the second.
+    #[must_use]
+    pub fn age(&self) -> Duration {
+        Duration::from_secs((unix_now() / 1000).saturating_sub(self.confirmed_at))
+    }
 }
 
 /// Whether a repository opens to anybody.

@@ -7,12 +7,18 @@ use tracing::warn;
 
 const BYTES: usize = 32;
 
-/// The key of this store's keyed hashes, in a file that root alone may read. Without the file, what was hashed says
-/// nothing, not even to who guesses well.
+/// A key of keyed hashes (HMAC-SHA-256). Without it, what was hashed says nothing, not even to who guesses well. The
+/// store's own lies in a file that root alone may read.
 #[derive(Debug)]
-pub(super) struct Secret(hmac::Key);
+pub struct Secret(hmac::Key);
 
 impl Secret {
+    /// A key that is known already.
+    #[must_use]
+    pub fn new(key: &[u8; BYTES]) -> Self {
+        Self(hmac::Key::new(hmac::HMAC_SHA256, key))
+    }
+
     /// Reads the key or makes it. Where no file can be had, it lasts as long as the process. Blocks on the disk.
     pub(super) fn open(path: &Path, writable: bool) -> Self {
         let kept = read(path).or_else(|| {
@@ -22,11 +28,12 @@ impl Secret {
             }
             writable.then_some(made)
         });
-        Self(hmac::Key::new(hmac::HMAC_SHA256, &kept.unwrap_or_else(rand::random)))
+        Self::new(&kept.unwrap_or_else(rand::random))
     }
 
     /// The hash of `parts`, which can't run together.
-    pub(super) fn hash(&self, parts: &[&[u8]]) -> [u8; 32] {
+    #[must_use]
+    pub fn hash(&self, parts: &[&[u8]]) -> [u8; 32] {
         let mut context = hmac::Context::with_key(&self.0);
         for part in parts {
             context.update(&(part.len() as u64).to_le_bytes());

@@ -23,7 +23,7 @@ mod resolve;
 mod seal;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use channels::{Channels, Purpose};
 pub use connection::Caller;

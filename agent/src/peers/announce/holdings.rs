@@ -1,4 +1,4 @@
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 
 use crate::cluster::Bucket;
 use crate::cluster::directory::{Holding, Shelf};
@@ -73,20 +73,14 @@ impl Holdings {
         }
     }
 
-    /// This is all that is held, in the store and, as far as it isn't there, by containerd: what isn't among it has gone.
-    pub(super) fn replace(&mut self, all: HashMap<Digest, Provenance>, mut lent: Vec<Holding>) {
-        lent.retain(|holding| !all.contains_key(&holding.digest));
-        let others: HashSet<Digest> = lent.iter().map(|holding| holding.digest).collect();
-        let is_held = |digest: &Digest| all.contains_key(digest) || others.contains(digest);
-        let gone = self.sets.iter().flat_map(|set| set.held.keys()).filter(|digest| !is_held(digest));
+    /// This is all that is held: what isn't among it has gone.
+    pub(super) fn replace(&mut self, all: HashMap<Digest, Provenance>) {
+        let gone = self.sets.iter().flat_map(|set| set.held.keys()).filter(|digest| !all.contains_key(*digest));
         for digest in gone.copied().collect::<Vec<_>>() {
             self.drop(&digest);
         }
         for (digest, provenance) in all {
             self.keep(digest, &provenance);
-        }
-        for holding in lent {
-            self.put(holding);
         }
     }
 
@@ -238,12 +232,11 @@ mod tests {
         let (a, b) = (Digest::of(b"a"), Digest::of(b"b"));
         holdings.keep(a, &public);
         holdings.news();
-        let lent = |digest| Holding { digest, registries: Vec::new() };
         let c = Digest::of(b"c");
-        holdings.replace(HashMap::from([(b, public)]), vec![lent(b), lent(c)]);
+        holdings.replace(HashMap::from([(b, public.clone()), (c, public)]));
         let news = holdings.news();
         assert_eq!(news.iter().flat_map(|shelf| &shelf.dropped).collect::<Vec<_>>(), [&a]);
-        assert_eq!(holdings.len(), 2, "containerd's too");
+        assert_eq!(holdings.len(), 2);
         assert!(!holdings.has_news());
     }
 }

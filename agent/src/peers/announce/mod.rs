@@ -105,11 +105,12 @@ impl Announcer {
             after = Some(last.digest);
             all.extend(batch.into_iter().map(|listed| (listed.digest, listed.provenance)));
         }
-        let lent = match &self.containerd {
-            Some(client) => runtime::lent(client, store).await,
-            None => Vec::new(),
-        };
-        self.holdings.replace(all, lent);
+        if let Some(client) = &self.containerd {
+            for (digest, provenance) in runtime::lent(client, store).await {
+                all.entry(digest).or_insert(provenance);
+            }
+        }
+        self.holdings.replace(all);
         self.flush();
     }
 

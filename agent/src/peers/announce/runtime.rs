@@ -1,12 +1,11 @@
 //! What containerd itself holds.
 
-use crate::cluster::directory::Holding;
 use crate::containerd::client::{Client, Content};
-use crate::image::Access;
-use crate::store::Store;
+use crate::image::{Access, Digest};
+use crate::store::{Provenance, Store};
 
-/// What may be said of what containerd holds; nothing while it can't be asked.
-pub(super) async fn lent(client: &Client, store: &Store) -> Vec<Holding> {
+/// What containerd holds, and where it came from; nothing while it can't be asked.
+pub(super) async fn lent(client: &Client, store: &Store) -> Vec<(Digest, Provenance)> {
     let contents = match client.contents().await {
         Ok(contents) => contents,
         Err(error) => {
@@ -14,23 +13,20 @@ pub(super) async fn lent(client: &Client, store: &Store) -> Vec<Holding> {
             return Vec::new();
         }
     };
-    let mut holdings = Vec::with_capacity(contents.len());
+    let mut lent = Vec::with_capacity(contents.len());
     for content in contents {
-        holdings.extend(shared(&content, store).await);
+        lent.push((content.digest, provenance(&content, store).await));
     }
-    holdings
+    lent
 }
 
-/// containerd knows the repositories that a blob came from, and not as whom: it is for their registries alone, unless one
-/// of them is known to open to anybody.
-async fn shared(content: &Content, store: &Store) -> Option<Holding> {
+/// containerd knows the repositories that a blob came from, and not as whom: it counts as protected, unless one of them is
+/// known to open to anybody.
+async fn provenance(content: &Content, store: &Store) -> Provenance {
+    let mut deliveries = Vec::with_capacity(content.sources.len());
     for (registry, repository) in &content.sources {
-        if store.openness(registry, repository).await.is_some_and(|(access, _)| access == Access::Anonymous) {
-            return Some(Holding { digest: content.digest, registries: Vec::new() });
-        }
+        let known = store.openness(registry, repository).await;
+        deliveries.push((registry.clone(), known.map_or(Access::Authorized, |(access, _)| access)));
     }
-    let mut registries: Vec<_> = content.sources.iter().map(|(registry, _)| registry.clone()).collect();
-    registries.sort_unstable();
-    registries.dedup();
-    (!registries.is_empty()).then_some(Holding { digest: content.digest, registries })
+    deliveries.into_iter().collect()
 }

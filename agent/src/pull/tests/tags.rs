@@ -4,7 +4,7 @@ use super::neighbour::{Habit, peer};
 use super::*;
 use crate::image::{Access, MediaType, Tag};
 use crate::peers::script::{Script, Told};
-use crate::peers::{TagAnswer, Turn};
+use crate::peers::{TagMeaning, Turn};
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 
@@ -13,9 +13,9 @@ fn manifest() -> Bytes {
     Bytes::from_static(br#"{"config":{"digest":"x","size":1},"layers":[]}"#)
 }
 
-fn answer(manifest: &Bytes, age: u64, access: Access) -> TagAnswer {
+fn answer(manifest: &Bytes, age: u64, access: Access) -> TagMeaning {
     let (digest, media_type) = (Digest::of(manifest), MediaType::new(MANIFEST).unwrap());
-    TagAnswer { digest, media_type, size: manifest.len() as u64, age: Duration::from_secs(age), access }
+    TagMeaning { digest, media_type, size: manifest.len() as u64, age: Duration::from_secs(age), access }
 }
 
 /// A node whose one upstream has a manifest under every tag.

@@ -6,7 +6,7 @@ use tokio::time::timeout;
 
 use super::node::{PATIENCE, World};
 use crate::image::{Access, Digest, MediaType};
-use crate::peers::{Credential, TagAnswer, TagLease, TagSought, TagTurn, Trace};
+use crate::peers::{Credential, TagLease, TagMeaning, TagSought, TagTurn, Trace};
 
 fn sought() -> TagSought {
     TagSought {
@@ -18,9 +18,9 @@ fn sought() -> TagSought {
     }
 }
 
-fn answer() -> TagAnswer {
+fn answer() -> TagMeaning {
     let (digest, media_type) = (Digest::of(b"manifest"), MediaType::octet_stream());
-    TagAnswer { digest, media_type, size: 8, age: Duration::ZERO, access: Access::Anonymous }
+    TagMeaning { digest, media_type, size: 8, age: Duration::ZERO, access: Access::Anonymous }
 }
 
 /// The first node's turn, as soon as its owners answer: a busy machine may take longer than they are given.

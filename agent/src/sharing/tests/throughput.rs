@@ -5,10 +5,6 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use rustls::pki_types::ServerName;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
-use tokio_rustls::{TlsAcceptor, TlsConnector};
 use tokio_util::sync::CancellationToken;
 
 use super::node::{Node, World};
@@ -18,10 +14,8 @@ use crate::image::{Access, Digest, MediaType, Registry};
 use crate::peers::{Head, Parted, Trace, Turn, messages};
 use crate::pull::{Ended, NotShared};
 use crate::sharing::{Callers, Reading, Sharing, Source};
-use crate::wire::{Identity, PeerListener, WireMetrics};
-
-const TOTAL: u64 = 4 << 30;
-const PIECE: usize = 256 << 10;
+use crate::wire::tests::throughput::{TOTAL, raw};
+use crate::wire::{PeerListener, WireMetrics};
 
 /// The same megabyte again and again, as the store gives it.
 #[derive(Clone)]
@@ -70,28 +64,6 @@ impl Reading for Left {
     async fn parted(&mut self) -> Parted {
         Parted::Held
     }
-}
-
-async fn raw(a: &Identity, b: &Identity) -> f64 {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let acceptor = TlsAcceptor::from(b.server_config());
-    tokio::spawn(async move {
-        let mut stream = acceptor.accept(listener.accept().await.unwrap().0).await.unwrap();
-        let piece = vec![7; PIECE];
-        for _ in 0..TOTAL / PIECE as u64 {
-            stream.write_all(&piece).await.unwrap();
-        }
-        stream.shutdown().await.unwrap();
-    });
-    let connector = TlsConnector::from(a.client_config(b.node()).unwrap());
-    let stream = TcpStream::connect(address).await.unwrap();
-    let mut stream = connector.connect(ServerName::from(address.ip()), stream).await.unwrap();
-    let (mut buffer, mut got, began) = (vec![0; PIECE], 0, Instant::now());
-    while got < TOTAL {
-        got += stream.read(&mut buffer).await.unwrap() as u64;
-    }
-    TOTAL as f64 / began.elapsed().as_secs_f64() / 1e6
 }
 
 async fn through_peers(world: &World) -> f64 {

@@ -3,7 +3,7 @@
 mod channels;
 mod datagrams;
 mod rotation;
-mod throughput;
+pub(crate) mod throughput;
 mod tls;
 
 use std::convert::Infallible;
