@@ -105,6 +105,10 @@ impl Pull {
         }
         let suits = |wanted: &Wanted| wanted.place.registry == *registry && pull.access_of(wanted) == access;
         let Some(following) = pull.transfers.join(digest, |transfer| suits(&transfer.wanted)) else {
+            // It may have been on its way when the store was asked, and have come there since.
+            if let Some(shared) = pull.store.blob(digest).await.and_then(stored) {
+                return Ok(shared);
+            }
             let lent = pull.lent(digest, registry, access).await.ok_or(NotShared::Absent)?;
             let reader = lent.read(from, end.unwrap_or(u64::MAX).min(lent.head.size)).await.ok_or(NotShared::Absent)?;
             return Ok(shared(lent.head, Lies::Lent(Box::new(reader))));
