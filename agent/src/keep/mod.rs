@@ -4,6 +4,8 @@
 //! was used least recently, until the low mark is reached. Nothing waits for it: a blob that is being read when it goes
 //! stays readable to its end.
 
+mod catalog;
 mod sweep;
 
+pub use catalog::{Catalog, Held, Known, Part, User, Why};
 pub use sweep::{collect, hold_bounds};
