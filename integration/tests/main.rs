@@ -6,6 +6,7 @@ mod support;
 
 mod cluster;
 mod crash;
+mod dashboards;
 mod disk;
 mod doctor;
 mod failover;
@@ -14,6 +15,7 @@ mod harness;
 mod hosts;
 mod mirror;
 mod outage;
+mod page;
 mod private;
 mod pull;
 mod ranges;

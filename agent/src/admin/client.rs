@@ -13,6 +13,7 @@ use tokio::net::UnixStream;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
+use super::view::images::Images;
 use super::view::{Checked, Collected, Failed, Kept, Status};
 use crate::containerd::canary::Report;
 use crate::peers::Shown;
@@ -84,6 +85,22 @@ impl Client {
     /// When there is no agent, or it doesn't answer.
     pub async fn peers(&self) -> Result<Option<Shown>, ClientError> {
         self.call(Method::GET, "/v1/peers").await
+    }
+
+    /// The images that are known on this node.
+    ///
+    /// # Errors
+    /// When there is no agent, or it doesn't answer.
+    pub async fn images(&self) -> Result<Images, ClientError> {
+        self.call(Method::GET, "/v1/images").await
+    }
+
+    /// The images that run anywhere in the cluster.
+    ///
+    /// # Errors
+    /// When there is no agent, or it doesn't answer.
+    pub async fn cluster_images(&self) -> Result<Images, ClientError> {
+        self.call(Method::GET, "/v1/images/cluster").await
     }
 
     /// Proves now whether containerd comes to us.

@@ -102,6 +102,8 @@ async fn answer(agent: Arc<Agent>, request: &Request<Incoming>) -> Response<Body
     match (request.method(), request.uri().path()) {
         (&Method::GET, "/v1/status") => json(StatusCode::OK, &agent.status().await),
         (&Method::GET, "/v1/peers") => json(StatusCode::OK, &agent.peers.as_ref().map(Peers::shown)),
+        (&Method::GET, "/v1/images") => json(StatusCode::OK, &agent.images()),
+        (&Method::GET, "/v1/images/cluster") => json(StatusCode::OK, &agent.cluster().await),
         (&Method::POST, "/v1/canary") => json(StatusCode::OK, &agent.prove().await),
         (&Method::POST, "/v1/cache/gc") => json(StatusCode::OK, &agent.collect().await),
         (&Method::GET, "/v1/cache") => lines(|lines| async move { agent.kept(lines).await }),

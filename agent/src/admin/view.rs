@@ -1,5 +1,8 @@
 //! What the admin socket says, as JSON; the command line prints it.
 
+pub mod images;
+pub mod words;
+
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;

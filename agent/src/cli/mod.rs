@@ -5,9 +5,11 @@ pub mod certs;
 pub mod config;
 pub mod doctor;
 pub mod hosts;
+pub mod images;
 mod log;
 pub mod run;
 pub mod status;
+mod table;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -33,6 +35,8 @@ struct Arguments {
 enum Command {
     /// Run the agent
     Run(run::Arguments),
+    /// Show the images that run here, and whether each could still be pulled if its registry died now
+    Images(images::Arguments),
     /// Show what the agent is doing
     Status(status::Arguments),
     /// Write, take back or show the entries in containerd's hosts folder
@@ -70,6 +74,7 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let config = Config::load(file.as_deref(), environment())?;
     match arguments.command {
         Command::Run(run) => run::run(&run, &config, file.as_deref()),
+        Command::Images(images) => images::run(&images, &config),
         Command::Status(status) => status::run(&status, &config),
         Command::Hosts(hosts) => {
             let ca = mirror_ca(&config)?;

@@ -102,7 +102,7 @@ impl Inner {
         Ok(self.channels.to(node, addr, purpose))
     }
 
-    fn introduced(&self, node: NodeId) -> Result<(Channel, Introduced), CallError> {
+    pub(super) fn introduced(&self, node: NodeId) -> Result<(Channel, Introduced), CallError> {
         if self.failing.is_left_alone(node) {
             return Err(CallError::LeftAlone);
         }

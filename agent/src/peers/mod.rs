@@ -16,6 +16,7 @@ mod error;
 mod follow;
 pub mod frames;
 mod gossip;
+mod images;
 mod incoming;
 pub mod messages;
 mod metrics;
@@ -45,8 +46,9 @@ pub use directory::Directory;
 pub use error::{PeerError, label};
 pub use follow::{Failed, Follow, Sought, Turn};
 pub use gossip::{Gossip, GossipMetrics, GossipParts};
+pub use images::Heard;
 pub use messages::ReadAsk;
-pub use metrics::PeerMetrics;
+pub use metrics::{Nearness, PeerMetrics};
 pub use shown::{Shown, ShownMember, ShownReading, ShownUpload};
 pub use start::{Ends, JoinError, Parts, Port};
 pub use stream::{Head, Parted, Peer, PeerStream};
@@ -57,7 +59,6 @@ pub use crate::cluster::chain::Credential;
 pub use crate::cluster::directory::TagMeaning;
 
 use self::chain::{Chain, Chains};
-use self::metrics::Nearness;
 use crate::cluster::Ring;
 use crate::cluster::chain::{Key, Parting};
 use crate::image::{NodeId, Zone};
@@ -211,6 +212,11 @@ impl Peers {
     #[must_use]
     pub fn metrics(&self) -> &PeerMetrics {
         &self.inner().metrics
+    }
+
+    /// What every other member says of the images that run there. Takes 20 seconds at most.
+    pub async fn images(&self) -> Heard {
+        self.inner().images().await
     }
 
     /// The cluster, for people to look at.

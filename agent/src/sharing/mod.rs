@@ -1,12 +1,13 @@
 //! gRPC for peers: the other end of what `peers` asks and reads of them.
 //!
-//! `Content` is written and read by hand, so that blobs aren't copied on their way out; `Directory`, `Tags` and `Health`
-//! are what generated code makes of them. Who calls is known from its certificate; where somebody else issues those, and
+//! `Content` is written and read by hand, so that blobs aren't copied on their way out; `Directory`, `Tags`, `Images` and
+//! `Health` are what generated code makes of them. Who calls is known from its certificate; where somebody else issues those, and
 //! they name no node, from what it says itself. Otherwise who isn't named by its certificate gets nothing.
 
 mod content;
 mod directory;
 mod health;
+mod images;
 mod source;
 mod tags;
 
@@ -23,6 +24,7 @@ use hyper::body::Incoming;
 use larder_proto::peers::ReadRequest;
 use larder_proto::peers::directory_server::DirectoryServer;
 use larder_proto::peers::health_server::HealthServer;
+use larder_proto::peers::images_server::ImagesServer;
 use larder_proto::peers::tags_server::TagsServer;
 use prost::Message as _;
 use tokio_util::sync::CancellationToken;
@@ -30,6 +32,7 @@ use tonic::Status;
 use tonic::body::Body;
 use tower_service::Service;
 
+pub use images::Told;
 pub use source::{Reading, Source};
 
 use crate::image::NodeId;
@@ -61,6 +64,7 @@ pub struct Sharing<S> {
     directory: DirectoryServer<directory::Door>,
     tags: TagsServer<tags::Door>,
     health: HealthServer<health::Door>,
+    images: ImagesServer<images::Door>,
 }
 
 impl<S: Source> Sharing<S> {
@@ -70,7 +74,15 @@ impl<S: Source> Sharing<S> {
         let directory = DirectoryServer::new(directory::Door::new(peers.directory()));
         let tags = TagsServer::new(tags::Door::new(peers.directory()));
         let health = HealthServer::new(health::Door::new(peers.clone()));
-        Self { peers, source, callers, stop, directory, tags, health }
+        let images = ImagesServer::new(images::Door::new(None));
+        Self { peers, source, callers, stop, directory, tags, health, images }
+    }
+
+    /// Tells peers which images run here; without it, they are told that this node doesn't say.
+    #[must_use]
+    pub fn telling(mut self, told: Told) -> Self {
+        self.images = ImagesServer::new(images::Door::new(Some(told)));
+        self
     }
 
     async fn answer(mut self, mut request: Request<Incoming>) -> Response<Body> {
@@ -85,6 +97,7 @@ impl<S: Source> Sharing<S> {
             Some(("Directory", _)) => self.directory.call(request).await,
             Some(("Tags", _)) => self.tags.call(request).await,
             Some(("Health", _)) => self.health.call(request).await,
+            Some(("Images", _)) => self.images.call(request).await,
             _ => return Status::unimplemented("there is no such service in this version").into_http(),
         };
         answered.unwrap_or_else(|never| match never {})

@@ -12,7 +12,7 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::admin::{Agent, MetricsPort, Socket, view};
+use crate::admin::{self, Agent, Figures, Flows, MetricsPort, Page, Socket, Textfile, view};
 use crate::config::{Config, HostsTarget};
 use crate::containerd::canary::Canary;
 use crate::containerd::client::Client;
@@ -124,6 +124,11 @@ async fn serve(config: &Config) -> anyhow::Result<ExitCode> {
         });
     }
 
+    // Nothing is kept by image, and nothing judged, yet.
+    let (catalog, report) = (watch::Sender::default(), watch::Sender::default());
+    let (catalog, report) = (catalog.subscribe(), report.subscribe());
+    let flows = Flows::of(&pull, peers.as_ref(), &upstreams);
+    tasks.spawn(flows.clone().watch(stop.clone()));
     let agent = Arc::new(Agent {
         config: config.clone(),
         started: Instant::now(),
@@ -136,6 +141,9 @@ async fn serve(config: &Config) -> anyhow::Result<ExitCode> {
         canary: Arc::clone(&canary),
         hosts: applied.subscribe(),
         adopted: taken_over.subscribe(),
+        catalog: catalog.clone(),
+        report: report.clone(),
+        flows,
     });
     pull.metrics().register(&mut registry);
     mirror.metrics().register(&mut registry);
@@ -147,12 +155,29 @@ async fn serve(config: &Config) -> anyhow::Result<ExitCode> {
         peers.metrics().register(&mut registry);
         port.register(&mut registry);
         let callers = if config.peers.cert.is_some() { Callers::Trusted } else { Callers::Named };
-        tokio::spawn(port.serve(Sharing::new(peers, pull.clone(), callers, stop.clone())))
+        let told = Arc::new(move || admin::told(&admin::images(&catalog, &report)));
+        tokio::spawn(port.serve(Sharing::new(peers, pull.clone(), callers, stop.clone()).telling(told)))
     });
-    // Neither is worth a failing pull: without them the agent serves on, and says so.
+    let figures = Figures::new(registry);
+    if let Some(path) = config.admin.textfile.clone() {
+        tasks.spawn(Textfile::new(figures.clone(), path).keep(stop.clone()));
+    }
+    // None is worth a failing pull: without them the agent serves on, and says so.
     match MetricsPort::bind(config.metrics.listen) {
-        Ok(port) => drop(tasks.spawn(port.serve(registry, ready.subscribe(), stop.clone()))),
+        Ok(port) => drop(tasks.spawn(port.serve(figures, ready.subscribe(), stop.clone()))),
         Err(e) => tracing::error!(error = %e, "no metrics"),
+    }
+    match config.admin.page.map(Page::bind).transpose() {
+        Ok(None) => {}
+        Ok(Some(page)) => {
+            let agent = Arc::clone(&agent);
+            let look = Arc::new(move || {
+                let agent = Arc::clone(&agent);
+                async move { agent.sight().await }.boxed()
+            });
+            tasks.spawn(page.serve(look, stop.clone()));
+        }
+        Err(e) => tracing::error!(error = %e, "no status page"),
     }
     match Socket::bind(&config.admin.socket) {
         Ok(socket) => drop(tasks.spawn(socket.serve(agent, stop.clone()))),

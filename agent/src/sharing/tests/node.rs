@@ -131,6 +131,7 @@ impl Node {
         });
         let shelf = Shelf::default();
         let sharing = Sharing::new(peers.clone(), shelf.clone(), Callers::Named, stop.clone());
+        let sharing = sharing.telling(super::images::told(identity.node()));
         tokio::spawn(listener.serve(sharing, Arc::clone(&identity), metrics, stop.clone()));
         let (fetched, parts) = Default::default();
         let node = identity.node();
