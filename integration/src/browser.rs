@@ -1,19 +1,21 @@
 //! A browser without a screen: what a page looks like to people, and what it asks for.
 
 use std::collections::VecDeque;
-use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::ffi::OsString;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
-use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+use tokio::net::unix::pipe;
 use tokio::time::timeout;
 
-use crate::Folder;
+use crate::{Folder, Process};
 
 /// Where Debian's packages chromium-headless-shell and chromium have it.
 const PROGRAMS: [&str; 2] = ["/usr/bin/chromium-headless-shell", "/usr/bin/chromium"];
@@ -22,14 +24,14 @@ const DEADLINE: Duration = Duration::from_secs(30);
 /// Chromium with one empty page. Dropped, it ends.
 #[derive(Debug)]
 pub struct Browser {
-    _child: Child,
-    commands: ChildStdin,
-    messages: BufReader<ChildStdout>,
+    commands: pipe::Sender,
+    messages: BufReader<pipe::Receiver>,
     events: VecDeque<Value>,
     session: Option<String>,
     last: u64,
     requests: Vec<String>,
     complaints: Vec<String>,
+    _process: Process,
     // The last to go.
     _profile: Folder,
 }
@@ -50,18 +52,23 @@ impl Browser {
             "Chromium is missing: apt-get install chromium-headless-shell, which integration/setup does as root",
         )?;
         let profile = Folder::new()?;
-        let mut child = command(program, profile.path()).spawn().context("starting Chromium")?;
-        let commands = child.stdin.take().context("no pipe to Chromium")?;
-        let messages = BufReader::new(child.stdout.take().context("no pipe from Chromium")?);
+        let (orders, answers) = (profile.path().join("orders"), profile.path().join("answers"));
+        for path in [&orders, &answers] {
+            mkfifo(path, Mode::S_IRUSR | Mode::S_IWUSR)?;
+        }
+        // Both ends at once: otherwise neither opens before the other.
+        let commands = pipe::OpenOptions::new().read_write(true).open_sender(&orders)?;
+        let messages = pipe::OpenOptions::new().read_write(true).open_receiver(&answers)?;
+        let process = start(program, profile.path(), &orders, &answers)?;
         let mut browser = Self {
-            _child: child,
             commands,
-            messages,
+            messages: BufReader::new(messages),
             events: VecDeque::new(),
             session: None,
             last: 0,
             requests: Vec::new(),
             complaints: Vec::new(),
+            _process: process,
             _profile: profile,
         };
         let target = browser.call("Target.createTarget", json!({"url": "about:blank"})).await?;
@@ -179,16 +186,27 @@ impl Browser {
     }
 }
 
-/// It takes its orders from descriptor 3 and answers on 4, and ends when these close: which they do when we die.
-fn command(program: &Path, profile: &Path) -> Command {
-    let mut command = Command::new("sh");
-    command.args(["-c", r#"exec "$@" 3<&0 4>&1 </dev/null >/dev/null 2>&1"#, "sh"]).arg(program);
-    command.args(["--headless", "--remote-debugging-pipe", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]);
-    command.args(["--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]);
-    // Nothing is looked up, whatever it would like to.
-    command.arg("--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost");
-    let mut data = std::ffi::OsString::from("--user-data-dir=");
-    data.push(PathBuf::from(profile));
-    command.arg(data).stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
-    command
+/// It takes its orders from descriptor 3 and answers on 4.
+fn start(program: &Path, profile: &Path, orders: &Path, answers: &Path) -> Result<Process> {
+    const REDIRECTED: &str = r#"exec 3<"$1" 4>"$2"; shift 2; exec "$@""#;
+    let mut arguments: Vec<OsString> = ["-c", REDIRECTED, "sh"].map(OsString::from).to_vec();
+    arguments.extend([orders, answers, program].map(OsString::from));
+    let options = [
+        "--headless",
+        "--remote-debugging-pipe",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        // Nothing is looked up, whatever it would like to.
+        "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost",
+    ];
+    arguments.extend(options.map(OsString::from));
+    let mut data = OsString::from("--user-data-dir=");
+    data.push(profile.join("profile"));
+    arguments.push(data);
+    Process::start(Path::new("/bin/sh"), arguments, &[], profile.join("log"))
 }
