@@ -5,7 +5,10 @@
 //! stays readable to its end.
 
 mod catalog;
+mod listing;
+mod plan;
 mod sweep;
+mod walk;
 
 pub use catalog::{Catalog, Held, Known, Part, User, Why};
 pub use sweep::{collect, hold_bounds};
