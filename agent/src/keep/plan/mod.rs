@@ -20,6 +20,8 @@ const RECENT: u64 = 10_000;
 pub(super) struct Blob {
     /// Its name.
     pub(super) digest: Digest,
+    /// Bytes.
+    pub(super) size: u64,
     /// Bytes that are free when it goes; none where containerd holds it too.
     pub(super) frees: u64,
     /// When it was last used, in milliseconds since 1970; 0 for never.
@@ -117,9 +119,13 @@ pub(super) fn expire(blobs: &[Blob], units: Vec<Unit>, before: u64, now: u64) ->
     ledger.drop_while(u64::MAX, |_| true).without_goal()
 }
 
-/// Plans to drop these blobs, as far as no unit claims them that anybody expects to need.
-pub(super) fn let_go(blobs: &[Blob], units: Vec<Unit>, released: &HashSet<Digest>, now: u64) -> Plan {
-    let mut ledger = Ledger::open(blobs, units, now);
+/// Plans to drop these blobs, as far as no unit claims them that is in use or kept. containerd has given them up, and
+/// removes its own names of them about now: they free what they have.
+pub(super) fn let_go(mut blobs: Vec<Blob>, units: Vec<Unit>, released: &HashSet<Digest>, now: u64) -> Plan {
+    for blob in blobs.iter_mut().filter(|blob| released.contains(&blob.digest)) {
+        blob.frees = blob.size;
+    }
+    let mut ledger = Ledger::open(&blobs, units, now);
     ledger.units.retain(|unit| unit.rank <= Rank::Wanted && unit.parts.iter().any(|part| released.contains(part)));
     ledger.units.sort_by_key(|unit| (unit.rank, unit.used));
     ledger.drop_while(u64::MAX, |_| true).without_goal()

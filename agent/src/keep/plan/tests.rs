@@ -11,7 +11,7 @@ fn digest(n: usize) -> Digest {
 }
 
 fn blob(n: usize, frees: u64, used: u64) -> Blob {
-    Blob { digest: digest(n), frees, used, is_open: false }
+    Blob { digest: digest(n), size: 10, frees, used, is_open: false }
 }
 
 fn image(name: &str, rank: Rank, used: u64, parts: &[usize]) -> Unit {
@@ -97,14 +97,14 @@ fn what_nothing_used_expires() {
 
 #[test]
 fn what_containerd_lets_go_goes_unless_it_is_wanted_here() {
-    let blobs = [blob(0, 10, 5), blob(1, 10, 5), blob(2, 10, 5), blob(3, 10, 5)];
+    let blobs = vec![blob(0, 0, 5), blob(1, 0, 5), blob(2, 10, 5), blob(3, 10, 5)];
     let units = vec![
         image("r.test/gone", Rank::Unused, 5, &[0, 1]),
         image("r.test/running", Rank::InUse, 5, &[1]),
         image("r.test/other", Rank::Unused, 5, &[2]),
     ];
     let released = [digest(0), digest(1)].into();
-    assert_eq!(let_go(&blobs, units, &released, NOW).digests(), [digest(0)]);
+    assert_eq!(let_go(blobs, units, &released, NOW).digests(), [digest(0)]);
 }
 
 /// A hundred thousand blobs in ten thousand images, half of which share what others have.
