@@ -12,6 +12,7 @@ mod failover;
 mod faults;
 mod harness;
 mod hosts;
+mod inventory;
 mod mirror;
 mod outage;
 mod private;
