@@ -13,6 +13,7 @@ mod faults;
 mod harness;
 mod hosts;
 mod inventory;
+mod keep;
 mod mirror;
 mod outage;
 mod private;

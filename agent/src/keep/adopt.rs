@@ -4,15 +4,15 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+use super::Catalog;
 use super::collect::Collector;
 use super::openness::Unproven;
 use super::survey::Surveyor;
-use super::Catalog;
 use crate::containerd::client::Content;
 use crate::containerd::inventory::Inventory;
 use crate::image::{Access, Digest, MediaType, Registry, Repository};
@@ -32,8 +32,6 @@ pub(super) struct Adopter {
     pub(super) catalog: watch::Receiver<Arc<Catalog>>,
     pub(super) spoilt: Spoilt,
     pub(super) unproven: Unproven,
-    /// Told when something was adopted.
-    pub(super) adopted: Arc<Notify>,
 }
 
 /// What couldn't be adopted, and since when.
@@ -50,7 +48,11 @@ impl Spoilt {
 
     fn note(&self, digest: Digest, is_wrong: bool) {
         let mut spoilt = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if is_wrong { spoilt.insert(digest) } else { spoilt.remove(&digest) };
+        if is_wrong {
+            spoilt.insert(digest)
+        } else {
+            spoilt.remove(&digest)
+        };
     }
 }
 
@@ -87,7 +89,9 @@ impl Adopter {
                     let released = match &before {
                         Some(before) => before.keys().filter(|key| !now.contents.contains_key(key)).copied().collect(),
                         // What containerd gave up while nobody looked.
-                        None => self.borrowed().await.into_iter().filter(|key| !now.contents.contains_key(key)).collect(),
+                        None => {
+                            self.borrowed().await.into_iter().filter(|key| !now.contents.contains_key(key)).collect()
+                        }
                     };
                     before = Some(Arc::clone(&now.contents));
                     self.release(released).await;
@@ -145,7 +149,8 @@ impl Adopter {
             let digest = content.digest;
             let path = root.join("blobs").join(digest.algorithm()).join(digest.hex());
             let media_type = media_types.get(&digest).cloned();
-            let unproven: Vec<Place> = deliveries.iter().filter(|(_, known)| known.is_none()).map(|(place, _)| place.clone()).collect();
+            let unproven: Vec<Place> =
+                deliveries.iter().filter(|(_, known)| known.is_none()).map(|(place, _)| place.clone()).collect();
             let deliveries = deliveries.into_iter().map(|(Place { registry, repository }, access)| {
                 // Until somebody was seen to get it without credentials, it is private.
                 (registry, repository, access.unwrap_or(Access::Authorized))
@@ -159,7 +164,6 @@ impl Adopter {
                         blobs += 1;
                         bytes += content.size;
                     }
-                    self.adopted.notify_one();
                 }
                 // containerd had removed it by then.
                 Err(AdoptError::Gone { .. }) => drop(refused.insert(digest, Instant::now())),

@@ -68,11 +68,7 @@ impl Background {
     }
 
     /// The images that the configuration names, before anything uses them.
-    async fn fetch_kept(
-        &self,
-        due: &mut HashMap<(ImageName, Option<Digest>), Due>,
-        present: &mut HashSet<ImageName>,
-    ) {
+    async fn fetch_kept(&self, due: &mut HashMap<(ImageName, Option<Digest>), Due>, present: &mut HashSet<ImageName>) {
         let patterns = &self.fetcher.surveyor.cache.keep;
         for name in patterns.iter().filter_map(|pattern| pattern.image()) {
             if present.contains(&name) {
@@ -98,7 +94,8 @@ impl Background {
     /// Whatever should be whole and isn't, what runs first.
     async fn mend(&self, due: &mut HashMap<(ImageName, Option<Digest>), Due>) {
         let catalog = self.catalog.borrow().clone();
-        let mut torn: Vec<&Arc<Known>> = catalog.images.iter().filter(|known| is_to_be_whole(known, &catalog)).collect();
+        let mut torn: Vec<&Arc<Known>> =
+            catalog.images.iter().filter(|known| is_to_be_whole(known, &catalog)).collect();
         torn.sort_by_key(|known| known.why != Why::InUse);
         let key = |known: &Known| (known.name.clone(), Some(known.target));
         let keys: HashSet<_> = torn.iter().map(|known| key(known)).collect();
@@ -112,7 +109,9 @@ impl Background {
             let media_type = root.media_type.clone();
             let target = Target { name: known.name.clone(), digest: known.target, media_type };
             match self.fetcher.make_whole(&target, true, &Progress::default()).await {
-                Ok(()) => {
+                // What is missing is containerd's, and can't be taken over, or not yet.
+                Ok(false) => drop(due.insert(key(known), when.after_failure())),
+                Ok(true) => {
                     info!(image = %known.name, "an image is whole");
                     self.fetcher.metrics.fetched(true);
                     due.insert(key(known), Due::first());

@@ -185,7 +185,8 @@ mod tests {
     #[test]
     fn a_copy_is_no_better_than_what_runs() {
         let inventory = Inventory { images: vec![image("one", &["r.test/app"], &["pod"])], ..Inventory::default() };
-        let copies = ["r.test/app", "r.test/other"].map(|text| (name(text), Digest::of(b"x"), MediaType::octet_stream()));
+        let copies =
+            ["r.test/app", "r.test/other"].map(|text| (name(text), Digest::of(b"x"), MediaType::octet_stream()));
         let found = candidates(Some(&inventory), BTreeMap::new(), &copies);
         assert!(!found[&name("r.test/app")].is_copy && found[&name("r.test/other")].is_copy);
     }

@@ -119,7 +119,7 @@ impl Collector {
     }
 
     /// Drops what nothing has used for so long that it has expired.
-    async fn expire(&self) {
+    pub(super) async fn expire(&self) {
         let _alone = self.passing.lock().await;
         let keep_for = u64::try_from(self.surveyor.cache.expire_unused.0.as_millis()).unwrap_or(u64::MAX);
         let now = now();

@@ -117,13 +117,13 @@ impl Fetcher {
     }
 
     /// Fetches what is missing of an image for this machine, but what containerd holds: at the background's pace, or, for
-    /// somebody who waits, as fast as it comes.
+    /// somebody who waits, as fast as it comes. Whether anything was fetched.
     pub(super) async fn make_whole(
         &self,
         target: &Target,
         in_background: bool,
         progress: &Progress,
-    ) -> Result<(), FetchError> {
+    ) -> Result<bool, FetchError> {
         let mut tried = HashSet::new();
         for _ in 0..MOST_ROUNDS {
             let inventory = self.inventory.borrow().clone();
@@ -138,7 +138,7 @@ impl Fetcher {
             progress.total.store(total, Ordering::Relaxed);
             progress.present.store(total - lacking, Ordering::Relaxed);
             if missing.is_empty() {
-                return if walked.is_listed { Ok(()) } else { Err(FetchError::NoImage(target.digest)) };
+                return if walked.is_listed { Ok(!tried.is_empty()) } else { Err(FetchError::NoImage(target.digest)) };
             }
             if let Some(part) = missing.iter().find(|part| !tried.insert(part.digest)) {
                 return Err(FetchError::NotStored(part.digest));

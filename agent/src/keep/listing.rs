@@ -168,7 +168,8 @@ mod tests {
         let attestation = r#","platform":{"os":"unknown","architecture":"unknown"}"#;
         let signed = r#","annotations":{"vnd.docker.reference.type":"attestation-manifest"}"#;
         let entries = [entry(1, arm), entry(2, old), entry(3, amd), entry(4, attestation), entry(5, signed)].join(",");
-        let Some(Listing::Index(children)) = Listing::parse(format!(r#"{{"manifests":[{entries}]}}"#).as_bytes()) else {
+        let Some(Listing::Index(children)) = Listing::parse(format!(r#"{{"manifests":[{entries}]}}"#).as_bytes())
+        else {
             panic!("no index");
         };
         assert_eq!(children.iter().map(|child| child.blob.size).collect::<Vec<_>>(), [1, 2, 3]);

@@ -34,7 +34,8 @@ struct ResultLabel {
 impl Metrics {
     /// Enters them all.
     pub fn register(&self, registry: &mut Registry) {
-        let help = "Images that this node knows; in use: containers were made from them; whole: every blob of them is here";
+        let help =
+            "Images that this node knows; in use: containers were made from them; whole: every blob of them is here";
         registry.register("larder_images", help, self.images.clone());
         registry.register("larder_images_evicted", "Images dropped from the cache, by why", self.evicted.clone());
         let help = "Images made whole in the background, and attempts at it that failed";

@@ -96,7 +96,8 @@ impl Prover {
         for place in ask.keys().take(MOST_ASKED.saturating_sub(asked.len())) {
             asked.insert(place.clone(), Instant::now());
             // With what an earlier process adopted, and got no answer for.
-            let is_from = |(registry, repository): &(_, _)| *registry == place.registry && *repository == place.repository;
+            let is_from =
+                |(registry, repository): &(_, _)| *registry == place.registry && *repository == place.repository;
             let blobs = now.contents.values().filter(|content| content.sources.iter().any(is_from));
             self.unproven.lock().entry(place.clone()).or_default().extend(blobs.map(|content| content.digest));
         }
