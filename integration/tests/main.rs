@@ -13,6 +13,8 @@ mod failover;
 mod faults;
 mod harness;
 mod hosts;
+mod inventory;
+mod keep;
 mod mirror;
 mod outage;
 mod page;

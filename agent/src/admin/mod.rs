@@ -12,6 +12,7 @@ pub mod page;
 mod port;
 mod process;
 mod socket;
+mod stock;
 mod textfile;
 pub mod view;
 
@@ -29,6 +30,7 @@ pub use flows::{Bytes, Flows, Minute, Origin};
 pub use metrics_port::MetricsPort;
 pub use page::Page;
 pub use socket::Socket;
+pub use stock::{Goes, KeptImage, KeptImages, KeptRest, Prefetching};
 pub use textfile::Textfile;
 
 use self::socket::Lines;
@@ -36,7 +38,7 @@ use crate::config::Config;
 use crate::containerd::canary::{self, Canary};
 use crate::health::Report;
 use crate::image::{Digest, NodeId};
-use crate::keep::{self, Catalog};
+use crate::keep::{Catalog, Collected, Keep};
 use crate::peers::{Heard, Peers};
 use crate::pull::Pull;
 use crate::store::{Listed, Proof, Store};
@@ -59,6 +61,8 @@ pub struct Agent {
     pub store: Store,
     /// Pulls under way.
     pub pull: Pull,
+    /// What is kept, and why.
+    pub keep: Keep,
     /// The other nodes, where a cluster is configured.
     pub peers: Option<Peers>,
     /// The registries.
@@ -71,9 +75,7 @@ pub struct Agent {
     pub hosts: watch::Receiver<Option<Vec<view::HostsFolder>>>,
     /// What was taken over from the user's own files.
     pub adopted: watch::Receiver<Vec<view::Adopted>>,
-    /// The images that are known here.
-    pub catalog: watch::Receiver<Arc<Catalog>>,
-    /// How they are.
+    /// How the images are that are known here.
     pub report: watch::Receiver<Arc<Report>>,
     /// Where bytes came from lately.
     pub flows: Flows,
@@ -82,7 +84,7 @@ pub struct Agent {
 impl Agent {
     /// The images of this node.
     fn images(&self) -> view::images::Images {
-        images(&self.catalog, &self.report)
+        images(&self.keep.catalog(), &self.report)
     }
 
     /// The images that run anywhere in the cluster; without one, those that run here.
@@ -145,9 +147,8 @@ impl Agent {
         self.canary.prove(&self.containerd, CANARY_DEADLINE).await
     }
 
-    async fn collect(&self) -> view::Collected {
-        let (bytes, blobs) = keep::collect(&self.store).await;
-        view::Collected { blobs, bytes }
+    async fn collect(&self, dry_run: bool) -> view::Collected {
+        view::Collected::from(&self.keep.collect(dry_run).await)
     }
 
     async fn kept(&self, lines: Lines) {
@@ -177,6 +178,13 @@ impl Agent {
 pub fn images(catalog: &watch::Receiver<Arc<Catalog>>, report: &watch::Receiver<Arc<Report>>) -> view::images::Images {
     let (catalog, report) = (Arc::clone(&catalog.borrow()), Arc::clone(&report.borrow()));
     view::images::Images::of(&catalog, &report)
+}
+
+impl From<&Collected> for view::Collected {
+    fn from(collected: &Collected) -> Self {
+        let Collected { plan, bytes, blobs } = collected;
+        Self { blobs: *blobs, bytes: *bytes, left: plan.left, goes: plan.goes.iter().map(Goes::from).collect() }
+    }
 }
 
 /// What a store holds, one after the other, in the order of digests.

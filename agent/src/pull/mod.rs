@@ -22,6 +22,7 @@ mod gauge;
 mod journal;
 mod lanes;
 mod metrics;
+mod pace;
 mod partings;
 mod pass;
 mod permit;
@@ -55,6 +56,7 @@ use tokio_util::task::TaskTracker;
 pub use error::PullError;
 pub use fetch::Found;
 pub use metrics::PullMetrics;
+pub use pace::Pace;
 pub use pass::Passed;
 pub use place::{Kind, Place, Wanted};
 pub use reader::{EndedShort, Reader};
@@ -64,6 +66,7 @@ pub use transfer::UnderWay;
 
 use crate::config::{Config, OnDeleted};
 use crate::containerd::client::Client;
+use crate::image::{Digest, ImagePattern};
 use crate::peers::Peers;
 use crate::store::Store;
 use crate::upstream::Upstreams;
@@ -98,6 +101,8 @@ pub struct Pull(Arc<Inner>);
 
 struct Inner {
     options: Options,
+    /// What is passed through: neither stored, nor shared with other nodes.
+    ignored: Vec<ImagePattern>,
     store: Store,
     upstreams: Arc<Upstreams>,
     /// To abort what containerd took in of a blob that turned out wrong.
@@ -148,6 +153,7 @@ impl Pull {
         tasks.spawn(journal.clone().write_lines(stop.clone()));
         Self(Arc::new(Inner {
             options,
+            ignored: config.cache.ignore.clone(),
             store,
             upstreams,
             containerd,
@@ -165,6 +171,12 @@ impl Pull {
             tasks,
             stop,
         }))
+    }
+
+    /// Asks a registry, as anybody, for a manifest that is here: what nobody was seen to get without credentials counts as
+    /// private. `None`: it gave no answer.
+    pub async fn opens_to_anybody(&self, place: &Place, manifest: &Digest) -> Option<bool> {
+        self.0.opens_to_anybody(place, manifest).await
     }
 
     /// What is counted of pulls.

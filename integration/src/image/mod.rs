@@ -2,10 +2,12 @@
 
 mod layer;
 
+use anyhow::{Context, Result};
 use bytes::Bytes;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+use crate::tool;
 use layer::Layer;
 
 pub(crate) use layer::gzip_stored;
@@ -56,6 +58,11 @@ impl Image {
     /// One layer of about `mebibytes`.
     pub fn one_layer(seed: u64, mebibytes: usize) -> Self {
         Self::builder(seed).layer(mebibytes << 20).build()
+    }
+
+    /// An image that containers can run: a layer of a kilobyte, and one with a program.
+    pub fn runnable(seed: u64) -> Result<Self> {
+        Ok(Self::builder(seed).layer(1 << 10).program()?.build())
     }
 
     /// One layer of random `bytes`, which no containerd could unpack: it is made fast, and is as long as it says.
@@ -131,6 +138,14 @@ impl ImageBuilder {
     pub fn given_layer(mut self, gzip: Bytes, diff_id: String) -> Self {
         self.layers.push(Layer { gzip, diff_id });
         self
+    }
+
+    /// One more layer, with a program that needs nothing else: busybox, as `/busybox`.
+    pub fn program(mut self) -> Result<Self> {
+        let program = tool("busybox/bin/busybox")?;
+        let program = std::fs::read(&program).with_context(|| format!("reading {}", program.display()))?;
+        self.layers.push(Layer::of_file("busybox", 0o755, &program));
+        Ok(self)
     }
 
     /// The platform's architecture; `amd64` otherwise.

@@ -17,7 +17,8 @@ use crate::config::{Config, HostsTarget};
 use crate::containerd::canary::Canary;
 use crate::containerd::client::Client;
 use crate::containerd::hosts::{self, Adopted, Adoption, Applied, Entry, HostsDir, HostsError};
-use crate::keep;
+use crate::containerd::inventory;
+use crate::keep::{self, Keep};
 use crate::mirror::{Identity, Listener, Mirror};
 use crate::peers::{self, Peers};
 use crate::pull::Pull;
@@ -91,7 +92,16 @@ async fn serve(config: &Config) -> anyhow::Result<ExitCode> {
     let listener = Listener::bind(config.mirror.listen)?;
     let serving = tokio::spawn(listener.serve(Arc::clone(&mirror), identity.server_config()?, stop.clone()));
     tasks.spawn(Arc::clone(&identity).keep_fresh(stop.clone()));
-    tasks.spawn(keep::hold_bounds(store.clone(), end.clone()));
+    let watched = inventory::Metrics::default();
+    let parts = keep::Parts {
+        config: config.cache.clone(),
+        store: store.clone(),
+        pull: pull.clone(),
+        upstreams: Arc::clone(&upstreams),
+        containerd: Arc::clone(&containerd),
+        inventory: inventory::watch(Arc::clone(&containerd), watched.clone(), &tasks, end.clone()),
+    };
+    let keep = Keep::start(parts, &tasks, &end).await;
 
     // containerd is told of the mirror only now that it answers.
     let mut registry = Registry::default();
@@ -124,9 +134,8 @@ async fn serve(config: &Config) -> anyhow::Result<ExitCode> {
         });
     }
 
-    // Nothing is kept by image, and nothing judged, yet.
-    let (catalog, report) = (watch::Sender::default(), watch::Sender::default());
-    let (catalog, report) = (catalog.subscribe(), report.subscribe());
+    // Nothing is judged yet.
+    let (catalog, report) = (keep.catalog(), watch::Sender::default().subscribe());
     let flows = Flows::of(&pull, peers.as_ref(), &upstreams);
     tasks.spawn(flows.clone().watch(stop.clone()));
     let agent = Arc::new(Agent {
@@ -135,18 +144,20 @@ async fn serve(config: &Config) -> anyhow::Result<ExitCode> {
         requests,
         store: store.clone(),
         pull: pull.clone(),
+        keep: keep.clone(),
         peers: peers.clone(),
         upstreams: Arc::clone(&upstreams),
         containerd,
         canary: Arc::clone(&canary),
         hosts: applied.subscribe(),
         adopted: taken_over.subscribe(),
-        catalog: catalog.clone(),
         report: report.clone(),
         flows,
     });
     pull.metrics().register(&mut registry);
     mirror.metrics().register(&mut registry);
+    keep.metrics().register(&mut registry);
+    watched.register(&mut registry);
     store.metrics().register(&mut registry);
     upstreams.metrics().register(&mut registry);
     upstreams.keyring().register(&mut registry);

@@ -1,3 +1,4 @@
+mod adopt;
 mod damage;
 mod disks;
 mod events;
@@ -5,5 +6,7 @@ mod fixture;
 mod kill;
 mod power;
 mod recorder;
+mod records;
+mod scrub;
 mod serve;
 mod start;

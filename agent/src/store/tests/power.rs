@@ -47,7 +47,7 @@ async fn live(store: &Store, disk: &Recorder) -> Vec<Digest> {
     store.evict(vec![digests[1]], 1, Reason::MaxBytes).await;
     arrive(store, &contents[1]).await;
     disk.mark(Mark::Dropped(digests[0]));
-    store.set_aside(&digests[0]).await;
+    set_aside(store, &digests[0]).await;
     arrive(store, &contents[3]).await;
     // The index is on the disk before the blobs are.
     assert!(store.shelves().index.flush());

@@ -191,6 +191,18 @@ impl Disk for Recorder {
         Ok(())
     }
 
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let mut state = held(&self.state);
+        let number = state.adopt(from)?;
+        RealDisk.link(from, to)?;
+        state.log.push(Op::Name(to.to_owned(), number));
+        Ok(())
+    }
+
+    fn reflink(&self, _: &File, _: &Path) -> io::Result<File> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
     fn unlink(&self, path: &Path) -> io::Result<()> {
         let mut state = held(&self.state);
         let id = FileId::at(path)?;
