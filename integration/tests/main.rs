@@ -13,6 +13,7 @@ mod failover;
 mod faults;
 mod harness;
 mod hosts;
+mod images;
 mod inventory;
 mod keep;
 mod mirror;

@@ -34,6 +34,13 @@ struct ResultLabel {
 impl Metrics {
     /// Enters them all.
     pub fn register(&self, registry: &mut Registry) {
+        // From zero on: what first appears as 1 has never risen for Prometheus.
+        for reason in ["max_bytes", "max_disk_percent", "full", "expired", "unused", "released"] {
+            drop(self.evicted.get_or_create(&ReasonLabel { reason }));
+        }
+        for result in ["whole", "failed"] {
+            drop(self.fetches.get_or_create(&ResultLabel { result }));
+        }
         let help =
             "Images that this node knows; in use: containers were made from them; whole: every blob of them is here";
         registry.register("larder_images", help, self.images.clone());

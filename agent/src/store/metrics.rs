@@ -59,6 +59,20 @@ enum HowLabel {
 impl Metrics {
     /// Enters everything, by names that start with `larder_store_`.
     pub fn register(&self, registry: &mut Registry) {
+        // From zero on: what first appears as 1 has never risen for Prometheus.
+        for reason in [
+            ReasonLabel::max_bytes,
+            ReasonLabel::max_disk_percent,
+            ReasonLabel::full,
+            ReasonLabel::expired,
+            ReasonLabel::unused,
+            ReasonLabel::released,
+        ] {
+            drop(self.evictions.get_or_create(&EvictionLabels { reason }));
+        }
+        for how in [HowLabel::linked, HowLabel::reflinked, HowLabel::left_in_place] {
+            drop(self.adoptions.get_or_create(&AdoptionLabels { how }));
+        }
         let registry = registry.sub_registry_with_prefix("larder_store");
         registry.register("blobs", "Blobs held", self.blobs.clone());
         registry.register("bytes", "Bytes of the blobs held that dropping them would free", self.bytes.clone());

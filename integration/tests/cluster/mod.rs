@@ -3,6 +3,7 @@
 mod cold;
 mod content;
 mod ills;
+mod images;
 mod limits;
 mod members;
 mod private;

@@ -5,12 +5,16 @@ mod promql;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use larder_integration::{FaultRegistry, Image, Node, Release, tool};
+use larder_integration::{FaultRegistry, Image, Labels, Node, Release, tool, until};
 use serde_json::Value;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpListener;
 
 use crate::support::run;
 
@@ -31,21 +35,74 @@ fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
-/// All that an agent counts, by name. It has peers, a containerd and registries, and everything has happened to it once
-/// that makes a metric appear.
+/// All that an agent counts, by name. It has peers, a containerd and registries, and what makes a metric appear has
+/// happened to it.
 async fn families() -> Result<BTreeMap<String, Family>> {
     let registry = FaultRegistry::start().await?;
-    registry.add(&Image::one_layer(7, 6), "acme/app", "v1");
+    registry.add(&Image::runnable(7)?, "acme/app", "v1");
     let authority = larder_integration::Authority::new()?;
     let mut builder = Node::builder(Release::Bookworm)?.registry("reg.test", &registry.url())?;
+    let counting = count_pulls().await?;
+    builder.agent.registry("quota.test", &[&counting]);
     let files = authority.files();
     let peers = format!("127.0.0.1:{}", larder_integration::free_port()?);
     builder.agent.set_text("peers", "listen", &peers);
     builder.agent.set_text("peers", "advertise", &peers);
     builder.agent.set_path("peers", "ca", &files.certificate).set_path("peers", "key", &files.key);
+    let helpers = helper(builder.folder())?;
+    builder.agent.set("credentials", "docker_config", format!("[{:?}]", helpers.join("config.json")));
+    builder.agent.set_path("credentials", "helpers_dir", &helpers);
     let node = builder.start().await?;
+    let agent = node.agent()?;
     node.containerd.pull("reg.test/acme/app:v1").await?;
-    parse(&node.agent()?.exposition().await?)
+    node.containerd.run("reg.test/acme/app:v1", &Labels::of_container("shop", "web-0", "app")).await?;
+    agent.http().get(&format!("{}/v2/a/manifests/v1?ns=quota.test", agent.mirror())).await?;
+    // With the agent's own credentials; whether it succeeds is another test's affair.
+    agent.command(&["prefetch", "reg.test/acme/app:v1"]).await?;
+    let all = async || {
+        let families = parse(&agent.exposition().await.ok()?);
+        let are_there = families.as_ref().map_or(true, |families| LATE.iter().all(|name| families.contains_key(*name)));
+        are_there.then_some(families)
+    };
+    match until("what comes late is there", Duration::from_secs(20), all).await {
+        Ok(families) => families,
+        Err(_) => parse(&agent.exposition().await?),
+    }
+}
+
+/// Metrics that come a moment after what they count.
+const LATE: [&str; 2] = ["larder_credential_runs", "larder_image_protected"];
+
+/// A registry that has nothing and says how many pulls are left.
+async fn count_pulls() -> Result<String> {
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let url = format!("http://{}", listener.local_addr()?);
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let (mut head, mut buffer) = (Vec::new(), [0; 1024]);
+            while !head.ends_with(b"\r\n\r\n") {
+                match stream.read(&mut buffer).await {
+                    Ok(0) | Err(_) => break,
+                    Ok(read) => head.extend_from_slice(&buffer[..read]),
+                }
+            }
+            let reply = "HTTP/1.1 404 Not Found\r\nratelimit-limit: 100;w=21600\r\nratelimit-remaining: 76;w=21600\r\n\
+                         content-length: 0\r\nconnection: close\r\n\r\n";
+            let _ = stream.write_all(reply.as_bytes()).await;
+        }
+    });
+    Ok(url)
+}
+
+/// A credential helper for `reg.test` that has nothing to offer, and the Docker configuration that names it.
+fn helper(folder: &Path) -> Result<PathBuf> {
+    let helpers = folder.join("helpers");
+    std::fs::create_dir_all(&helpers)?;
+    std::fs::write(helpers.join("config.json"), r#"{"credHelpers": {"reg.test": "none"}}"#)?;
+    let program = helpers.join("docker-credential-none");
+    std::fs::write(&program, "#!/bin/sh\necho 'credentials not found in native keychain'\nexit 1\n")?;
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755))?;
+    Ok(helpers)
 }
 
 fn parse(text: &str) -> Result<BTreeMap<String, Family>> {
@@ -55,7 +112,8 @@ fn parse(text: &str) -> Result<BTreeMap<String, Family>> {
     for line in text.lines() {
         if let Some((name, help)) = line.strip_prefix("# HELP ").and_then(|rest| rest.split_once(' ')) {
             name.clone_into(&mut current);
-            help.clone_into(&mut families.entry(current.clone()).or_default().help);
+            let family = Family { help: help.to_owned(), ..Family::default() };
+            ensure!(families.insert(current.clone(), family).is_none(), "{current} is there twice");
         } else if let Some((name, kind)) = line.strip_prefix("# TYPE ").and_then(|rest| rest.split_once(' ')) {
             kind.clone_into(&mut families.entry(name.to_owned()).or_default().kind);
         } else if !line.starts_with('#') {
