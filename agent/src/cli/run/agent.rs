@@ -199,7 +199,7 @@ async fn join(
     let joined = match opened {
         Ok(Ok(identity)) => {
             let containerd = Some(Arc::clone(containerd));
-            Peers::join(&config.peers, identity, dir, store.clone(), containerd, tasks, ends)
+            Peers::join(config, identity, dir, store.clone(), containerd, tasks, ends)
         }
         Ok(Err(error)) => Err(error.into()),
         // Only a runtime that ends cancels it.

@@ -4,8 +4,8 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use proptest::prelude::*;
-use rand::rngs::SmallRng;
 use rand::SeedableRng as _;
+use rand::rngs::SmallRng;
 
 use super::{Allowance, Answer, Kept, Ledger};
 use crate::image::Registry;
@@ -42,7 +42,12 @@ struct World {
 
 impl World {
     fn new(seed: u64) -> Self {
-        let node = || Node { ledger: Some(Ledger::new()), kept: Kept::default(), view: [false; NODES], coming: VecDeque::new() };
+        let node = || Node {
+            ledger: Some(Ledger::new()),
+            kept: Kept::default(),
+            view: [false; NODES],
+            coming: VecDeque::new(),
+        };
         let mut world = Self {
             now: Duration::from_secs(1_000_000),
             rng: SmallRng::seed_from_u64(seed),
