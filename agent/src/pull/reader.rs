@@ -143,14 +143,15 @@ impl Reader {
 
     async fn step(&mut self) -> Result<Step, EndedShort> {
         let verify_first = self.pull.options.verify_first;
+        let may_try_again = self.may_try_again();
         match &mut self.source {
             Source::Store(reader) => match reader.next().await {
                 Ok(Some(bytes)) => Ok(Step::Bytes(bytes)),
                 Ok(None) => Ok(Step::End),
                 Err(e) => {
                     tracing::warn!(digest = %self.wanted.digest, error = %e, "a stored blob can't be read; the rest comes from upstream");
-                    if e.is_damage() && self.may_try_again() {
-                        self.pull.store.set_aside(&self.wanted.digest).await;
+                    if e.is_damage() && may_try_again {
+                        self.pull.store.set_aside(reader).await;
                         self.follow_anew();
                     } else {
                         self.read_again();
@@ -213,7 +214,7 @@ impl Reader {
                         return Ok(Step::Again);
                     }
                     // Who continues an earlier reply has its wrong beginning: the right end would be no help.
-                    State::Failed(Failure::WrongBytes) if self.may_begin_anew() && self.may_try_again() => {
+                    State::Failed(Failure::WrongBytes) if self.may_begin_anew() && may_try_again => {
                         self.follow_anew();
                         return Ok(Step::Again);
                     }
