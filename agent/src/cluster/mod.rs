@@ -10,9 +10,11 @@
 //! - [`follow`]: one blob's reading on this node: whose turn it is, and what to do when somebody fails.
 //! - [`serve`]: who reads a blob from this node.
 //! - [`chain`]: the words that these three have in common.
+//! - [`checks`]: how often registries may be asked after images, by whom, and what came of it.
 //! - `sim`: these machines simulated, under an event queue.
 
 pub mod chain;
+pub mod checks;
 pub mod directory;
 pub mod follow;
 mod members;

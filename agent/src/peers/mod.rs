@@ -2,20 +2,23 @@
 //!
 //! [`Peers::follow`] gives a transfer its part in the one download that the cluster makes of a blob: a [`Follow`], which
 //! says at each moment what to do ([`Turn`]), and is told what became of it. [`Peers::tag`] does the same for what a tag
-//! means. [`Peers::admit`] takes a peer that reads from here, and [`Peers::directory`] is this node's part of the
+//! means; [`Peers::watch`] and [`Peers::grant_checks`] have one node check an image for all. [`Peers::admit`] takes a peer that reads from here, and [`Peers::directory`] is this node's part of the
 //! directory, for the door that peers come to.
 //!
-//! Tasks: one for each transfer that is under way here, one for the directory, one that tells owners what is held here.
+//! Tasks: one for each transfer that is under way here, one for the directory and one for
+//! checks, one that tells owners what is held here.
 //! All run on the main runtime, whoever asks for them, and end with it.
 
 mod announce;
 mod calls;
 mod chain;
+mod checks;
 mod directory;
 mod error;
 mod follow;
 pub mod frames;
 mod gossip;
+mod grants;
 mod images;
 mod incoming;
 pub mod messages;
@@ -42,10 +45,12 @@ use tokio_util::task::TaskTracker;
 
 pub use calls::NODE_HEADER;
 pub use chain::Child;
+pub use checks::Granted;
 pub use directory::Directory;
 pub use error::{PeerError, label};
 pub use follow::{Failed, Follow, Sought, Turn};
 pub use gossip::{Gossip, GossipMetrics, GossipParts};
+pub use grants::Grants;
 pub use images::Heard;
 pub use messages::ReadAsk;
 pub use metrics::{Nearness, PeerMetrics};
@@ -61,7 +66,8 @@ pub use crate::cluster::directory::TagMeaning;
 use self::chain::{Chain, Chains};
 use crate::cluster::Ring;
 use crate::cluster::chain::{Key, Parting};
-use crate::image::{NodeId, Zone};
+use crate::cluster::checks::Board;
+use crate::image::{NodeId, Registry, Zone};
 use crate::store::{Secret, Store};
 use crate::upstream::Grant;
 use crate::wire::{Channels, Limiter};
@@ -94,6 +100,10 @@ struct Inner {
     failing: calls::Failing,
     avoided: Avoided,
     directory: Arc<owner::Owner>,
+    grants: Grants,
+    /// When the book of which registry was last asked for.
+    handed: Mutex<HashMap<Registry, Instant>>,
+    board: Mutex<Board>,
     chains: Chains,
     uploads: Arc<Semaphore>,
     upload: Option<Arc<Limiter>>,

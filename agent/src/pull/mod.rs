@@ -16,12 +16,14 @@ mod claims;
 mod direct;
 mod drive;
 mod error;
+mod evidence;
 mod fetch;
 mod flight;
 mod gauge;
 mod journal;
 mod lanes;
 mod metrics;
+mod outlook;
 mod pace;
 mod partings;
 mod pass;
@@ -49,11 +51,12 @@ mod tests;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, broadcast};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use error::PullError;
+pub use evidence::Evidence;
 pub use fetch::Found;
 pub use metrics::PullMetrics;
 pub use pace::Pace;
@@ -117,6 +120,7 @@ struct Inner {
     blame: blame::Blame,
     sizes: sizes::Sizes,
     journal: journal::Journal,
+    evidence: broadcast::Sender<Evidence>,
     metrics: PullMetrics,
     lanes: lanes::Lanes,
     tasks: TaskTracker,
@@ -166,6 +170,7 @@ impl Pull {
             blame: blame::Blame::default(),
             sizes: sizes::Sizes::default(),
             journal,
+            evidence: evidence::channel(),
             metrics: PullMetrics::default(),
             lanes: lanes::Lanes::start(&stop),
             tasks,

@@ -1,9 +1,11 @@
 //! gRPC for peers: the other end of what `peers` asks and reads of them.
 //!
-//! `Content` is written and read by hand, so that blobs aren't copied on their way out; `Directory`, `Tags`, `Images` and
-//! `Health` are what generated code makes of them. Who calls is known from its certificate; where somebody else issues those, and
-//! they name no node, from what it says itself. Otherwise who isn't named by its certificate gets nothing.
+//! `Content` is written and read by hand, so that blobs aren't copied on their way out; `Directory`, `Tags`, `Checks`,
+//! `Images` and `Health` are what generated code makes of them. Who calls is known from its certificate; where somebody
+//! else issues those, and they name no node, from what it says itself. Otherwise who isn't named by its certificate gets
+//! nothing.
 
+mod checks;
 mod content;
 mod directory;
 mod health;
@@ -22,6 +24,7 @@ use http::{Extensions, HeaderMap, Method, Request, Response};
 use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
 use larder_proto::peers::ReadRequest;
+use larder_proto::peers::checks_server::ChecksServer;
 use larder_proto::peers::directory_server::DirectoryServer;
 use larder_proto::peers::health_server::HealthServer;
 use larder_proto::peers::images_server::ImagesServer;
@@ -64,6 +67,7 @@ pub struct Sharing<S> {
     directory: DirectoryServer<directory::Door>,
     tags: TagsServer<tags::Door>,
     health: HealthServer<health::Door>,
+    checks: ChecksServer<checks::Door>,
     images: ImagesServer<images::Door>,
 }
 
@@ -74,8 +78,9 @@ impl<S: Source> Sharing<S> {
         let directory = DirectoryServer::new(directory::Door::new(peers.directory()));
         let tags = TagsServer::new(tags::Door::new(peers.directory()));
         let health = HealthServer::new(health::Door::new(peers.clone()));
+        let checks = ChecksServer::new(checks::Door::new(peers.directory()));
         let images = ImagesServer::new(images::Door::new(None));
-        Self { peers, source, callers, stop, directory, tags, health, images }
+        Self { peers, source, callers, stop, directory, tags, health, checks, images }
     }
 
     /// Tells peers which images run here; without it, they are told that this node doesn't say.
@@ -97,6 +102,7 @@ impl<S: Source> Sharing<S> {
             Some(("Directory", _)) => self.directory.call(request).await,
             Some(("Tags", _)) => self.tags.call(request).await,
             Some(("Health", _)) => self.health.call(request).await,
+            Some(("Checks", _)) => self.checks.call(request).await,
             Some(("Images", _)) => self.images.call(request).await,
             _ => return Status::unimplemented("there is no such service in this version").into_http(),
         };

@@ -18,6 +18,7 @@ use crate::containerd::canary::Canary;
 use crate::containerd::client::Client;
 use crate::containerd::hosts::{self, Adopted, Adoption, Applied, Entry, HostsDir, HostsError};
 use crate::containerd::inventory;
+use crate::health::{self, Monitor};
 use crate::keep::{self, Keep};
 use crate::mirror::{Identity, Listener, Mirror};
 use crate::peers::{self, Peers};
@@ -134,8 +135,16 @@ async fn serve(config: &Config) -> anyhow::Result<ExitCode> {
         });
     }
 
-    // Nothing is judged yet.
-    let (catalog, report) = (keep.catalog(), watch::Sender::default().subscribe());
+    let parts = health::Parts {
+        config: config.health.clone(),
+        ignored: config.cache.ignore.clone(),
+        catalog: keep.catalog(),
+        store: store.clone(),
+        upstreams: Arc::clone(&upstreams),
+        peers: peers.clone(),
+        pull: pull.clone(),
+    };
+    let monitor = Monitor::start(parts, &tasks, end.clone());
     let flows = Flows::of(&pull, peers.as_ref(), &upstreams);
     tasks.spawn(flows.clone().watch(stop.clone()));
     let agent = Arc::new(Agent {
@@ -151,12 +160,13 @@ async fn serve(config: &Config) -> anyhow::Result<ExitCode> {
         canary: Arc::clone(&canary),
         hosts: applied.subscribe(),
         adopted: taken_over.subscribe(),
-        report: report.clone(),
+        report: monitor.report(),
         flows,
     });
     pull.metrics().register(&mut registry);
     mirror.metrics().register(&mut registry);
     keep.metrics().register(&mut registry);
+    monitor.metrics().register(&mut registry);
     watched.register(&mut registry);
     store.metrics().register(&mut registry);
     upstreams.metrics().register(&mut registry);
@@ -166,6 +176,7 @@ async fn serve(config: &Config) -> anyhow::Result<ExitCode> {
         peers.metrics().register(&mut registry);
         port.register(&mut registry);
         let callers = if config.peers.cert.is_some() { Callers::Trusted } else { Callers::Named };
+        let (catalog, report) = (keep.catalog(), monitor.report());
         let told = Arc::new(move || admin::told(&admin::images(&catalog, &report)));
         tokio::spawn(port.serve(Sharing::new(peers, pull.clone(), callers, stop.clone()).telling(told)))
     });
@@ -235,7 +246,7 @@ async fn join(
     let joined = match opened {
         Ok(Ok(identity)) => {
             let containerd = Some(Arc::clone(containerd));
-            Peers::join(&config.peers, identity, dir, store.clone(), containerd, tasks, ends)
+            Peers::join(config, identity, dir, store.clone(), containerd, tasks, ends)
         }
         Ok(Err(error)) => Err(error.into()),
         // Only a runtime that ends cancels it.

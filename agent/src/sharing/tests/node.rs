@@ -120,6 +120,7 @@ impl Node {
         let ring = watch::Sender::new(Arc::new(Ring::empty(identity.node())));
         let peers = Peers::new(Parts {
             config,
+            budgets: &config::Health::default(),
             identity: &identity,
             ring: ring.subscribe(),
             gossip: None,
