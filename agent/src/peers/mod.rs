@@ -11,6 +11,7 @@
 mod announce;
 mod calls;
 mod chain;
+mod copies;
 mod directory;
 mod error;
 mod follow;
@@ -54,12 +55,14 @@ pub use tags::{TagLease, TagSought, TagTurn};
 pub use trace::{InvalidTrace, Trace};
 
 pub use crate::cluster::chain::Credential;
+pub use crate::cluster::copies::WantedCopies;
 pub use crate::cluster::directory::TagMeaning;
 
 use self::chain::{Chain, Chains};
 use self::metrics::Nearness;
 use crate::cluster::Ring;
 use crate::cluster::chain::{Key, Parting};
+use crate::cluster::copies::Copies;
 use crate::image::{NodeId, Zone};
 use crate::store::{Secret, Store};
 use crate::upstream::Grant;
@@ -93,6 +96,7 @@ struct Inner {
     failing: calls::Failing,
     avoided: Avoided,
     directory: Arc<owner::Owner>,
+    copies: Mutex<Copies>,
     chains: Chains,
     uploads: Arc<Semaphore>,
     upload: Option<Arc<Limiter>>,

@@ -168,6 +168,7 @@ impl Peers {
             failing: Default::default(),
             avoided: Default::default(),
             directory: Arc::new(directory),
+            copies: Default::default(),
             chains: Default::default(),
             uploads: Arc::new(Semaphore::new(MOST_UPLOADS)),
             upload: limiter(config.max_upload, config.max_upload_per_peer),

@@ -5,6 +5,7 @@
 //! they name no node, from what it says itself. Otherwise who isn't named by its certificate gets nothing.
 
 mod content;
+mod copies;
 mod directory;
 mod health;
 mod source;
@@ -21,6 +22,7 @@ use http::{Extensions, HeaderMap, Method, Request, Response};
 use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
 use larder_proto::peers::ReadRequest;
+use larder_proto::peers::copies_server::CopiesServer;
 use larder_proto::peers::directory_server::DirectoryServer;
 use larder_proto::peers::health_server::HealthServer;
 use larder_proto::peers::tags_server::TagsServer;
@@ -60,6 +62,7 @@ pub struct Sharing<S> {
     stop: CancellationToken,
     directory: DirectoryServer<directory::Door>,
     tags: TagsServer<tags::Door>,
+    copies: CopiesServer<copies::Door>,
     health: HealthServer<health::Door>,
 }
 
@@ -69,8 +72,9 @@ impl<S: Source> Sharing<S> {
     pub fn new(peers: Peers, source: S, callers: Callers, stop: CancellationToken) -> Self {
         let directory = DirectoryServer::new(directory::Door::new(peers.directory()));
         let tags = TagsServer::new(tags::Door::new(peers.directory()));
+        let copies = CopiesServer::new(copies::Door::new(peers.directory()));
         let health = HealthServer::new(health::Door::new(peers.clone()));
-        Self { peers, source, callers, stop, directory, tags, health }
+        Self { peers, source, callers, stop, directory, tags, copies, health }
     }
 
     async fn answer(mut self, mut request: Request<Incoming>) -> Response<Body> {
@@ -84,6 +88,7 @@ impl<S: Source> Sharing<S> {
             Some(("Content", "Read")) => return self.read(node, request).await.unwrap_or_else(Status::into_http),
             Some(("Directory", _)) => self.directory.call(request).await,
             Some(("Tags", _)) => self.tags.call(request).await,
+            Some(("Copies", _)) => self.copies.call(request).await,
             Some(("Health", _)) => self.health.call(request).await,
             _ => return Status::unimplemented("there is no such service in this version").into_http(),
         };
