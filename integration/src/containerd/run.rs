@@ -88,7 +88,9 @@ impl Drop for Running {
         let state = self.state.join(KUBERNETES);
         // The shims first: once their containers have ended they would wait for a containerd that is gone.
         if !ids.is_empty() {
-            self.shims().into_iter().for_each(|shim| drop(kill(Pid::from_raw(shim), Signal::SIGKILL)));
+            for shim in self.shims() {
+                let _ = kill(Pid::from_raw(shim), Signal::SIGKILL);
+            }
         }
         for id in ids {
             let mut delete = Command::new(&runc);

@@ -246,7 +246,7 @@ fn names(records: &[ImageRecord]) -> HashMap<Target, Vec<ImageName>> {
     }
     all.retain(|_, names| !names.iter().any(|name| name.registry.as_str() == Canary::REGISTRY));
     all.values_mut().for_each(|names| {
-        names.sort();
+        names.sort_by(|a, b| (a.digest().is_some(), a).cmp(&(b.digest().is_some(), b)));
         names.dedup();
     });
     all
