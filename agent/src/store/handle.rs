@@ -29,6 +29,9 @@ use crate::image::{Access, Digest, MediaType, Registry, Repository, Tag};
 /// How many times a blob is looked for again after it was settled: once finds it, unless it was damaged meanwhile.
 const LOOKS: usize = 3;
 
+/// How many blobs are removed by one call of the disk's hands.
+const EVICTED_AT_ONCE: usize = 64;
+
 /// How a store is opened.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -298,12 +301,22 @@ impl Store {
 
     /// Removes blobs to make room, until `enough` bytes are free; how many bytes and blobs went.
     pub async fn evict(&self, digests: Vec<Digest>, enough: u64, reason: Reason) -> (u64, u64) {
-        let evicted = self.run(move |shelves| shelves.evict_all(&digests, enough, reason));
-        evicted.await.unwrap_or_default()
+        let (mut bytes, mut blobs) = (0_u64, 0);
+        // So many at a time that the disk's deadline is one for a few.
+        for some in digests.chunks(EVICTED_AT_ONCE) {
+            let (some, left) = (some.to_vec(), enough - bytes);
+            let Some(evicted) = self.run(move |shelves| shelves.evict_all(&some, left, reason)).await else { break };
+            bytes = bytes.saturating_add(evicted.0);
+            blobs += evicted.1;
+            if bytes >= enough {
+                break;
+            }
+        }
+        (bytes, blobs)
     }
 
     /// Removes blobs; how many bytes that freed, and how many blobs went. Where the reason is space, one that containerd
-    /// has too frees none and stays. For a few hundred at a time: more may take longer than the disk is given.
+    /// has too frees none and stays.
     pub async fn drop_blobs(&self, digests: Vec<Digest>, reason: Reason) -> (u64, u64) {
         self.evict(digests, u64::MAX, reason).await
     }

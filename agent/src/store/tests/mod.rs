@@ -4,6 +4,7 @@ mod disks;
 mod events;
 mod fixture;
 mod kill;
+mod model;
 mod power;
 mod recorder;
 mod records;
