@@ -20,6 +20,7 @@ use crate::support::{Case, on_every_containerd, run};
 on_every_containerd!(over tls:
     tells_what_is_there_and_who_uses_it,
     a_container_keeps_its_image,
+    the_runtime_tells_what_a_name_meant,
     discarded_layers_are_not_held,
     follows_through_a_restart_and_a_hang,
 );
@@ -198,6 +199,49 @@ async fn a_container_keeps_its_image(case: Case) -> Result<()> {
     ensure!(used(&after) && moved(&after), "{:?}", after.images);
     let found = image(&after, &old.root().digest).context("no image")?;
     ensure!(names(found) == [by_digest], "{found:?}");
+    Ok(())
+}
+
+/// A tag had moved before anybody looked: the runtime interface knows which image a Pod was made from.
+async fn the_runtime_tells_what_a_name_meant(case: Case) -> Result<()> {
+    let registry = FaultRegistry::start().await?;
+    let (old, new) = (Image::runnable(1)?, Image::runnable(2)?);
+    registry.add(&old, "acme/app", "v1");
+    registry.add(&Image::runnable(3)?, "pause", "3");
+    let node = node(case, &registry, "").await?;
+    node.containerd.pull(APP).await?;
+    node.containerd.run_pod("shop", "web", APP).await?;
+    registry.add(&new, "acme/app", "v1");
+    node.containerd.pull(APP).await?;
+
+    let mut following = Following::of(&node.containerd.socket())?;
+    let both = |inventory: &Inventory| {
+        [&old, &new].iter().all(|one| image(inventory, &one.root().digest).is_some()) && inventory.strays.is_empty()
+    };
+    let found = following.until("both images are there", SOON, both).await?;
+    let users = |target: &str| image(&found, target).map(|image| image.users.clone()).unwrap_or_default();
+    let user = users(&old.root().digest);
+    ensure!(user.len() == 1 && user[0].name == "shop/web/main" && !user[0].is_stopped, "{found:?}");
+    ensure!(users(&new.root().digest).is_empty(), "{found:?}");
+    let sandbox = found.images.iter().find(|image| image.users.iter().any(|user| user.name == "shop/web"));
+    ensure!(sandbox.is_some_and(|image| image.is_pinned), "{found:?}");
+
+    // All that the old image was called is removed: who has known it still does, and who comes now knows its id alone.
+    let (by_digest, id) = (format!("reg.test/acme/app@{}", old.root().digest), &old.blobs()[0].digest);
+    for name in [&by_digest, id] {
+        node.containerd.ctr_of_cri(&["images", "rm", "--sync", name]).await?;
+    }
+    let gone = |inventory: &Inventory| !holds(inventory, &old.root().digest);
+    let known = following.until("its content is gone", COLLECTED, gone).await?;
+    ensure!(image(&known, &old.root().digest).is_some_and(|image| image.users == user), "{known:?}");
+    let mut fresh = Following::of(&node.containerd.socket())?;
+    let stray = |inventory: &Inventory| {
+        inventory
+            .strays
+            .iter()
+            .any(|stray| stray.user == user[0] && stray.config.map(|config| config.to_string()).as_ref() == Some(id))
+    };
+    fresh.until("its container is a stray", SOON, stray).await?;
     Ok(())
 }
 

@@ -242,7 +242,7 @@ async fn what_is_ignored_passes_through(case: Case) -> Result<()> {
 }
 
 /// What `larder cache ls` says of an image.
-async fn kept(agent: &Agent, name: &str) -> Option<Value> {
+pub(crate) async fn kept(agent: &Agent, name: &str) -> Option<Value> {
     let said = agent.say(&["cache", "ls", "--json"]).await.ok()?;
     let images = said.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
     images.into_iter().find(|image| image["image"] == name)

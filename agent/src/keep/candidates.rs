@@ -6,6 +6,7 @@ use super::User;
 use super::memory::Remembered;
 use crate::containerd::inventory::{Inventory, RuntimeImage};
 use crate::image::{Digest, ImageName, MediaType, Reference};
+use crate::peers::WantedCopies;
 
 /// An image that may be known, before its blobs are looked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,7 +33,7 @@ pub(super) struct Candidate {
 pub(super) fn candidates(
     inventory: Option<&Inventory>,
     mut remembered: BTreeMap<ImageName, Remembered>,
-    copies: &[(ImageName, Digest, MediaType)],
+    copies: &[WantedCopies],
 ) -> BTreeMap<ImageName, Candidate> {
     let mut found: BTreeMap<ImageName, Candidate> = BTreeMap::new();
     for image in inventory.map_or(&[][..], |inventory| &inventory.images) {
@@ -74,7 +75,7 @@ pub(super) fn candidates(
         };
         found.insert(name, candidate);
     }
-    for (name, target, media_type) in copies {
+    for WantedCopies { image: name, target, media_type, .. } in copies {
         let candidate = found.entry(name.clone()).or_insert_with(|| Candidate {
             target: *target,
             media_type: media_type.clone(),
@@ -185,8 +186,10 @@ mod tests {
     #[test]
     fn a_copy_is_no_better_than_what_runs() {
         let inventory = Inventory { images: vec![image("one", &["r.test/app"], &["pod"])], ..Inventory::default() };
-        let copies =
-            ["r.test/app", "r.test/other"].map(|text| (name(text), Digest::of(b"x"), MediaType::octet_stream()));
+        let copies = ["r.test/app", "r.test/other"].map(|text| {
+            let (image, target) = (name(text), Digest::of(b"x"));
+            WantedCopies { image, target, media_type: MediaType::octet_stream(), copies: 2 }
+        });
         let found = candidates(Some(&inventory), BTreeMap::new(), &copies);
         assert!(!found[&name("r.test/app")].is_copy && found[&name("r.test/other")].is_copy);
     }

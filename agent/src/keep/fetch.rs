@@ -145,7 +145,10 @@ impl Fetcher {
             }
             self.has_room(lacking).await?;
             let at_once = if in_background { 1 } else { AT_ONCE };
-            let fetches = missing.iter().map(|part| self.fetch(target, part, in_background, progress));
+            let fetches = missing.into_iter().map(|part| async move {
+                // A caller that leaves ends them all.
+                self.fetch(target, &part, in_background, progress).await
+            });
             stream::iter(fetches).buffer_unordered(at_once).try_collect::<()>().await?;
         }
         Err(FetchError::NoImage(target.digest))

@@ -10,6 +10,7 @@ use tokio_util::task::TaskTracker;
 use super::adopt::{Adopter, Spoilt};
 use super::background::Background;
 use super::collect::{Collected, Collector};
+use super::copies::{self, CopiesHere};
 use super::fetch::{FetchError, Fetcher, Progress};
 use super::metrics::Metrics;
 use super::openness::{Prover, Unproven};
@@ -20,6 +21,7 @@ use crate::config::Cache;
 use crate::containerd::client::Client;
 use crate::containerd::inventory::Inventory;
 use crate::image::{Digest, ImageName};
+use crate::peers::Peers;
 use crate::pull::{Pace, Pull};
 use crate::store::Store;
 use crate::upstream::Upstreams;
@@ -43,6 +45,8 @@ pub struct Parts {
     pub containerd: Arc<Client>,
     /// What it has and runs.
     pub inventory: watch::Receiver<Option<Arc<Inventory>>>,
+    /// The other nodes, for copies.
+    pub peers: Option<Peers>,
 }
 
 /// What is kept on this node. A cheap clone.
@@ -59,9 +63,9 @@ struct Inner {
 impl Keep {
     /// Looks around for the first time, and starts the tasks that keep; they end with `stop`.
     pub async fn start(parts: Parts, tasks: &TaskTracker, stop: &CancellationToken) -> Self {
-        let Parts { config, store, pull, upstreams, containerd, inventory } = parts;
+        let Parts { config, store, pull, upstreams, containerd, inventory, peers } = parts;
         let (metrics, news) = (Metrics::default(), Arc::new(Notify::new()));
-        let (background_rate, scrub_rate) = (config.background_rate, config.scrub_rate);
+        let (background_rate, scrub_rate, wanted_copies) = (config.background_rate, config.scrub_rate, config.copies);
         let surveyor = Arc::new(Surveyor::new(store.clone(), config, Some(containerd)).await);
         let (told, catalog) = watch::channel(Arc::new(Catalog::default()));
         let collector = Arc::new(Collector::new(Arc::clone(&surveyor), catalog.clone(), metrics.clone()));
@@ -86,9 +90,15 @@ impl Keep {
             pace: Arc::new(Pace::new(background_rate)),
         });
         let background = Arc::new(Background { fetcher, catalog: catalog.clone(), news: Arc::clone(&news) });
-        let follow = follow(surveyor, inventory, news, told, metrics.clone());
+        let here = CopiesHere::default();
+        if let Some(peers) = peers {
+            let (here, news) = (here.clone(), Arc::clone(&news));
+            tasks.spawn(copies::follow(peers, wanted_copies, catalog.clone(), here, news, stop.clone()));
+        }
+        let follow = follow(surveyor, inventory, news, here, told, metrics.clone());
         tasks.spawn(stop.clone().run_until_cancelled_owned(follow));
-        tasks.spawn(prover.prove_until(stop.clone()));
+        let ends = stop.clone();
+        tasks.spawn(async move { prover.prove_until(ends).await });
         tasks.spawn(scrub::scrub(store, scrub_rate, stop.clone()));
         let (adopting, releasing, holding) = (Arc::clone(&adopter), adopter, Arc::clone(&collector));
         let (ends, fetching) = (stop.clone(), Arc::clone(&background));
@@ -145,13 +155,14 @@ async fn follow(
     surveyor: Arc<Surveyor>,
     mut inventory: watch::Receiver<Option<Arc<Inventory>>>,
     news: Arc<Notify>,
+    here: CopiesHere,
     told: watch::Sender<Arc<Catalog>>,
     metrics: Metrics,
 ) {
     let mut events = surveyor.store.events();
     loop {
         let now = inventory.borrow_and_update().clone();
-        let catalog = surveyor.survey(now.as_deref(), &[]).await;
+        let catalog = surveyor.survey(now.as_deref(), &here.all()).await;
         metrics.show(&catalog);
         told.send_if_modified(|before| {
             let is_news = before.is_complete != catalog.is_complete || before.images != catalog.images;

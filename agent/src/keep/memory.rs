@@ -26,11 +26,18 @@ pub(super) struct Remembered {
     pub(super) in_use: bool,
 }
 
+/// An image, and the last use of it that was written down.
+#[derive(Debug)]
+struct Entry {
+    known: Remembered,
+    written: u64,
+}
+
 /// The images that this node remembers, over restarts.
 #[derive(Debug)]
 pub(super) struct Memory {
     store: Store,
-    images: Mutex<BTreeMap<ImageName, Remembered>>,
+    images: Mutex<BTreeMap<ImageName, Entry>>,
     /// Those that were dropped, until somebody looks whether containerd has them still.
     dropped: Mutex<HashSet<ImageName>>,
 }
@@ -39,24 +46,32 @@ impl Memory {
     /// What the store has of it.
     pub(super) async fn load(store: Store) -> Self {
         let records = store.records::<Remembered>(Records::Images).await;
-        let images = records.into_iter().filter_map(|(name, known)| Some((name.parse().ok()?, known)));
+        let images = records.into_iter().filter_map(|(name, known)| {
+            let written = known.used;
+            Some((name.parse().ok()?, Entry { known, written }))
+        });
         let images = Mutex::new(images.collect());
         Self { store, images, dropped: Mutex::default() }
     }
 
     /// All of them.
     pub(super) fn all(&self) -> BTreeMap<ImageName, Remembered> {
-        self.images().clone()
+        self.images().iter().map(|(name, entry)| (name.clone(), entry.known.clone())).collect()
     }
 
     /// Remembers an image as it is now.
     pub(super) async fn note(&self, name: &ImageName, known: Remembered) {
         {
             let mut images = self.images();
-            if images.get(name).is_some_and(|before| !known.is_worth_writing(before)) {
-                return;
+            if let Some(entry) = images.get_mut(name) {
+                let is_worth_writing = entry.is_outdated_by(&known);
+                entry.known = known.clone();
+                if !is_worth_writing {
+                    return;
+                }
             }
-            images.insert(name.clone(), known.clone());
+            let written = known.used;
+            images.insert(name.clone(), Entry { known: known.clone(), written });
         }
         self.store.record(Records::Images, &name.to_string(), Some(&known)).await;
     }
@@ -78,14 +93,14 @@ impl Memory {
         self.dropped.lock().unwrap_or_else(PoisonError::into_inner).remove(name)
     }
 
-    fn images(&self) -> MutexGuard<'_, BTreeMap<ImageName, Remembered>> {
+    fn images(&self) -> MutexGuard<'_, BTreeMap<ImageName, Entry>> {
         self.images.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Remembered {
-    fn is_worth_writing(&self, before: &Self) -> bool {
-        let same = Self { used: before.used, ..self.clone() } == *before;
-        !same || self.used.abs_diff(before.used) >= WORTH_WRITING
+impl Entry {
+    fn is_outdated_by(&self, now: &Remembered) -> bool {
+        let is_same = Remembered { used: self.known.used, ..now.clone() } == self.known;
+        !is_same || now.used.abs_diff(self.written) >= WORTH_WRITING
     }
 }

@@ -55,7 +55,9 @@ impl Metrics {
         let count = |is: &dyn Fn(&super::Known) -> bool| {
             i64::try_from(catalog.images.iter().filter(|known| is(known)).count()).unwrap_or(i64::MAX)
         };
-        let show = |state, count| drop(self.images.get_or_create(&StateLabel { state }).set(count));
+        let show = |state, count| {
+            self.images.get_or_create(&StateLabel { state }).set(count);
+        };
         show("known", count(&|_| true));
         show("in_use", count(&|known| known.why == Why::InUse));
         show("whole", count(&|known| known.is_whole()));

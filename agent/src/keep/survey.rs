@@ -17,6 +17,7 @@ use crate::config::Cache;
 use crate::containerd::client::{Client, Content};
 use crate::containerd::inventory::Inventory;
 use crate::image::{Digest, ImageName, MediaType};
+use crate::peers::WantedCopies;
 use crate::store::{self, Holding, Store};
 
 /// Listings that are remembered; beyond, those that were not walked by lately are read again.
@@ -44,7 +45,7 @@ pub(super) struct Surveyor {
 
 /// What the store and containerd hold, as far as it was asked for.
 struct Seen<'a> {
-    holdings: HashMap<Digest, Option<Holding>>,
+    holdings: &'a HashMap<Digest, Option<Holding>>,
     contents: Option<&'a BTreeMap<Digest, Content>>,
     asked: RefCell<BTreeSet<Digest>>,
 }
@@ -88,11 +89,7 @@ impl Surveyor {
 
     /// The images that this node knows now. Remembers those that containerd has; forgets those that have expired, and of
     /// which nothing is left.
-    pub(super) async fn survey(
-        &self,
-        inventory: Option<&Inventory>,
-        copies: &[(ImageName, Digest, MediaType)],
-    ) -> Catalog {
+    pub(super) async fn survey(&self, inventory: Option<&Inventory>, copies: &[WantedCopies]) -> Catalog {
         let now = Timestamp::now();
         let mut found = candidates(inventory, self.memory.all(), copies);
         found.retain(|name, _| !self.is_ignored(name));
@@ -178,11 +175,8 @@ impl Surveyor {
         let mut tried = HashSet::new();
         let mut walked = Vec::new();
         for _ in 0..MOST_ROUNDS {
-            let seen = Seen { holdings, contents, asked: RefCell::default() };
-            let walk_one = |(target, media_type)| walk(target, media_type, &listings, &seen, &self.own);
-            walked = targets.iter().map(|(target, media_type)| walk_one((target, media_type))).collect();
-            let asked: Vec<Digest> = seen.asked.into_inner().into_iter().collect();
-            holdings = seen.holdings;
+            let asked;
+            (walked, asked) = self.look(targets, &listings, &holdings, contents);
             let unread = walked.iter().flat_map(|walked| &walked.unread).copied();
             let unread: BTreeSet<Digest> = unread.filter(|digest| tried.insert(*digest)).collect();
             if asked.is_empty() && unread.is_empty() {
@@ -198,6 +192,21 @@ impl Surveyor {
             }
         }
         walked
+    }
+
+    /// Walks by what is known so far; and what the store is to be asked for.
+    fn look(
+        &self,
+        targets: &[(Digest, MediaType)],
+        listings: &Listings,
+        holdings: &HashMap<Digest, Option<Holding>>,
+        contents: Option<&BTreeMap<Digest, Content>>,
+    ) -> (Vec<Walked>, Vec<Digest>) {
+        let seen = Seen { holdings, contents, asked: RefCell::default() };
+        let walk_one =
+            |(target, media_type): &(Digest, MediaType)| walk(target, media_type, listings, &seen, &self.own);
+        let walked = targets.iter().map(walk_one).collect();
+        (walked, seen.asked.into_inner().into_iter().collect())
     }
 
     /// What manifests that are in the store list.

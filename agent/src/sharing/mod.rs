@@ -7,6 +7,7 @@
 
 mod checks;
 mod content;
+mod copies;
 mod directory;
 mod health;
 mod images;
@@ -25,6 +26,7 @@ use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
 use larder_proto::peers::ReadRequest;
 use larder_proto::peers::checks_server::ChecksServer;
+use larder_proto::peers::copies_server::CopiesServer;
 use larder_proto::peers::directory_server::DirectoryServer;
 use larder_proto::peers::health_server::HealthServer;
 use larder_proto::peers::images_server::ImagesServer;
@@ -66,6 +68,7 @@ pub struct Sharing<S> {
     stop: CancellationToken,
     directory: DirectoryServer<directory::Door>,
     tags: TagsServer<tags::Door>,
+    copies: CopiesServer<copies::Door>,
     health: HealthServer<health::Door>,
     checks: ChecksServer<checks::Door>,
     images: ImagesServer<images::Door>,
@@ -77,10 +80,11 @@ impl<S: Source> Sharing<S> {
     pub fn new(peers: Peers, source: S, callers: Callers, stop: CancellationToken) -> Self {
         let directory = DirectoryServer::new(directory::Door::new(peers.directory()));
         let tags = TagsServer::new(tags::Door::new(peers.directory()));
+        let copies = CopiesServer::new(copies::Door::new(peers.directory()));
         let health = HealthServer::new(health::Door::new(peers.clone()));
         let checks = ChecksServer::new(checks::Door::new(peers.directory()));
         let images = ImagesServer::new(images::Door::new(None));
-        Self { peers, source, callers, stop, directory, tags, health, checks, images }
+        Self { peers, source, callers, stop, directory, tags, copies, health, checks, images }
     }
 
     /// Tells peers which images run here; without it, they are told that this node doesn't say.
@@ -101,6 +105,7 @@ impl<S: Source> Sharing<S> {
             Some(("Content", "Read")) => return self.read(node, request).await.unwrap_or_else(Status::into_http),
             Some(("Directory", _)) => self.directory.call(request).await,
             Some(("Tags", _)) => self.tags.call(request).await,
+            Some(("Copies", _)) => self.copies.call(request).await,
             Some(("Health", _)) => self.health.call(request).await,
             Some(("Checks", _)) => self.checks.call(request).await,
             Some(("Images", _)) => self.images.call(request).await,

@@ -154,6 +154,15 @@ impl Containerd {
         self.running.start(&self.client()?, image, labels).await
     }
 
+    /// Runs an image, [runnable](crate::Image::runnable) as that of the sandbox, `reg.test/pause:3`, as the one container
+    /// of a Pod, through CRI and on the node's own network; returns the container's id.
+    pub async fn run_pod(&self, namespace: &str, pod: &str, image: &str) -> Result<String> {
+        let (sandbox, container) = self.cri().run_pod(namespace, pod, image).await?;
+        self.running.remember(sandbox);
+        self.running.remember(container.clone());
+        Ok(container)
+    }
+
     /// Ends what runs in the container, which stays.
     pub async fn stop(&self, container: &str) -> Result<()> {
         self.ctr_in(KUBERNETES, &["tasks", "kill", "--signal", "KILL", container]).await?;

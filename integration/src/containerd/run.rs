@@ -48,13 +48,13 @@ impl Labels {
 
 impl Running {
     pub(super) fn below(folder: &Path) -> Self {
-        Self { socket: config::socket(folder), state: folder.join("runc"), ids: Mutex::default() }
+        Self { socket: config::socket(folder), state: config::runc_root(folder), ids: Mutex::default() }
     }
 
     pub(super) async fn start(&self, ctr: &Ctr, image: &str, labels: &Labels) -> Result<String> {
         // Of the whole machine: cgroups are named after it.
         let id = format!("larder-{:016x}", rand::random::<u64>());
-        self.ids.lock().unwrap_or_else(PoisonError::into_inner).push(id.clone());
+        self.remember(id.clone());
         let (runc, state) = (tool("runc/usr/sbin/runc")?, self.state.display().to_string());
         let runc = runc.display().to_string();
         let labels: Vec<String> = labels.0.iter().map(|(name, value)| format!("{name}={value}")).collect();
@@ -64,6 +64,11 @@ impl Running {
         arguments.extend([image, &id, "/busybox", "sleep", "600"]);
         ctr.run(KUBERNETES, &arguments).await?;
         Ok(id)
+    }
+
+    /// One that CRI has started.
+    pub(super) fn remember(&self, id: String) {
+        self.ids.lock().unwrap_or_else(PoisonError::into_inner).push(id);
     }
 
     /// The shims of this containerd. They are nobody's children.
@@ -88,7 +93,9 @@ impl Drop for Running {
         let state = self.state.join(KUBERNETES);
         // The shims first: once their containers have ended they would wait for a containerd that is gone.
         if !ids.is_empty() {
-            self.shims().into_iter().for_each(|shim| drop(kill(Pid::from_raw(shim), Signal::SIGKILL)));
+            for shim in self.shims() {
+                let _ = kill(Pid::from_raw(shim), Signal::SIGKILL);
+            }
         }
         for id in ids {
             let mut delete = Command::new(&runc);

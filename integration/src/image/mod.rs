@@ -42,12 +42,13 @@ pub struct ImageBuilder {
     seed: u64,
     architecture: &'static str,
     layers: Vec<Layer>,
+    command: &'static [&'static str],
 }
 
 impl Image {
     /// An image whose content follows from `seed`. Images of different seeds have nothing in common.
     pub fn builder(seed: u64) -> ImageBuilder {
-        ImageBuilder { seed, architecture: "amd64", layers: Vec::new() }
+        ImageBuilder { seed, architecture: "amd64", layers: Vec::new(), command: &[] }
     }
 
     /// One layer of a kilobyte.
@@ -140,11 +141,13 @@ impl ImageBuilder {
         self
     }
 
-    /// One more layer, with a program that needs nothing else: busybox, as `/busybox`.
+    /// One more layer, with a program that needs nothing else: busybox, as `/busybox`. By itself, a container of this image
+    /// sleeps for ten minutes.
     pub fn program(mut self) -> Result<Self> {
         let program = tool("busybox/bin/busybox")?;
         let program = std::fs::read(&program).with_context(|| format!("reading {}", program.display()))?;
         self.layers.push(Layer::of_file("busybox", 0o755, &program));
+        self.command = &["/busybox", "sleep", "600"];
         Ok(self)
     }
 
@@ -165,7 +168,7 @@ impl ImageBuilder {
             &json!({
                 "architecture": self.architecture,
                 "os": "linux",
-                "config": { "Labels": { "seed": self.seed.to_string() } },
+                "config": { "Labels": { "seed": self.seed.to_string() }, "Cmd": self.command },
                 "rootfs": { "type": "layers", "diff_ids": layers.iter().map(|layer| &layer.diff_id).collect::<Vec<_>>() },
             }),
         );

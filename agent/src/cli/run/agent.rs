@@ -101,6 +101,7 @@ async fn serve(config: &Config) -> anyhow::Result<ExitCode> {
         upstreams: Arc::clone(&upstreams),
         containerd: Arc::clone(&containerd),
         inventory: inventory::watch(Arc::clone(&containerd), watched.clone(), &tasks, end.clone()),
+        peers: peers.clone(),
     };
     let keep = Keep::start(parts, &tasks, &end).await;
 

@@ -5,8 +5,8 @@ use std::time::Duration;
 use larder_proto::cri::image_service_client::ImageServiceClient;
 use larder_proto::cri::runtime_service_client::RuntimeServiceClient;
 use larder_proto::cri::{
-    AuthConfig, Image, ImageSpec, ImageStatusRequest, ListContainersRequest, ListImagesRequest, PullImageRequest,
-    RemoveImageRequest, RuntimeCondition, StatusRequest,
+    AuthConfig, Container, Image, ImageSpec, ImageStatusRequest, ListContainersRequest, ListImagesRequest,
+    PullImageRequest, RemoveImageRequest, RuntimeCondition, StatusRequest,
 };
 
 use super::{Client, ClientError, DEADLINE, MAX_MESSAGE};
@@ -91,8 +91,9 @@ impl Client {
         let mut client = RuntimeServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE);
         let request = ListContainersRequest {};
         let answer = self.call("CRI ListContainers", DEADLINE, client.list_containers(request)).await?;
-        let image = |reference: &str| reference.parse().ok();
-        Ok(answer.containers.into_iter().filter_map(|one| Some((one.id, image(&one.image_ref)?))).collect())
+        let image = |one: &Container| one.image_id.parse().or_else(|_| one.image_ref.parse()).ok();
+        let known = |one: Container| image(&one).map(|image| (one.id, image));
+        Ok(answer.containers.into_iter().filter_map(known).collect())
     }
 
     /// Removes an image with all its names. That there is none is no error.

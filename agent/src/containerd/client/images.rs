@@ -7,7 +7,7 @@ use containerd_client::services::v1::ListImagesRequest;
 use containerd_client::services::v1::images_client::ImagesClient;
 
 use super::{Client, ClientError, DEADLINE, MAX_MESSAGE, within};
-use crate::image::{Digest, MediaType};
+use crate::image::{Digest, ImageName, MediaType};
 
 /// The label of images that the runtime never collects, from 1.6.24 and 1.7.3 on.
 const PINNED: (&str, &str) = ("io.cri-containerd.pinned", "pinned");
@@ -18,8 +18,10 @@ const PINNED: (&str, &str) = ("io.cri-containerd.pinned", "pinned");
 pub struct ImageRecord {
     /// containerd's namespace.
     pub namespace: Arc<str>,
-    /// As it stands there: a name, or an id, which is written as the digest of a config.
-    pub name: String,
+    /// As it stands there: a name, an id, which is written as the digest of a config, or what else somebody thought of.
+    pub text: String,
+    /// The name, where it is one.
+    pub name: Option<ImageName>,
     /// The index or manifest that it means.
     pub target: Digest,
     /// That one's media type.
@@ -54,7 +56,8 @@ impl ImageRecord {
         let is_pinned = image.labels.get(PINNED.0).is_some_and(|value| value == PINNED.1);
         Some(Self {
             namespace: Arc::clone(namespace),
-            name: image.name,
+            name: image.name.parse().ok(),
+            text: image.name,
             target: target.digest.parse().ok()?,
             media_type: MediaType::new(&target.media_type).unwrap_or_else(MediaType::octet_stream),
             is_pinned,

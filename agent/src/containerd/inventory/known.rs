@@ -71,8 +71,8 @@ impl Known {
         }
         let Listing { images, containers, running, contents, content_root } = listing;
         if let Some(images) = images {
-            let before: HashSet<(&str, &str)> = self.records.iter().map(|old| (&*old.namespace, &*old.name)).collect();
-            let is_new = |new: &&ImageRecord| !before.contains(&(&*new.namespace, &*new.name));
+            let before: HashSet<(&str, &str)> = self.records.iter().map(|old| (&*old.namespace, &*old.text)).collect();
+            let is_new = |new: &&ImageRecord| !before.contains(&(&*new.namespace, &*new.text));
             images.iter().filter(is_new).for_each(say_if_skipped);
             self.records = images;
         }
@@ -104,7 +104,7 @@ impl Known {
 
     fn find_origins(&mut self) {
         let records: HashMap<(&str, &str), &ImageRecord> =
-            self.records.iter().map(|record| ((&*record.namespace, &*record.name), record)).collect();
+            self.records.iter().map(|record| ((&*record.namespace, &*record.text), record)).collect();
         let names = names(&self.records);
         let mut before = std::mem::take(&mut self.origins);
         for container in &self.containers {
@@ -130,7 +130,7 @@ impl Known {
         let mut images = self.recorded();
         let mut strays = Vec::new();
         let names: HashMap<(&str, &str), Digest> =
-            self.records.iter().map(|record| ((&*record.namespace, &*record.name), record.target)).collect();
+            self.records.iter().map(|record| ((&*record.namespace, &*record.text), record.target)).collect();
         for container in &self.containers {
             let user = self.user(container);
             let Some(origin) = self.origins.get(&key(container)) else { continue };
@@ -176,8 +176,12 @@ impl Known {
 
     /// An image that has no record any more.
     fn remembered(&self, namespace: &Arc<str>, image: Option<&Image>, target: Digest) -> RuntimeImage {
-        let taken: HashSet<ImageName> =
-            self.records.iter().filter(|record| record.namespace == *namespace).filter_map(name).collect();
+        let taken: HashSet<&ImageName> = self
+            .records
+            .iter()
+            .filter(|record| record.namespace == *namespace)
+            .filter_map(|r| r.name.as_ref())
+            .collect();
         let before = image.map(|image| image.names.as_slice()).unwrap_or_default();
         let mut names: Vec<ImageName> = before.iter().filter(|name| !taken.contains(name)).cloned().collect();
         // Its name means another image now; by its digest it can still be asked for.
@@ -209,10 +213,10 @@ impl Origin {
         if let Some(config) = &self.config {
             return record(&config.to_string()).map(Image::of);
         }
-        if let Some(found) = record(&container.image)
-            && (is_sure(found, container) || name(found).is_some_and(|name| name.digest().is_some()))
-        {
-            return Some(Image::of(found));
+        if let Some(found) = record(&container.image) {
+            // Who was asked and doesn't know leaves us with the name.
+            let is_settled = self.is_asked || found.name.as_ref().is_some_and(|name| name.digest().is_some());
+            return (is_settled || is_sure(found, container)).then(|| Image::of(found));
         }
         // A name with a digest says all, with or without a record.
         let name = container.image.parse::<ImageName>().ok()?;
@@ -223,7 +227,7 @@ impl Origin {
 
 impl Image {
     fn of(record: &ImageRecord) -> Self {
-        let names = name(record).into_iter().collect();
+        let names = record.name.iter().cloned().collect();
         Self { target: record.target, media_type: record.media_type.clone(), names }
     }
 }
@@ -242,26 +246,21 @@ fn names(records: &[ImageRecord]) -> HashMap<Target, Vec<ImageName>> {
     let mut all: HashMap<Target, Vec<ImageName>> = HashMap::new();
     for record in records {
         let names = all.entry((Arc::clone(&record.namespace), record.target)).or_default();
-        names.extend(name(record));
+        names.extend(record.name.clone());
     }
     all.retain(|_, names| !names.iter().any(|name| name.registry.as_str() == Canary::REGISTRY));
     all.values_mut().for_each(|names| {
-        names.sort();
+        names.sort_by(|a, b| (a.digest().is_some(), a).cmp(&(b.digest().is_some(), b)));
         names.dedup();
     });
     all
 }
 
-/// `None` for an id, and for what is no name of an image.
-fn name(record: &ImageRecord) -> Option<ImageName> {
-    record.name.parse().ok()
-}
-
 fn say_if_skipped(record: &ImageRecord) {
-    if name(record).is_none() && record.name.parse::<Digest>().is_err() {
+    if record.name.is_none() && record.text.parse::<Digest>().is_err() {
         tracing::debug!(
             namespace = &*record.namespace,
-            name = record.name,
+            name = record.text,
             target = %record.target,
             "an image has a name that no registry could have"
         );

@@ -51,9 +51,9 @@ impl Metrics {
             "Images that containerd has or that its containers were made from",
             self.images.clone(),
         );
-        registry.register("larder_containerd_blobs", "Blobs that containerd holds", self.blobs.clone());
+        registry.register("larder_containerd_content_blobs", "Blobs that containerd holds", self.blobs.clone());
         registry.register(
-            "larder_containerd_blobs_bytes",
+            "larder_containerd_content_bytes",
             "Bytes of the blobs that containerd holds",
             self.bytes.clone(),
         );

@@ -40,7 +40,7 @@ pub struct RuntimeImage {
     pub target: Digest,
     /// That one's media type.
     pub media_type: MediaType,
-    /// All its names, in order; none for an image that is known by its id alone. Of one that has lost them, those that no
+    /// All its names, those with a tag first; none for an image that is known by its id alone. Of one that has lost them, those that no
     /// other image has taken over since.
     pub names: Vec<ImageName>,
     /// The runtime never collects it: what it pins, and the image of its sandboxes.

@@ -50,15 +50,11 @@ async fn collector(store: &Store, config: Cache) -> Collector {
     Collector::new(surveyor, watch::channel(Arc::new(catalog)).1, Metrics::default())
 }
 
-/// An image of a manifest and blobs; its manifest.
-async fn put_image(store: &Store, blobs: &[u64]) -> Digest {
-    let mut parts = Vec::new();
-    for n in blobs {
-        let blob = put(store, content(*n)).await.unwrap();
-        parts.push(format!(r#"{{"digest":"{}","size":{BLOB}}}"#, blob.digest()));
-    }
-    let manifest = format!(r#"{{"config":{},"layers":[{}]}}"#, parts[0], parts[1..].join(","));
-    *put_typed(store, manifest.into(), MediaType::new(MANIFEST)).await.unwrap().digest()
+/// The manifest of an image of these blobs.
+fn manifest(blobs: &[u64]) -> Bytes {
+    let entry = |n: &u64| format!(r#"{{"digest":"{}","size":{BLOB}}}"#, Digest::of(&content(*n)));
+    let entries: Vec<String> = blobs.iter().map(entry).collect();
+    format!(r#"{{"config":{},"layers":[{}]}}"#, entries[0], entries[1..].join(",")).into()
 }
 
 async fn remember(store: &Store, name: &str, target: Digest, used: u64, in_use: bool) {
@@ -71,11 +67,22 @@ async fn remember(store: &Store, name: &str, target: Digest, used: u64, in_use: 
     );
 }
 
-/// Has blobs be found by the store that were last used so many seconds ago.
-fn age(dir: &Path, ages: impl IntoIterator<Item = (Digest, u64)>) {
-    for (digest, seconds) in ages {
-        let file = std::fs::File::options().write(true).open(dir.join("blobs/sha256").join(digest.hex())).unwrap();
-        file.set_modified(SystemTime::now() - Duration::from_secs(seconds)).unwrap();
+/// Files of an earlier life, which say how many seconds ago they were used.
+fn lay(dir: &Path, files: impl IntoIterator<Item = (Bytes, u64)>) {
+    for (bytes, age) in files {
+        let path = dir.join("blobs/sha256").join(Digest::of(&bytes).hex());
+        std::fs::write(&path, &bytes).unwrap();
+        let used = SystemTime::now() - Duration::from_secs(age);
+        std::fs::File::options().write(true).open(&path).unwrap().set_modified(used).unwrap();
+    }
+}
+
+/// Waits until the store has found so many.
+async fn found(store: &Store, count: u64) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while store.usage().await.unwrap().blobs < count {
+        assert!(Instant::now() < deadline, "the store doesn't find its blobs");
+        tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 
@@ -159,22 +166,11 @@ async fn the_coldest_goes_first() {
     let dir = tempfile::tempdir().unwrap();
     let max = 10 * BLOB as u64;
     let store = open(dir.path(), max);
-    // Files of an earlier life, used at known times.
     store.close().await;
-    let names: Vec<Digest> = (0..12)
-        .map(|n| {
-            let digest = Digest::of(&content(n));
-            std::fs::write(dir.path().join("blobs/sha256").join(digest.hex()), content(n)).unwrap();
-            age(dir.path(), [(digest, 10_000 - n * 100)]);
-            digest
-        })
-        .collect();
+    let names: Vec<Digest> = (0..12).map(|n| Digest::of(&content(n))).collect();
+    lay(dir.path(), (0..12).map(|n| (content(n), 10_000 - n * 100)));
     let store = open(dir.path(), max);
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while store.usage().await.unwrap().blobs < 12 {
-        assert!(Instant::now() < deadline, "the store doesn't find its blobs");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    found(&store, 12).await;
     store.used(&names[0]);
     assert_eq!(collector(&store, Cache::default()).await.collect(false).await.blobs, 3);
     let left: Vec<Digest> = store.list(None, 100).await.into_iter().map(|listed| listed.digest).collect();
@@ -186,29 +182,40 @@ async fn the_coldest_goes_first() {
 #[tokio::test(flavor = "multi_thread")]
 async fn images_go_whole_and_those_in_use_last() {
     let dir = tempfile::tempdir().unwrap();
-    let store = open(dir.path(), 8 * BLOB as u64);
+    let max = 8 * BLOB as u64;
+    let store = open(dir.path(), max);
     let now = u64::try_from(Timestamp::now().as_second()).unwrap();
-    // Three images with a layer in common, one that nobody knows, and a blob of none.
-    let (running, old, new) =
-        (put_image(&store, &[0, 1, 9]).await, put_image(&store, &[2, 3, 9]).await, put_image(&store, &[4, 5, 9]).await);
-    let (unknown, single) = (put_image(&store, &[6, 7]).await, *put(&store, content(8)).await.unwrap().digest());
-    remember(&store, "r.test/running:v1", running, now - 9000, true).await;
-    remember(&store, "r.test/old:v1", old, now - 5000, false).await;
-    remember(&store, "r.test/new:v1", new, now - 10, false).await;
+    // Three images with a layer in common, and a blob of none.
+    let mut files = vec![(content(8), 2000)];
+    for (name, blobs, age) in [("running", [0, 1, 9], 9000), ("old", [2, 3, 9], 5000), ("new", [4, 5, 9], 1000)] {
+        let manifest = manifest(&blobs);
+        remember(&store, &format!("r.test/{name}:v1"), Digest::of(&manifest), now - age, name == "running").await;
+        files.extend(blobs.map(|n| (content(n), age)).into_iter().chain([(manifest, age)]));
+    }
+    assert!(store.settled().await);
+    store.close().await;
+    lay(dir.path(), files);
+    let store = open(dir.path(), max);
+    found(&store, 11).await;
+    // And an image that nobody knows, put a moment ago.
+    for n in [6, 7] {
+        put(&store, content(n)).await.unwrap();
+    }
+    let unknown = *put_typed(&store, manifest(&[6, 7]), MediaType::new(MANIFEST)).await.unwrap().digest();
     let collector = collector(&store, Cache::default()).await;
-    let subjects = |collected: &Collected| {
-        let name = |going: &Going| match &going.subject {
-            Subject::Image(name) => name.repository.to_string(),
-            Subject::Manifest(digest) => if *digest == unknown { "unknown" } else { "?" }.to_owned(),
-            Subject::Blob(digest) => if *digest == single { "single" } else { "?" }.to_owned(),
-        };
-        collected.plan.goes.iter().map(name).collect::<Vec<_>>()
-    };
-    // What arrived a moment ago, and what was read then, is spared while anything else is left.
+    let stock = collector.stock().await;
+    let group = stock.units.iter().find(|unit| unit.subject == Subject::Manifest(unknown)).unwrap();
+    assert_eq!(group.parts.len(), 3);
     let collected = collector.collect(false).await;
-    assert_eq!(subjects(&collected), ["single"], "{collected:?}");
+    let name = |going: &Going| match &going.subject {
+        Subject::Image(name) => name.repository.to_string(),
+        other => format!("{other:?}"),
+    };
+    let goes: Vec<String> = collected.plan.goes.iter().map(name).collect();
+    assert_eq!(goes, ["old".to_owned(), format!("{:?}", Subject::Blob(Digest::of(&content(8))))]);
     let left: Vec<Digest> = store.list(None, 100).await.into_iter().map(|listed| listed.digest).collect();
-    assert!([running, old, new, unknown].iter().all(|manifest| left.contains(manifest)));
+    let stays: Vec<u64> = (0..10).filter(|n| left.contains(&Digest::of(&content(*n)))).collect();
+    assert_eq!(stays, [0, 1, 4, 5, 6, 7, 9]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -219,25 +226,15 @@ async fn what_nothing_has_used_for_long_expires_and_is_forgotten() {
     let now = u64::try_from(Timestamp::now().as_second()).unwrap();
     let mut files = Vec::new();
     for (name, blobs) in [("r.test/old:v1", [0, 1]), ("r.test/kept:v1", [1, 2])] {
-        let [config, layer] = blobs.map(content);
-        let entry = |bytes: &Bytes| format!(r#"{{"digest":"{}","size":{BLOB}}}"#, Digest::of(bytes));
-        let manifest = Bytes::from(format!(r#"{{"config":{},"layers":[{}]}}"#, entry(&config), entry(&layer)));
+        let manifest = manifest(&blobs);
         remember(&store, name, Digest::of(&manifest), now - 4000, false).await;
-        files.extend([config, layer, manifest]);
+        files.extend(blobs.map(content).into_iter().chain([manifest]));
     }
     assert!(store.settled().await);
     store.close().await;
-    // Files of an earlier life say when they were used.
-    for bytes in &files {
-        std::fs::write(dir.path().join("blobs/sha256").join(Digest::of(bytes).hex()), bytes).unwrap();
-        age(dir.path(), [(Digest::of(bytes), 4000)]);
-    }
+    lay(dir.path(), files.into_iter().map(|bytes| (bytes, 4000)));
     let store = open(dir.path(), max);
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while store.usage().await.unwrap().blobs < 5 {
-        assert!(Instant::now() < deadline, "the store doesn't find its blobs");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    found(&store, 5).await;
     let config =
         Cache { expire_unused: Span::secs(3600), keep: vec!["r.test/kept".parse().unwrap()], ..Cache::default() };
     let surveyor = Arc::new(Surveyor::new(store.clone(), config, None).await);

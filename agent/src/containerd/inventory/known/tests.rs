@@ -15,7 +15,8 @@ fn at(second: u64) -> Option<SystemTime> {
 fn record(name: &str, target: u8, updated: u64) -> ImageRecord {
     ImageRecord {
         namespace: NAMESPACE.into(),
-        name: name.to_owned(),
+        text: name.to_owned(),
+        name: name.parse().ok(),
         target: digest(target),
         media_type: MediaType::new("application/vnd.oci.image.index.v1+json").unwrap(),
         is_pinned: false,
@@ -132,6 +133,15 @@ fn where_a_tag_has_moved_since_the_id_decides() {
     assert_eq!(inventory.strays[0].config, Some(digest(101)));
     assert_eq!(inventory.strays[0].image, "reg.test/app:v1".parse().ok());
     assert!(!known.needs_ids(), "asked once");
+}
+
+#[test]
+fn where_nobody_knows_the_id_the_name_decides() {
+    let mut known = Known::default();
+    take(&mut known, &[record("reg.test/app:v1", 2, 9)], &[container("a", "reg.test/app:v1", 2)]);
+    known.learn_ids(&HashMap::new());
+    assert_eq!(images(&known)[0].2, ["shop/web/a"]);
+    assert!(!known.needs_ids());
 }
 
 #[test]
