@@ -2,7 +2,9 @@
 
 mod cold;
 mod content;
+mod copies;
 mod ills;
+mod images;
 mod limits;
 mod members;
 mod private;
