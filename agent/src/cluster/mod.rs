@@ -9,10 +9,12 @@
 //! - [`directory`]: an owner's table of who has what, who reads from whom, and who fetches.
 //! - [`follow`]: one blob's reading on this node: whose turn it is, and what to do when somebody fails.
 //! - [`serve`]: who reads a blob from this node.
+//! - [`Delays`]: how long an answer may take at present.
 //! - [`chain`]: the words that these three have in common.
 //! - `sim`: these machines simulated, under an event queue.
 
 pub mod chain;
+mod delays;
 pub mod directory;
 pub mod follow;
 mod members;
@@ -22,5 +24,6 @@ pub mod serve;
 #[cfg(any(test, feature = "simulation"))]
 pub mod sim;
 
+pub use delays::Delays;
 pub use members::{BadPacket, Effect, Identity, Member, Members, Run, Search};
 pub use ring::{Bucket, Owners, Ring};

@@ -54,11 +54,12 @@ pub use tags::{TagLease, TagSought, TagTurn};
 pub use trace::{InvalidTrace, Trace};
 
 pub use crate::cluster::chain::Credential;
-pub use crate::cluster::directory::TagMeaning;
+pub use crate::cluster::directory::{PASSED_ON_WHOLE, TagMeaning};
 
 use self::chain::{Chain, Chains};
 use self::metrics::Nearness;
-use crate::cluster::Ring;
+use self::owner::held;
+use crate::cluster::{Delays, Ring};
 use crate::cluster::chain::{Key, Parting};
 use crate::image::{NodeId, Zone};
 use crate::store::{Secret, Store};
@@ -91,6 +92,7 @@ struct Inner {
     gossip: Option<Gossip>,
     channels: Arc<Channels>,
     failing: calls::Failing,
+    delays: Mutex<Delays>,
     avoided: Avoided,
     directory: Arc<owner::Owner>,
     chains: Chains,
@@ -228,6 +230,11 @@ impl Inner {
     /// Time, as the machines count it.
     fn now(&self) -> Duration {
         self.started.elapsed()
+    }
+
+    /// After how long an answer is late at present.
+    fn late(&self) -> Duration {
+        held(&self.delays).late(self.now())
     }
 
     /// A member doesn't answer: it is looked at more closely.

@@ -166,6 +166,7 @@ impl Peers {
             gossip,
             channels,
             failing: Default::default(),
+            delays: Default::default(),
             avoided: Default::default(),
             directory: Arc::new(directory),
             chains: Default::default(),

@@ -35,6 +35,7 @@ use crate::image::{NodeId, Zone};
 
 use broken::Broken;
 use chain::Chain;
+pub use place::PASSED_ON_WHOLE;
 pub(crate) use place::fan_out;
 use rates::Rates;
 use shelves::Shelves;

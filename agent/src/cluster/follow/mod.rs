@@ -36,10 +36,11 @@ use seek::{Candidate, Pending};
 use troubles::Troubles;
 pub use words::{Action, Opening, Sought, Turn};
 
-/// An owner that hasn't answered for so long is asked no more; the other one is asked.
+/// An owner that hasn't answered for so long is asked no more; the other one is asked. Who gets no verdict for so long at
+/// the end of a range goes on for itself. Over links that are full it is [longer](Follow::expect).
 const OWNER_IS_LATE: Duration = Duration::from_millis(100);
-/// After so long without any answer, a piece is fetched from upstream.
-const ANSWERS_ARE_LATE: Duration = Duration::from_millis(200);
+/// After so many times as long without any answer, a piece is fetched from upstream.
+const ANSWERS_ARE_LATE: u32 = 2;
 /// When an ask is given up.
 const ASK_FAILS: Duration = Duration::from_millis(1_500);
 /// The first piece that is fetched without the cluster; each further one is twice as long.
@@ -47,8 +48,6 @@ const PIECE: u64 = 4 << 20;
 const LONGEST_PIECE: u64 = 64 << 20;
 /// How often a lease holder reports, besides at half of its range and at its end.
 const REPORT_EVERY: Duration = Duration::from_millis(200);
-/// Who gets no verdict for so long at the end of a range goes on for itself.
-const VERDICT_IS_LATE: Duration = Duration::from_millis(100);
 /// Who goes alone asks again after so long, then after twice as long, and so on.
 const ASK_AGAIN: Duration = Duration::from_millis(1_000);
 const ASK_AGAIN_AT_MOST: Duration = Duration::from_secs(16);
@@ -83,6 +82,8 @@ pub struct Follow {
     troubles: Troubles,
     meter: Meter,
     patience: Patience,
+    /// After which an answer is late.
+    late: Duration,
     moved: Option<Duration>,
     stays_until: Duration,
     upstream_rests_until: Duration,
@@ -144,6 +145,7 @@ impl Follow {
             troubles: Troubles::default(),
             meter: Meter::new(now, frontier),
             patience: Patience::new(now),
+            late: OWNER_IS_LATE,
             moved: None,
             stays_until: Duration::ZERO,
             upstream_rests_until: Duration::ZERO,
@@ -177,6 +179,13 @@ impl Follow {
     /// after every other call.
     pub fn actions(&mut self) -> Vec<Action> {
         std::mem::take(&mut self.actions)
+    }
+
+    /// Answers take longer than usual, or no longer: an owner's is late after this time, as [`Delays::late`] says.
+    ///
+    /// [`Delays::late`]: crate::cluster::Delays::late
+    pub const fn expect(&mut self, late: Duration) {
+        self.late = late;
     }
 
     /// An owner has answered.
@@ -451,7 +460,7 @@ impl Follow {
         if self.has_all() {
             return;
         }
-        let silence = self.silence();
+        let (silence, late) = (self.silence(), self.late);
         match &mut self.source {
             Source::Peer(reading) if now.saturating_sub(reading.heard) >= silence => {
                 self.losses = self.losses.saturating_add(1);
@@ -467,7 +476,7 @@ impl Follow {
                 }
             }
             Source::Lease(range) => {
-                if range.waits.is_some_and(|since| now.saturating_sub(since) >= VERDICT_IS_LATE) {
+                if range.waits.is_some_and(|since| now.saturating_sub(since) >= late) {
                     range.waits = None;
                     // More than the range may have come: from who knows no ranges, or to the end of a chunk.
                     range.upto = range.upto.max(self.frontier).saturating_add(PIECE);
@@ -499,7 +508,7 @@ impl Follow {
                 .min(self.told_reading + REPORT_READING_EVERY),
             Source::Lease(range) => {
                 let reports = range.reported + REPORT_EVERY;
-                range.waits.map_or(reports, |since| reports.min(since + VERDICT_IS_LATE))
+                range.waits.map_or(reports, |since| reports.min(since + self.late))
             }
             Source::Own { ask_at, .. } => *ask_at,
             Source::Nothing => self.nothing_until(),

@@ -99,7 +99,7 @@ async fn variant(
     let (mut last, mut copies, mut manifests, mut failed) = (Vec::new(), 0.0_f64, 0, 0);
     let mut ideal = 0.0;
     for seed in 0..times {
-        let mut scene = Scene::set(seed as u64, 1).await?;
+        let mut scene = Scene::set(name, seed as u64, 1).await?;
         ideal = scene.ideal();
         let run = what(&mut scene).await.with_context(|| name.to_owned())?;
         last.push(run.last / ideal);
@@ -126,7 +126,7 @@ async fn wrong_bytes(times: usize) -> Result<()> {
     }
     let (mut last, mut retries, mut failed) = (Vec::new(), 0, 0);
     for seed in 0..times {
-        let mut scene = Scene::set(seed as u64, 2).await?;
+        let mut scene = Scene::set(name, seed as u64, 2).await?;
         scene.registry.fault(When::get(scene.image.largest()), Fault::WrongByte(20_000_000));
         let run = scene.pull(&[]).await?;
         retries += run.failed.len();
@@ -150,7 +150,7 @@ async fn rolling(times: usize) -> Result<()> {
     }
     let (mut each, mut bytes, mut failed) = (Vec::new(), 0, 0);
     for seed in 0..times {
-        let scene = Scene::set(seed as u64, 1).await?;
+        let scene = Scene::set("rolling", seed as u64, 1).await?;
         scene.begin(&[0])?.finish(&scene).await?;
         scene.registry.clear_log();
         for number in 1..NODES {
