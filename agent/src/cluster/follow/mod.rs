@@ -43,8 +43,9 @@ const OWNER_IS_LATE: Duration = Duration::from_millis(100);
 const ANSWERS_ARE_LATE: u32 = 2;
 /// When an ask is given up.
 const ASK_FAILS: Duration = Duration::from_millis(1_500);
-/// The first piece that is fetched without the cluster; each further one is twice as long.
+/// The first piece that is fetched without the cluster, to the end of a chunk; each further one is twice as long.
 const PIECE: u64 = 4 << 20;
+const CHUNK: u64 = 1 << 20;
 const LONGEST_PIECE: u64 = 64 << 20;
 /// How often a lease holder reports, besides at half of its range and at its end.
 const REPORT_EVERY: Duration = Duration::from_millis(200);
@@ -479,7 +480,7 @@ impl Follow {
                 if range.waits.is_some_and(|since| now.saturating_sub(since) >= late) {
                     range.waits = None;
                     // More than the range may have come: from who knows no ranges, or to the end of a chunk.
-                    range.upto = range.upto.max(self.frontier).saturating_add(PIECE);
+                    range.upto = piece_after(range.upto.max(self.frontier));
                     self.report_elsewhere(now);
                 } else if now.saturating_sub(range.reported) >= REPORT_EVERY {
                     self.report_lease(now);
@@ -573,4 +574,9 @@ impl Follow {
             self.actions.push(Action::Placed(ticket));
         }
     }
+}
+
+/// Where a piece ends that begins here: with a chunk, of which what is left would be fetched twice.
+const fn piece_after(at: u64) -> u64 {
+    at.saturating_add(PIECE) / CHUNK * CHUNK
 }

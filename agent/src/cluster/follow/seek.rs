@@ -7,7 +7,7 @@ use crate::cluster::directory::Ask;
 use crate::image::NodeId;
 
 use super::reading::Reading;
-use super::{ANSWERS_ARE_LATE, ASK_FAILS, Action, Follow, Opening, PIECE, Source};
+use super::{ANSWERS_ARE_LATE, ASK_FAILS, Action, Follow, Opening, PIECE, Source, piece_after};
 
 pub(super) const MAX_REDIRECTS: u32 = 2;
 const MAX_REFERRALS: usize = 4;
@@ -230,7 +230,7 @@ impl Follow {
         self.candidates.clear();
         self.fruitless = 0;
         let has_owner = self.ranks.owners().first.is_some();
-        let upto = if has_owner { self.frontier.saturating_add(PIECE) } else { u64::MAX };
+        let upto = if has_owner { piece_after(self.frontier) } else { u64::MAX };
         let ask_at = if has_owner { now + self.ask_again } else { Duration::MAX };
         self.source = Source::Own { upto, span: PIECE, ask_at };
     }

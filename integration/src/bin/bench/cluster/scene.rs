@@ -8,10 +8,10 @@ use std::sync::PoisonError;
 use std::time::Duration;
 
 use anyhow::{Error, Result};
-use larder_integration::{Cluster, FaultRegistry, Image, Network, Release, tool, until};
+use larder_integration::{Cluster, FaultRegistry, Image, Network, Rate, Release, tool, until};
 use tokio::task::{AbortHandle, JoinSet};
 
-use super::{LINK, NODES, all};
+use super::{NODES, all, link};
 use crate::pulls::{NAME, REPOSITORY};
 
 /// Eight nodes and upstream.
@@ -57,9 +57,10 @@ impl Scene {
         let level = if logs.is_some() { "info,larder=debug" } else { "info" };
         let image = (0..40).fold(Image::builder(seed).layer(44 << 20), |builder, _| builder.layer(512 << 10)).build();
         let network = Network::new()?;
+        let rate = Rate::mbit(link());
         let mut registries = Vec::new();
         for _ in 0..upstreams {
-            let registry = FaultRegistry::start_on(&network.host(Some(LINK))?)?;
+            let registry = FaultRegistry::start_on(&network.host(Some(rate))?)?;
             registry.add(&image, REPOSITORY, "v1");
             registries.push(registry);
         }
@@ -67,7 +68,7 @@ impl Scene {
         let urls: Vec<&str> = urls.iter().map(String::as_str).collect();
         let release =
             if tool(&format!("{}/VERSION", Release::Newest)).is_ok() { Release::Newest } else { Release::Sid };
-        let builder = Cluster::builder(&network, NODES, Some(LINK))?.with_containerd(release);
+        let builder = Cluster::builder(&network, NODES, Some(rate))?.with_containerd(release);
         let builder = builder.registry("reg.test", &urls).configure(move |_, config| {
             config.set_text("log", "level", level);
         });
@@ -79,7 +80,7 @@ impl Scene {
 
     /// The seconds of one download, by the rate of a link.
     pub(super) fn ideal(&self) -> f64 {
-        LINK.seconds(self.image.size())
+        Rate::mbit(link()).seconds(self.image.size())
     }
 
     /// All nodes but these pull at the same moment.
