@@ -14,8 +14,9 @@ const FIRST: u64 = 4 << 20;
 const LONGEST: u64 = 32 << 20;
 /// Ranges end at a multiple of this: what is fetched, stored and checked at a time.
 const CHUNK: u64 = 1 << 20;
-/// How long a range may take, for each lease that this owner has given at present: their holders share upstream's link.
+/// How long a range may take whose holder does clearly worse than others did, and how long any.
 const LONG: Duration = Duration::from_secs(2);
+const LONGER: Duration = Duration::from_secs(6);
 /// A holder that doesn't report for so long has lost its lease, as has one whose frontier stands still for so long while
 /// others wait. Below the two seconds that a reader waits, so that the next has time to begin.
 const SILENT: Duration = Duration::from_millis(1_000);
@@ -178,12 +179,15 @@ impl Leases {
             return Some(Judged::GoOn(frontier));
         }
         let took = now.saturating_sub(held.granted).as_secs_f64().max(1e-3);
-        let at_end = held.frontier >= held.upto || now.saturating_sub(held.granted) >= LONG * at_once.max(1);
+        // Those who hold leases share upstream's link: of as many as this owner has given, each gets a part.
+        let share = at_once.max(1);
+        let (took_so_long, rate) = (now.saturating_sub(held.granted), brought as f64 / took * f64::from(share));
+        let is_long = took_so_long >= LONGER * share || (took_so_long >= LONG && rates.is_poor(now, registry, rate));
+        let at_end = held.frontier >= held.upto || is_long;
         let at_half = brought * 2 >= held.upto.saturating_sub(held.from);
         if !at_end && !at_half {
             return Some(Judged::GoOn(held.upto));
         }
-        let rate = brought as f64 / took;
         let telling = brought >= TELLING_BYTES || at_end;
         if telling {
             rates.measured(now, registry, node, rate);

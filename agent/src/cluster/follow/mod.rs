@@ -461,7 +461,7 @@ impl Follow {
         if self.has_all() {
             return;
         }
-        let (silence, late) = (self.silence(), self.late);
+        let (silence, late, patience_until) = (self.silence(), self.late, self.patience_until());
         match &mut self.source {
             Source::Peer(reading) if now.saturating_sub(reading.heard) >= silence => {
                 self.losses = self.losses.saturating_add(1);
@@ -469,7 +469,7 @@ impl Follow {
             }
             Source::Peer(reading) => {
                 let parent = reading.opening.node;
-                if now >= self.patience.deadline() {
+                if now >= patience_until {
                     self.troubles.note(now, parent, Ailment::Full);
                     self.go_alone(now);
                 } else if now.saturating_sub(self.told_reading) >= REPORT_READING_EVERY {
@@ -505,7 +505,7 @@ impl Follow {
         }
         let own = match &self.source {
             Source::Peer(reading) => (reading.heard + self.silence())
-                .min(self.patience.deadline())
+                .min(self.patience_until())
                 .min(self.told_reading + REPORT_READING_EVERY),
             Source::Lease(range) => {
                 let reports = range.reported + REPORT_EVERY;
@@ -549,10 +549,21 @@ impl Follow {
         self.size.is_some_and(|size| self.frontier >= size)
     }
 
-    /// How long a peer may be silent: the longer, the more were so in a row. A link that is filled with what nobody waits
-    /// for any more makes everybody look dead.
+    /// How long a peer may be silent: the longer, the more were so in a row, and the longer answers take. A link that is
+    /// filled, were it with what nobody waits for any more, makes everybody look dead; and a connection has to be made
+    /// first.
     fn silence(&self) -> Duration {
-        SILENCE * (1 << self.losses.min(2))
+        SILENCE * (1 << self.losses.min(2)) + 2 * self.delay()
+    }
+
+    /// When patience ends, if nothing comes.
+    fn patience_until(&self) -> Duration {
+        self.patience.deadline() + 4 * self.delay()
+    }
+
+    /// How much longer than usual answers take.
+    const fn delay(&self) -> Duration {
+        self.late.saturating_sub(OWNER_IS_LATE)
     }
 
     fn reading(&mut self, opening: u64) -> Option<&mut Reading> {

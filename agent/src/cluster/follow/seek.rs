@@ -201,7 +201,7 @@ impl Follow {
     /// Nothing brings bytes: is it time to ask again, or to fetch a piece?
     pub(super) fn look_for_source(&mut self, now: Duration) {
         let answers_are_late = self.asked.is_none_or(|asked| now.saturating_sub(asked) >= self.late * ANSWERS_ARE_LATE);
-        let is_out_of_patience = now >= self.patience.deadline();
+        let is_out_of_patience = now >= self.patience_until();
         if (is_out_of_patience || (answers_are_late && !self.pending.is_empty())) && now >= self.upstream_rests_until {
             self.go_alone(now);
         } else if self.pending.is_empty() && now >= self.repeat_at() {
@@ -214,7 +214,7 @@ impl Follow {
     }
 
     pub(super) fn nothing_until(&self) -> Duration {
-        let patience = self.patience.deadline();
+        let patience = self.patience_until();
         let (alone, ask) = match self.asked.filter(|_| !self.pending.is_empty()) {
             Some(asked) => (patience.min(asked + self.late * ANSWERS_ARE_LATE), Duration::MAX),
             None => (patience, self.repeat_at()),
