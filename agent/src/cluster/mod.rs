@@ -10,6 +10,7 @@
 //! - [`follow`]: one blob's reading on this node: whose turn it is, and what to do when somebody fails.
 //! - [`copies`]: who holds copies of images that others run.
 //! - [`serve`]: who reads a blob from this node.
+//! - [`Delays`]: how long an answer may take at present.
 //! - [`chain`]: the words that these three have in common.
 //! - [`checks`]: how often registries may be asked after images, by whom, and what came of it.
 //! - `sim`: these machines simulated, under an event queue.
@@ -17,6 +18,7 @@
 pub mod chain;
 pub mod checks;
 pub mod copies;
+mod delays;
 pub mod directory;
 pub mod follow;
 mod members;
@@ -26,5 +28,6 @@ pub mod serve;
 #[cfg(any(test, feature = "simulation"))]
 pub mod sim;
 
+pub use delays::Delays;
 pub use members::{BadPacket, Effect, Identity, Member, Members, Run, Search};
 pub use ring::{Bucket, Owners, Ring};

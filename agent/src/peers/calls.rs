@@ -18,6 +18,7 @@ use tonic::{Request, Response, Status};
 
 use super::Inner;
 use super::messages;
+use super::owner::held;
 use crate::cluster::chain::Lease;
 use crate::cluster::checks::{Answer, Standing, Watched};
 use crate::cluster::copies::WantedCopies;
@@ -30,8 +31,10 @@ use crate::wire::Purpose;
 
 /// An owner holds a question about a tag for a second and a half at most.
 const HELD: Duration = Duration::from_millis(1800);
-/// What is answered at once.
+/// What is answered at once, over links that aren't full.
 const AT_ONCE: Duration = Duration::from_millis(700);
+/// What is late is waited for for so many times as long as it took to be late: its answer is taken if it comes.
+const LATE_FOR: u32 = 2;
 /// A set of holdings takes longer to say.
 const ANNOUNCING: Duration = Duration::from_secs(5);
 /// What was granted is written to two disks at the most before it is said.
@@ -100,6 +103,30 @@ impl Interceptor for Introduced {
     }
 }
 
+/// A call under way whose time is taken; one that is dropped has no answer.
+struct Measured<'a> {
+    inner: &'a Inner,
+    number: u64,
+    has_answered: bool,
+}
+
+impl<'a> Measured<'a> {
+    fn begin(inner: &'a Inner, node: NodeId) -> Self {
+        let number = held(&inner.delays).asked(inner.now(), node);
+        Self { inner, number, has_answered: false }
+    }
+
+    fn ended(mut self, has_answered: bool) {
+        self.has_answered = has_answered;
+    }
+}
+
+impl Drop for Measured<'_> {
+    fn drop(&mut self) {
+        held(&self.inner.delays).ended(self.inner.now(), self.number, self.has_answered);
+    }
+}
+
 type Introducing = InterceptedService<Channel, Introduced>;
 
 impl Inner {
@@ -130,6 +157,18 @@ impl Inner {
     fn checks_of(&self, node: NodeId) -> Result<ChecksClient<Introducing>, CallError> {
         let (channel, introduced) = self.introduced(node)?;
         Ok(ChecksClient::with_interceptor(channel, introduced))
+    }
+
+    /// A call that is answered at once, if the links let it.
+    async fn at_once<T>(
+        &self,
+        node: NodeId,
+        call: impl Future<Output = Result<Response<T>, Status>>,
+    ) -> Result<T, CallError> {
+        let measured = Measured::begin(self, node);
+        let answered = self.within(node, AT_ONCE.max(self.late() * LATE_FOR), call).await;
+        measured.ended(answered.is_ok());
+        answered
     }
 
     async fn within<T>(
@@ -165,7 +204,7 @@ impl Inner {
             return Ok(self.directory.ask(owner, ask, pull).await);
         }
         let mut client = self.directory_of(owner)?;
-        let reply = self.within(owner, AT_ONCE, client.ask(messages::ask_of(ask, pull))).await?;
+        let reply = self.at_once(owner, client.ask(messages::ask_of(ask, pull))).await?;
         messages::answered(reply).map_err(|e| CallError::Failed(e.to_string()))
     }
 
@@ -175,7 +214,7 @@ impl Inner {
             return Ok(self.directory.report(owner, report));
         }
         let mut client = self.directory_of(owner)?;
-        let reply = self.within(owner, AT_ONCE, client.report(messages::report_of(report))).await?;
+        let reply = self.at_once(owner, client.report(messages::report_of(report))).await?;
         Ok(messages::verdict(&reply))
     }
 
@@ -220,7 +259,7 @@ impl Inner {
         }
         let mut client = self.tags_of(owner)?;
         let report = messages::tag_report_of(key, lease, meaning.as_ref());
-        self.within(owner, AT_ONCE, client.report(report)).await.map(drop)
+        self.at_once(owner, client.report(report)).await.map(drop)
     }
 
     /// Asks an owner what it last heard of a tag.
@@ -234,7 +273,7 @@ impl Inner {
             return Ok(self.newest_tag(&ask.key).await);
         }
         let mut client = self.tags_of(owner)?;
-        let reply = self.within(owner, AT_ONCE, client.newest(messages::tag_ask_of(ask, pull))).await?;
+        let reply = self.at_once(owner, client.newest(messages::tag_ask_of(ask, pull))).await?;
         match messages::tag_answer(reply) {
             Ok(TagAnswer::Meaning(meaning)) => Ok(Some(meaning)),
             Ok(_) => Ok(None),

@@ -188,12 +188,13 @@ impl Chain {
 
     /// Tells a reading's machine something, and does at once what can't wait of what it wants.
     pub(super) fn tell(&self, number: u64, tell: impl FnOnce(&mut Follow, Duration)) {
-        let now = self.inner.now();
+        let (now, late) = (self.inner.now(), self.inner.late());
         let mut state = held(&self.state);
         let is_last = state.readings.last_key_value().is_some_and(|(last, _)| *last == number);
         let State { serve, readings, .. } = &mut *state;
         let Some(reading) = readings.get_mut(&number) else { return };
         let before = reading.machine.turn();
+        reading.machine.expect(late);
         tell(&mut reading.machine, now);
         let mut is_placed = false;
         for _ in 0..MOST_AVOIDED {

@@ -63,13 +63,14 @@ pub use trace::{InvalidTrace, Trace};
 
 pub use crate::cluster::chain::Credential;
 pub use crate::cluster::copies::WantedCopies;
-pub use crate::cluster::directory::TagMeaning;
+pub use crate::cluster::directory::{PASSED_ON_WHOLE, TagMeaning};
 
 use self::chain::{Chain, Chains};
-use crate::cluster::Ring;
+use self::owner::held;
 use crate::cluster::chain::{Key, Parting};
 use crate::cluster::checks::Board;
 use crate::cluster::copies::Copies;
+use crate::cluster::{Delays, Ring};
 use crate::image::{NodeId, Registry, Zone};
 use crate::store::{Secret, Store};
 use crate::upstream::Grant;
@@ -101,6 +102,7 @@ struct Inner {
     gossip: Option<Gossip>,
     channels: Arc<Channels>,
     failing: calls::Failing,
+    delays: Mutex<Delays>,
     avoided: Avoided,
     directory: Arc<owner::Owner>,
     grants: Grants,
@@ -248,6 +250,11 @@ impl Inner {
     /// Time, as the machines count it.
     fn now(&self) -> Duration {
         self.started.elapsed()
+    }
+
+    /// After how long an answer is late at present.
+    fn late(&self) -> Duration {
+        held(&self.delays).late(self.now())
     }
 
     /// A member doesn't answer: it is looked at more closely.

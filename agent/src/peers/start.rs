@@ -171,6 +171,7 @@ impl Peers {
             gossip,
             channels,
             failing: Default::default(),
+            delays: Default::default(),
             avoided: Default::default(),
             directory: Arc::new(directory),
             grants: Grants::shared(store.clone(), budgets.clone()),

@@ -18,12 +18,15 @@ use super::source::{Answer, AtPeer, PeerFault, Source};
 use super::transfer::Unstored;
 use super::{Kind, PullError};
 use crate::image::{MediaType, Reference};
-use crate::peers::{Failed, Follow, Peer, Turn};
+use crate::peers::{Failed, Follow, PASSED_ON_WHOLE, Peer, Turn};
 use crate::store::{CHUNK, Ingest};
 use crate::upstream::{ErrorKind, Part, Upstream, UpstreamError};
 
 /// A blob up to this size is read into memory, verified, and stored in one go, in bytes.
 const SMALL: u64 = 1 << 20;
+/// The same where peers may read along: what is in memory goes on to nobody before all of it is there, and in a chain each
+/// would wait for all before it.
+const SMALL_AMONG_PEERS: u64 = PASSED_ON_WHOLE;
 /// How long a peer may take to send what is read into memory.
 const READ_WITHIN: Duration = Duration::from_secs(10);
 
@@ -204,6 +207,11 @@ impl Driver {
         (NEAR + 1..u64::MAX).contains(&self.transfer.begun_at) && self.transfer.wanted.kind == Kind::Blob
     }
 
+    fn small(&self) -> u64 {
+        let is_passed_on = self.pull.peers.is_some() && self.transfer.wanted.kind == Kind::Blob;
+        if is_passed_on { SMALL_AMONG_PEERS } else { SMALL }
+    }
+
     /// Up to this size a blob is read into memory where the disk doesn't take it, in bytes.
     fn in_memory(&self) -> u64 {
         self.pull.options.verify_first.max(SMALL)
@@ -222,7 +230,7 @@ impl Driver {
             // Without a length there is nothing to reserve; what is small is read to its end to know it.
             opened.read_ahead_among(self.pull.options.verify_first, &mut self.sources).await?;
         }
-        if let Some(size) = opened.size.filter(|&size| size > SMALL) {
+        if let Some(size) = opened.size.filter(|&size| size > self.small()) {
             match self.pull.store.ingest(&self.transfer.wanted.digest, size, self.origin()).await {
                 Ok(ingest) => return Ok(self.answered(ingest, source, opened, from)),
                 Err(e) => tracing::debug!(digest = %self.transfer.wanted.digest, reason = %e, "not stored"),
@@ -273,7 +281,7 @@ impl Driver {
         let media_type = head.media_type.clone();
         let ingest = match leftover {
             Some(ingest) => Some(Arc::clone(ingest)),
-            None if head.size <= SMALL => None,
+            None if head.size <= self.small() => None,
             None => {
                 let opened = self.pull.store.ingest(&wanted.digest, head.size, self.origin()).await;
                 opened.inspect_err(|e| tracing::debug!(digest = %wanted.digest, reason = %e, "not stored")).ok()

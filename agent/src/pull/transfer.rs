@@ -239,6 +239,11 @@ impl Drop for Following {
 pub(super) struct Transfers(Mutex<HashMap<Digest, Arc<Transfer>>>);
 
 impl Transfers {
+    /// How many are under way.
+    pub(super) fn len(&self) -> usize {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
     /// Follows the transfer of `digest`, which `begin` starts if there is none.
     pub(super) fn follow(&self, digest: Digest, begin: impl FnOnce() -> Arc<Transfer>) -> Following {
         let mut transfers = self.0.lock().unwrap_or_else(PoisonError::into_inner);

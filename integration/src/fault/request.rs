@@ -18,6 +18,8 @@ pub struct Request {
     pub headers: Vec<(String, String)>,
     /// Who asked, over HTTP/1.1.
     pub from: Option<IpAddr>,
+    /// When.
+    pub at: jiff::Timestamp,
     /// The body, where one came.
     pub body: Bytes,
     /// The status answered; 0 while or where none was.

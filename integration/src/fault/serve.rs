@@ -107,6 +107,7 @@ pub(super) fn plan(shared: &Shared, mut request: Request) -> (Plan, Progress<'_>
     let id = state.arrived;
     state.arrived += 1;
     request.id = id;
+    request.at = jiff::Timestamp::now();
     state.log.push(request);
     (plan, Progress { shared, id, sends: AtomicBool::new(false) })
 }

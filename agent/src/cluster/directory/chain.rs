@@ -134,6 +134,7 @@ impl Chain {
         from: NodeId,
         report: &Report,
         rates: &mut Rates,
+        at_once: u32,
     ) -> Verdict {
         let Some(lease) = report.lease else { return Verdict::Noted };
         self.touched = now;
@@ -145,6 +146,7 @@ impl Chain {
             size: self.size,
             registry: &report.key.registry,
             others: self.readers.len().saturating_sub(1),
+            at_once,
         };
         match self.leases.progress(now, progress, rates) {
             Some(Judged::GoOn(upto)) => Verdict::GoOn { upto },

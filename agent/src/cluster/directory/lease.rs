@@ -12,8 +12,11 @@ use super::rates::Rates;
 /// The first range, and the longest.
 const FIRST: u64 = 4 << 20;
 const LONGEST: u64 = 32 << 20;
-/// How long a range may take.
+/// Ranges end at a multiple of this: what is fetched, stored and checked at a time.
+const CHUNK: u64 = 1 << 20;
+/// How long a range may take whose holder does clearly worse than others did, and how long any.
 const LONG: Duration = Duration::from_secs(2);
+const LONGER: Duration = Duration::from_secs(6);
 /// A holder that doesn't report for so long has lost its lease, as has one whose frontier stands still for so long while
 /// others wait. Below the two seconds that a reader waits, so that the next has time to begin.
 const SILENT: Duration = Duration::from_millis(1_000);
@@ -114,6 +117,10 @@ impl Leases {
         self.held.len() < self.allowed(now) && self.held.iter().all(stands) && !self.held.is_empty()
     }
 
+    pub(super) const fn len(&self) -> usize {
+        self.held.len()
+    }
+
     pub(super) fn any(&self) -> bool {
         !self.held.is_empty()
     }
@@ -155,7 +162,7 @@ impl Leases {
 
     /// A holder reports. `others`: how many more might fetch.
     pub(super) fn progress(&mut self, now: Duration, report: Progress<'_>, rates: &mut Rates) -> Option<Judged> {
-        let Progress { lease, node, frontier, size, registry, others } = report;
+        let Progress { lease, node, frontier, size, registry, others, at_once } = report;
         let ahead = self.held.iter().any(|held| held.lease != lease && held.frontier > frontier);
         let held = self.held.iter_mut().find(|held| held.lease == lease && held.node == node)?;
         held.heard = now;
@@ -172,12 +179,15 @@ impl Leases {
             return Some(Judged::GoOn(frontier));
         }
         let took = now.saturating_sub(held.granted).as_secs_f64().max(1e-3);
-        let at_end = held.frontier >= held.upto || now.saturating_sub(held.granted) >= LONG;
+        // Those who hold leases share upstream's link: of as many as this owner has given, each gets a part.
+        let share = at_once.max(1);
+        let (took_so_long, rate) = (now.saturating_sub(held.granted), brought as f64 / took * f64::from(share));
+        let is_long = took_so_long >= LONGER * share || (took_so_long >= LONG && rates.is_poor(now, registry, rate));
+        let at_end = held.frontier >= held.upto || is_long;
         let at_half = brought * 2 >= held.upto.saturating_sub(held.from);
         if !at_end && !at_half {
             return Some(Judged::GoOn(held.upto));
         }
-        let rate = brought as f64 / took;
         let telling = brought >= TELLING_BYTES || at_end;
         if telling {
             rates.measured(now, registry, node, rate);
@@ -218,11 +228,13 @@ pub(super) struct Progress<'a> {
     pub(super) size: Option<u64>,
     pub(super) registry: &'a Registry,
     pub(super) others: usize,
+    /// The leases that this owner has given at present, on whatever.
+    pub(super) at_once: u32,
 }
 
-/// Where a range ends: not shortly before the blob does.
+/// Where a range ends: with a chunk, of which what is left would be fetched twice, and not shortly before the blob does.
 fn end(from: u64, span: u64, size: Option<u64>) -> u64 {
-    let upto = from.saturating_add(span);
+    let upto = from.saturating_add(span) / CHUNK * CHUNK;
     match size {
         Some(size) if upto.saturating_add(span / 4) >= size => size,
         _ => upto,

@@ -35,6 +35,7 @@ use crate::image::{NodeId, Zone};
 
 use broken::Broken;
 use chain::Chain;
+pub use place::PASSED_ON_WHOLE;
 pub(crate) use place::fan_out;
 use rates::Rates;
 use shelves::Shelves;
@@ -66,6 +67,8 @@ pub struct Directory {
     tags: Tags,
     /// Leases are held, or asks.
     is_busy: bool,
+    /// So many leases, when it was last counted.
+    leases: u32,
     looked: Duration,
     swept: Duration,
 }
@@ -84,6 +87,7 @@ impl Directory {
             broken: Broken::default(),
             tags: Tags::default(),
             is_busy: false,
+            leases: 0,
             looked: Duration::ZERO,
             swept: Duration::ZERO,
         }
@@ -144,7 +148,7 @@ impl Directory {
         let chain = if begins { chain_of(&mut self.chains, now, key, leap) } else { self.chains.get_mut(key) };
         let Some(chain) = chain else { return Verdict::Noted };
         let verdict = match &report.state {
-            State::Fetching => chain.fetching(now, self.run, from, report, &mut self.rates),
+            State::Fetching => chain.fetching(now, self.run, from, report, &mut self.rates, self.leases),
             State::Reading => {
                 chain.reading(now, self.run, from, report);
                 Verdict::Noted
@@ -237,10 +241,13 @@ impl Directory {
     pub fn tick(&mut self, now: Duration, rng: &mut impl Rng) -> Vec<Effect> {
         self.looked = now;
         self.is_busy = self.tags.waits();
+        let mut leases = 0;
         for chain in self.chains.values_mut().filter(|chain| chain.leases.any()) {
             chain.tick(now);
+            leases += chain.leases.len();
             self.is_busy = true;
         }
+        self.leases = u32::try_from(leases).unwrap_or(u32::MAX);
         if now.saturating_sub(self.swept) >= SWEEP_EVERY {
             self.swept = now;
             let Self { shelves, ring, chains, me, .. } = self;

@@ -10,8 +10,9 @@ use super::members::Readers;
 
 /// The most parents that an answer names.
 const MAX_PARENTS: usize = 3;
-/// Up to this size, a node has several readers: what counts is how soon the bytes begin, not how fast they flow.
-const TINY: u64 = 64 << 10;
+/// Up to this size a blob goes from whole holders, each of which has several readers: what counts is how soon the bytes
+/// begin, not how fast they flow. In bytes.
+pub const PASSED_ON_WHOLE: u64 = 64 << 10;
 const READERS_OF_TINY: usize = 4;
 
 /// How many read from one node, of a blob of this size.
@@ -19,7 +20,7 @@ const READERS_OF_TINY: usize = 4;
 /// One, for the upload of a node is halved by two. Small ones are handed on in a tree.
 pub(crate) fn fan_out(size: Option<u64>) -> usize {
     match size {
-        Some(size) if size <= TINY => READERS_OF_TINY,
+        Some(size) if size <= PASSED_ON_WHOLE => READERS_OF_TINY,
         _ => 1,
     }
 }

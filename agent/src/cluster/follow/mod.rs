@@ -36,19 +36,19 @@ use seek::{Candidate, Pending};
 use troubles::Troubles;
 pub use words::{Action, Opening, Sought, Turn};
 
-/// An owner that hasn't answered for so long is asked no more; the other one is asked.
+/// An owner that hasn't answered for so long is asked no more; the other one is asked. Who gets no verdict for so long at
+/// the end of a range goes on for itself. Over links that are full it is [longer](Follow::expect).
 const OWNER_IS_LATE: Duration = Duration::from_millis(100);
-/// After so long without any answer, a piece is fetched from upstream.
-const ANSWERS_ARE_LATE: Duration = Duration::from_millis(200);
+/// After so many times as long without any answer, a piece is fetched from upstream.
+const ANSWERS_ARE_LATE: u32 = 2;
 /// When an ask is given up.
 const ASK_FAILS: Duration = Duration::from_millis(1_500);
-/// The first piece that is fetched without the cluster; each further one is twice as long.
+/// The first piece that is fetched without the cluster, to the end of a chunk; each further one is twice as long.
 const PIECE: u64 = 4 << 20;
+const CHUNK: u64 = 1 << 20;
 const LONGEST_PIECE: u64 = 64 << 20;
 /// How often a lease holder reports, besides at half of its range and at its end.
 const REPORT_EVERY: Duration = Duration::from_millis(200);
-/// Who gets no verdict for so long at the end of a range goes on for itself.
-const VERDICT_IS_LATE: Duration = Duration::from_millis(100);
 /// Who goes alone asks again after so long, then after twice as long, and so on.
 const ASK_AGAIN: Duration = Duration::from_millis(1_000);
 const ASK_AGAIN_AT_MOST: Duration = Duration::from_secs(16);
@@ -83,6 +83,8 @@ pub struct Follow {
     troubles: Troubles,
     meter: Meter,
     patience: Patience,
+    /// After which an answer is late.
+    late: Duration,
     moved: Option<Duration>,
     stays_until: Duration,
     upstream_rests_until: Duration,
@@ -144,6 +146,7 @@ impl Follow {
             troubles: Troubles::default(),
             meter: Meter::new(now, frontier),
             patience: Patience::new(now),
+            late: OWNER_IS_LATE,
             moved: None,
             stays_until: Duration::ZERO,
             upstream_rests_until: Duration::ZERO,
@@ -177,6 +180,13 @@ impl Follow {
     /// after every other call.
     pub fn actions(&mut self) -> Vec<Action> {
         std::mem::take(&mut self.actions)
+    }
+
+    /// Answers take longer than usual, or no longer: an owner's is late after this time, as [`Delays::late`] says.
+    ///
+    /// [`Delays::late`]: crate::cluster::Delays::late
+    pub const fn expect(&mut self, late: Duration) {
+        self.late = late;
     }
 
     /// An owner has answered.
@@ -451,7 +461,7 @@ impl Follow {
         if self.has_all() {
             return;
         }
-        let silence = self.silence();
+        let (silence, late, patience_until) = (self.silence(), self.late, self.patience_until());
         match &mut self.source {
             Source::Peer(reading) if now.saturating_sub(reading.heard) >= silence => {
                 self.losses = self.losses.saturating_add(1);
@@ -459,7 +469,7 @@ impl Follow {
             }
             Source::Peer(reading) => {
                 let parent = reading.opening.node;
-                if now >= self.patience.deadline() {
+                if now >= patience_until {
                     self.troubles.note(now, parent, Ailment::Full);
                     self.go_alone(now);
                 } else if now.saturating_sub(self.told_reading) >= REPORT_READING_EVERY {
@@ -467,10 +477,10 @@ impl Follow {
                 }
             }
             Source::Lease(range) => {
-                if range.waits.is_some_and(|since| now.saturating_sub(since) >= VERDICT_IS_LATE) {
+                if range.waits.is_some_and(|since| now.saturating_sub(since) >= late) {
                     range.waits = None;
                     // More than the range may have come: from who knows no ranges, or to the end of a chunk.
-                    range.upto = range.upto.max(self.frontier).saturating_add(PIECE);
+                    range.upto = piece_after(range.upto.max(self.frontier));
                     self.report_elsewhere(now);
                 } else if now.saturating_sub(range.reported) >= REPORT_EVERY {
                     self.report_lease(now);
@@ -495,11 +505,11 @@ impl Follow {
         }
         let own = match &self.source {
             Source::Peer(reading) => (reading.heard + self.silence())
-                .min(self.patience.deadline())
+                .min(self.patience_until())
                 .min(self.told_reading + REPORT_READING_EVERY),
             Source::Lease(range) => {
                 let reports = range.reported + REPORT_EVERY;
-                range.waits.map_or(reports, |since| reports.min(since + VERDICT_IS_LATE))
+                range.waits.map_or(reports, |since| reports.min(since + self.late))
             }
             Source::Own { ask_at, .. } => *ask_at,
             Source::Nothing => self.nothing_until(),
@@ -539,10 +549,21 @@ impl Follow {
         self.size.is_some_and(|size| self.frontier >= size)
     }
 
-    /// How long a peer may be silent: the longer, the more were so in a row. A link that is filled with what nobody waits
-    /// for any more makes everybody look dead.
+    /// How long a peer may be silent: the longer, the more were so in a row, and the longer answers take. A link that is
+    /// filled, were it with what nobody waits for any more, makes everybody look dead; and a connection has to be made
+    /// first.
     fn silence(&self) -> Duration {
-        SILENCE * (1 << self.losses.min(2))
+        SILENCE * (1 << self.losses.min(2)) + 2 * self.delay()
+    }
+
+    /// When patience ends, if nothing comes.
+    fn patience_until(&self) -> Duration {
+        self.patience.deadline() + 4 * self.delay()
+    }
+
+    /// How much longer than usual answers take.
+    const fn delay(&self) -> Duration {
+        self.late.saturating_sub(OWNER_IS_LATE)
     }
 
     fn reading(&mut self, opening: u64) -> Option<&mut Reading> {
@@ -564,4 +585,9 @@ impl Follow {
             self.actions.push(Action::Placed(ticket));
         }
     }
+}
+
+/// Where a piece ends that begins here: with a chunk, of which what is left would be fetched twice.
+const fn piece_after(at: u64) -> u64 {
+    at.saturating_add(PIECE) / CHUNK * CHUNK
 }

@@ -7,7 +7,7 @@ use crate::cluster::directory::Ask;
 use crate::image::NodeId;
 
 use super::reading::Reading;
-use super::{ANSWERS_ARE_LATE, ASK_FAILS, Action, Follow, OWNER_IS_LATE, Opening, PIECE, Source};
+use super::{ANSWERS_ARE_LATE, ASK_FAILS, Action, Follow, Opening, PIECE, Source, piece_after};
 
 pub(super) const MAX_REDIRECTS: u32 = 2;
 const MAX_REFERRALS: usize = 4;
@@ -88,7 +88,8 @@ impl Follow {
             let pending = self.pending.swap_remove(at);
             self.owner_failed(now, pending.owner);
         }
-        let is_late = |pending: &&mut Pending| !pending.is_late && now.saturating_sub(pending.at) >= OWNER_IS_LATE;
+        let after = self.late;
+        let is_late = |pending: &&mut Pending| !pending.is_late && now.saturating_sub(pending.at) >= after;
         let Some(late) = self.pending.iter_mut().find(is_late) else { return };
         late.is_late = true;
         let owner = late.owner;
@@ -102,7 +103,7 @@ impl Follow {
     }
 
     pub(super) fn asks_until(&self) -> Option<Duration> {
-        let until = |pending: &Pending| pending.at + if pending.is_late { ASK_FAILS } else { OWNER_IS_LATE };
+        let until = |pending: &Pending| pending.at + if pending.is_late { ASK_FAILS } else { self.late };
         self.pending.iter().map(until).min()
     }
 
@@ -199,8 +200,8 @@ impl Follow {
 
     /// Nothing brings bytes: is it time to ask again, or to fetch a piece?
     pub(super) fn look_for_source(&mut self, now: Duration) {
-        let answers_are_late = self.asked.is_none_or(|asked| now.saturating_sub(asked) >= ANSWERS_ARE_LATE);
-        let is_out_of_patience = now >= self.patience.deadline();
+        let answers_are_late = self.asked.is_none_or(|asked| now.saturating_sub(asked) >= self.late * ANSWERS_ARE_LATE);
+        let is_out_of_patience = now >= self.patience_until();
         if (is_out_of_patience || (answers_are_late && !self.pending.is_empty())) && now >= self.upstream_rests_until {
             self.go_alone(now);
         } else if self.pending.is_empty() && now >= self.repeat_at() {
@@ -213,9 +214,9 @@ impl Follow {
     }
 
     pub(super) fn nothing_until(&self) -> Duration {
-        let patience = self.patience.deadline();
+        let patience = self.patience_until();
         let (alone, ask) = match self.asked.filter(|_| !self.pending.is_empty()) {
-            Some(asked) => (patience.min(asked + ANSWERS_ARE_LATE), Duration::MAX),
+            Some(asked) => (patience.min(asked + self.late * ANSWERS_ARE_LATE), Duration::MAX),
             None => (patience, self.repeat_at()),
         };
         alone.max(self.upstream_rests_until).min(ask)
@@ -229,7 +230,7 @@ impl Follow {
         self.candidates.clear();
         self.fruitless = 0;
         let has_owner = self.ranks.owners().first.is_some();
-        let upto = if has_owner { self.frontier.saturating_add(PIECE) } else { u64::MAX };
+        let upto = if has_owner { piece_after(self.frontier) } else { u64::MAX };
         let ask_at = if has_owner { now + self.ask_again } else { Duration::MAX };
         self.source = Source::Own { upto, span: PIECE, ask_at };
     }

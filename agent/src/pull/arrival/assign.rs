@@ -8,13 +8,15 @@ use crate::peers::Turn;
 use crate::pull::claims::ClaimId;
 use crate::pull::source::Source;
 use crate::pull::worker::Worker;
+use crate::store::CHUNK;
 use crate::upstream::{Part, Upstream};
 
 /// What one of several connections fetches at a time, in bytes: each costs a request, and what lies between the frontier
 /// and the furthest of them is bytes that no reader can have yet.
 const PIECE: u64 = 8 << 20;
-/// The same under a lease. When that passes on, the next holder begins at the frontier, and fetches what lies beyond again.
-const LEASED_PIECE: u64 = 2 << 20;
+/// The same under a lease: others read along the frontier, and would wait while pieces beyond it are filled. When the
+/// lease passes on, the next holder begins at the frontier, and fetches what lies beyond again.
+const LEASED_PIECE: u64 = CHUNK;
 /// What a worker reaches within this time is not worth another request.
 const SOON: Duration = Duration::from_millis(50);
 /// Where a part ends for now, and the next one may be asked for: its answer takes a moment, in which nothing would come.
@@ -72,7 +74,12 @@ impl Arrival<'_> {
         if self.sources.is_rangeless(source) || self.crowded_until.is_some_and(|until| Instant::now() < until) {
             return 1;
         }
-        source.ranges_at_once()
+        let most = source.ranges_at_once();
+        match self.turn_is {
+            // Where other transfers run, the link is theirs too, and one more connection takes from them.
+            Turn::Upstream { upto } if upto != u64::MAX => (most / self.pull.transfers.len().max(1)).max(1),
+            _ => most,
+        }
     }
 
     pub(super) fn claim_wanted(&mut self) -> Option<ClaimId> {

@@ -3,6 +3,8 @@
 //! `make bench` runs them all; `cargo run --release -p larder-integration --bin bench -- warm raw` some of them.
 //! `LARDER_BENCH_PAIRS` changes the number of pairs (15); `LARDER_BENCH_ONLY` keeps the pulls whose name has it
 //! ("512 MiB, unlimited"). `LARDER_SOAK_SECONDS` is the length of the soak (60), `LARDER_SEED` repeats one.
+//! `LARDER_BENCH_LINK` is the rate of a cluster's links in Mbit/s (100).
+//! `LARDER_BENCH_LOGS` names a folder in which the clusters leave what their agents logged, and what upstream was asked.
 
 #![forbid(unsafe_code)]
 

@@ -18,15 +18,17 @@ use crate::stats::Median;
 use scene::{Run, Scene};
 
 const NODES: usize = 8;
-const LINK: Rate = Rate::mbit(100);
-const SLOW: Rate = Rate::mbit(20);
+/// Of each link, in Mbit/s, unless `LARDER_BENCH_LINK` says otherwise: where eight nodes and upstream share few cores, these
+/// are what limits, and a lower rate shows what the links would.
+const LINK: u64 = 100;
 /// After which a source that falls silent is left.
 const STALL: Duration = Duration::from_secs(2);
 
 /// All variants, each on clusters of its own, a few times.
 pub(crate) async fn cluster(pairs: usize) -> Result<()> {
     let times = pairs.min(3);
-    println!("\n{NODES} nodes, 64 MiB in one large and 40 small layers, links of 100 Mbit/s, ctr content fetch:");
+    let rate = link();
+    println!("\n{NODES} nodes, 64 MiB in one large and 40 small layers, links of {rate} Mbit/s, ctr content fetch:");
     variant(times, "cold at once", 1.25, false, async |scene| scene.pull(&[]).await).await?;
     variant(times, "who fetches is killed midway", 1.4, true, async |scene| {
         let begun = scene.begin(&all(&[]))?;
@@ -38,7 +40,7 @@ pub(crate) async fn cluster(pairs: usize) -> Result<()> {
     })
     .await?;
     variant(times, "a slow node fetches at first", 1.4, true, async |scene| {
-        scene.cluster.member(0).set_rate(Some(SLOW))?;
+        scene.cluster.member(0).set_rate(Some(slow()))?;
         let slow = scene.begin(&[0])?;
         scene.has_sent(0.01).await?;
         let others = scene.begin(&all(&[0]))?.finish(scene).await?;
@@ -48,7 +50,7 @@ pub(crate) async fn cluster(pairs: usize) -> Result<()> {
     })
     .await?;
     variant(times, "a slow node in the middle", 1.4, true, async |scene| {
-        scene.cluster.member(1).set_rate(Some(SLOW))?;
+        scene.cluster.member(1).set_rate(Some(slow()))?;
         let first = scene.begin(&[0])?;
         scene.has_sent(0.01).await?;
         let slow = scene.begin(&[1])?;
@@ -99,7 +101,7 @@ async fn variant(
     let (mut last, mut copies, mut manifests, mut failed) = (Vec::new(), 0.0_f64, 0, 0);
     let mut ideal = 0.0;
     for seed in 0..times {
-        let mut scene = Scene::set(seed as u64, 1).await?;
+        let mut scene = Scene::set(name, seed as u64, 1).await?;
         ideal = scene.ideal();
         let run = what(&mut scene).await.with_context(|| name.to_owned())?;
         last.push(run.last / ideal);
@@ -126,7 +128,7 @@ async fn wrong_bytes(times: usize) -> Result<()> {
     }
     let (mut last, mut retries, mut failed) = (Vec::new(), 0, 0);
     for seed in 0..times {
-        let mut scene = Scene::set(seed as u64, 2).await?;
+        let mut scene = Scene::set(name, seed as u64, 2).await?;
         scene.registry.fault(When::get(scene.image.largest()), Fault::WrongByte(20_000_000));
         let run = scene.pull(&[]).await?;
         retries += run.failed.len();
@@ -150,7 +152,7 @@ async fn rolling(times: usize) -> Result<()> {
     }
     let (mut each, mut bytes, mut failed) = (Vec::new(), 0, 0);
     for seed in 0..times {
-        let scene = Scene::set(seed as u64, 1).await?;
+        let scene = Scene::set("rolling", seed as u64, 1).await?;
         scene.begin(&[0])?.finish(&scene).await?;
         scene.registry.clear_log();
         for number in 1..NODES {
@@ -166,6 +168,16 @@ async fn rolling(times: usize) -> Result<()> {
         "rolling"
     );
     Ok(())
+}
+
+/// What each link passes, in Mbit/s.
+fn link() -> u64 {
+    std::env::var("LARDER_BENCH_LINK").ok().and_then(|text| text.parse().ok()).unwrap_or(LINK)
+}
+
+/// What the link of a slow node passes: a fifth.
+fn slow() -> Rate {
+    Rate::mbit(link() / 5)
 }
 
 /// Every node but these.

@@ -1,15 +1,17 @@
 //! A cluster before a pull, and what the pull was like.
 
 use std::fmt;
+use std::fmt::Write;
+use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::time::Duration;
 
 use anyhow::{Error, Result};
-use larder_integration::{Cluster, FaultRegistry, Image, Network, Release, tool, until};
+use larder_integration::{Cluster, FaultRegistry, Image, Network, Rate, Release, tool, until};
 use tokio::task::{AbortHandle, JoinSet};
 
-use super::{LINK, NODES, all};
+use super::{NODES, all, link};
 use crate::pulls::{NAME, REPOSITORY};
 
 /// Eight nodes and upstream.
@@ -17,6 +19,8 @@ pub(super) struct Scene {
     pub(super) cluster: Cluster,
     pub(super) registry: FaultRegistry,
     pub(super) image: Image,
+    // Where to leave logs at the end.
+    logs: Option<PathBuf>,
     // Other upstreams, and what all of it is on.
     _others: Vec<FaultRegistry>,
     _network: Network,
@@ -45,13 +49,18 @@ pub(super) struct Begun {
 pub(super) struct Failures(Vec<(usize, Error)>);
 
 impl Scene {
-    /// Nodes that have nothing, and this many upstreams that have the image; the first is the one that is counted.
-    pub(super) async fn set(seed: u64, upstreams: usize) -> Result<Self> {
+    /// Nodes that have nothing, and this many upstreams that have the image; the first is the one that is counted. `name`
+    /// is the variant's: if `LARDER_BENCH_LOGS` names a folder, all that was logged is left in a folder of that name there.
+    pub(super) async fn set(name: &str, seed: u64, upstreams: usize) -> Result<Self> {
+        let logs = std::env::var_os("LARDER_BENCH_LOGS");
+        let logs = logs.map(|folder| PathBuf::from(folder).join(format!("{name} {seed}").replace([' ', ','], "-")));
+        let level = if logs.is_some() { "info,larder=debug" } else { "info" };
         let image = (0..40).fold(Image::builder(seed).layer(44 << 20), |builder, _| builder.layer(512 << 10)).build();
         let network = Network::new()?;
+        let rate = Rate::mbit(link());
         let mut registries = Vec::new();
         for _ in 0..upstreams {
-            let registry = FaultRegistry::start_on(&network.host(Some(LINK))?)?;
+            let registry = FaultRegistry::start_on(&network.host(Some(rate))?)?;
             registry.add(&image, REPOSITORY, "v1");
             registries.push(registry);
         }
@@ -59,19 +68,19 @@ impl Scene {
         let urls: Vec<&str> = urls.iter().map(String::as_str).collect();
         let release =
             if tool(&format!("{}/VERSION", Release::Newest)).is_ok() { Release::Newest } else { Release::Sid };
-        let builder = Cluster::builder(&network, NODES, Some(LINK))?.with_containerd(release);
-        let builder = builder.registry("reg.test", &urls).configure(|_, config| {
-            config.set_text("log", "level", "info");
+        let builder = Cluster::builder(&network, NODES, Some(rate))?.with_containerd(release);
+        let builder = builder.registry("reg.test", &urls).configure(move |_, config| {
+            config.set_text("log", "level", level);
         });
         let cluster = builder.start().await?;
         let registry = registries.remove(0);
         registry.clear_log();
-        Ok(Self { cluster, registry, image, _others: registries, _network: network })
+        Ok(Self { cluster, registry, image, logs, _others: registries, _network: network })
     }
 
     /// The seconds of one download, by the rate of a link.
     pub(super) fn ideal(&self) -> f64 {
-        LINK.seconds(self.image.size())
+        Rate::mbit(link()).seconds(self.image.size())
     }
 
     /// All nodes but these pull at the same moment.
@@ -112,6 +121,28 @@ impl Scene {
         let digest = &self.image.largest().digest;
         let from = requests.iter().rfind(|request| request.method == "GET" && request.target.contains(digest))?.from?;
         self.cluster.members().iter().position(|member| member.host.address() == from)
+    }
+}
+
+impl Drop for Scene {
+    fn drop(&mut self) {
+        let Some(folder) = &self.logs else { return };
+        let requests = self.registry.requests();
+        let mut lines = String::new();
+        for request in requests {
+            let _ = writeln!(lines, "{} {request}", request.at);
+        }
+        let written = std::fs::create_dir_all(folder).and_then(|()| {
+            std::fs::write(folder.join("upstream"), lines)?;
+            let mut members = self.cluster.members().iter().enumerate();
+            members.try_for_each(|(number, member)| {
+                let name = format!("{number} {}", member.host.address()).replace(' ', "-");
+                std::fs::write(folder.join(name), member.agent.log())
+            })
+        });
+        if let Err(error) = written {
+            eprintln!("no logs in {}: {error}", folder.display());
+        }
     }
 }
 
