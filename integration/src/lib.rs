@@ -37,7 +37,7 @@ mod wait;
 
 pub use agent::{Agent, AgentConfig, Metrics, Upstream};
 pub use cluster::{Answer, Authority, Cluster, ClusterBuilder, Files, Member, NameServer, PEERS_PORT};
-pub use containerd::{Containerd, ContainerdConfig, Ctr, Login};
+pub use containerd::{Containerd, ContainerdConfig, Ctr, Labels, Login};
 pub use failover::{Failover, Ill, Outcome, Place, Summary, Trial};
 pub use fault::{Challenge, Cut, Face, Fault, FaultRegistry, Request, Transport, When};
 pub use folder::{Folder, SmallDisk};

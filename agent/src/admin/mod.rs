@@ -7,6 +7,7 @@ mod client;
 mod metrics_port;
 mod process;
 mod socket;
+mod stock;
 pub mod view;
 
 use std::sync::Arc;
@@ -18,12 +19,13 @@ use tokio::sync::watch;
 pub use client::{Client, ClientError};
 pub use metrics_port::MetricsPort;
 pub use socket::Socket;
+pub use stock::{Goes, KeptImage, KeptImages, KeptRest, Prefetching};
 
 use self::socket::Lines;
 use crate::config::Config;
 use crate::containerd::canary::{self, Canary};
 use crate::image::Digest;
-use crate::keep;
+use crate::keep::{Collected, Keep};
 use crate::peers::Peers;
 use crate::pull::Pull;
 use crate::store::{Listed, Proof, Store};
@@ -46,6 +48,8 @@ pub struct Agent {
     pub store: Store,
     /// Pulls under way.
     pub pull: Pull,
+    /// What is kept, and why.
+    pub keep: Keep,
     /// The other nodes, where a cluster is configured.
     pub peers: Option<Peers>,
     /// The registries.
@@ -100,9 +104,8 @@ impl Agent {
         self.canary.prove(&self.containerd, CANARY_DEADLINE).await
     }
 
-    async fn collect(&self) -> view::Collected {
-        let (bytes, blobs) = keep::collect(&self.store).await;
-        view::Collected { blobs, bytes }
+    async fn collect(&self, dry_run: bool) -> view::Collected {
+        view::Collected::from(&self.keep.collect(dry_run).await)
     }
 
     async fn kept(&self, lines: Lines) {
@@ -124,6 +127,13 @@ impl Agent {
                 return;
             }
         }
+    }
+}
+
+impl From<&Collected> for view::Collected {
+    fn from(collected: &Collected) -> Self {
+        let Collected { plan, bytes, blobs } = collected;
+        Self { blobs: *blobs, bytes: *bytes, left: plan.left, goes: plan.goes.iter().map(Goes::from).collect() }
     }
 }
 

@@ -6,6 +6,7 @@ pub mod config;
 pub mod doctor;
 pub mod hosts;
 mod log;
+pub mod prefetch;
 pub mod run;
 pub mod status;
 
@@ -39,6 +40,8 @@ enum Command {
     Hosts(hosts::HostsArgs),
     /// Find out whether containerd really comes to us, and if not, why
     Doctor(doctor::DoctorArgs),
+    /// Fetch images into the cache now, before anything needs them
+    Prefetch(prefetch::Arguments),
     /// Show, check or shrink what is kept
     Cache(cache::Arguments),
     /// Make or rotate the certificate authority by which nodes know each other
@@ -79,6 +82,7 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
             let agent = agent_view(&config).await;
             doctor::run(&config, agent, doctor).await
         })?,
+        Command::Prefetch(prefetch) => prefetch::run(&prefetch, &config),
         Command::Cache(cache) => cache::run(&cache, &config),
         Command::Config(_) | Command::Certs(_) => Ok(ExitCode::SUCCESS),
     }

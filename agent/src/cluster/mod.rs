@@ -8,6 +8,7 @@
 //! - [`Ring`]: which two members own which of the 128 [`Bucket`]s that digests fall into.
 //! - [`directory`]: an owner's table of who has what, who reads from whom, and who fetches.
 //! - [`follow`]: one blob's reading on this node: whose turn it is, and what to do when somebody fails.
+//! - [`copies`]: who holds copies of images that others run.
 //! - [`serve`]: who reads a blob from this node.
 //! - [`chain`]: the words that these three have in common.
 //! - [`checks`]: how often registries may be asked after images, by whom, and what came of it.
@@ -15,6 +16,7 @@
 
 pub mod chain;
 pub mod checks;
+pub mod copies;
 pub mod directory;
 pub mod follow;
 mod members;

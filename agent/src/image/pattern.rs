@@ -3,7 +3,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer};
 
-use super::ImageName;
+use super::{ImageName, Registry, Repository};
 
 /// Which images something holds for: `registry.k8s.io/*`, `docker.io/library/nginx:1.*`, `*@sha256:*`.
 ///
@@ -30,6 +30,13 @@ impl ImagePattern {
     #[must_use]
     pub fn matches(&self, name: &ImageName) -> bool {
         is_like(&self.0, &name.to_string()) || is_like(&self.0, &format!("{}/{}", name.registry, name.repository))
+    }
+
+    /// Whether it holds for every image of a repository.
+    #[must_use]
+    pub fn covers(&self, registry: &Registry, repository: &Repository) -> bool {
+        let pattern = self.0.strip_suffix(":*").unwrap_or(&self.0);
+        is_like(pattern, &format!("{registry}/{repository}"))
     }
 
     /// The one image that it names, where it has no `*`: it can be fetched before it was ever seen.
@@ -108,6 +115,11 @@ mod tests {
         assert!(holds("docker.io/library/nginx:1.*", "nginx:1.29") && !holds("docker.io/library/nginx:1.*", "nginx:2"));
         assert!(holds("nginx", "nginx:1.29"), "of a repository all tags");
         assert!(holds("nginx:1.29", "docker.io/library/nginx:1.29") && !holds("nginx:1.29", "nginx:1.2"));
+        let covers = |pattern: &str| {
+            let name: ImageName = "nginx".parse().unwrap();
+            pattern.parse::<ImagePattern>().unwrap().covers(&name.registry, &name.repository)
+        };
+        assert!(covers("nginx") && covers("docker.io/*") && covers("docker.io/library/nginx:*") && !covers("nginx:1"));
         assert!(holds("*", "a.b/c") && holds("*/app:*-rc*", "a.b/app:1-rc2"));
         for wrong in ["", "a b", "nginx:", "UPPER"] {
             assert_eq!(wrong.parse::<ImagePattern>(), Err(InvalidPattern), "{wrong:?}");

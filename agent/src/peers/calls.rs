@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use larder_proto::peers::HandOverRequest;
 use larder_proto::peers::checks_client::ChecksClient;
+use larder_proto::peers::copies_client::CopiesClient;
 use larder_proto::peers::directory_client::DirectoryClient;
 use larder_proto::peers::tags_client::TagsClient;
 use tokio::time::{Instant, timeout};
@@ -19,6 +20,7 @@ use super::Inner;
 use super::messages;
 use crate::cluster::chain::Lease;
 use crate::cluster::checks::{Answer, Standing, Watched};
+use crate::cluster::copies::WantedCopies;
 use crate::cluster::directory::{
     Announced, Answered, Ask, Report, Shelf, TagAnswer, TagAsk, TagKey, TagMeaning, Verdict,
 };
@@ -185,6 +187,13 @@ impl Inner {
         let mut client = self.directory_of(owner)?;
         let reply = self.within(owner, ANNOUNCING, client.announce(messages::shelves_of(&shelves))).await?;
         messages::announced(&reply).map_err(|e| CallError::Failed(e.to_string()))
+    }
+
+    /// Tells a member what runs here, and is wanted on several nodes.
+    pub(super) async fn want(&self, node: NodeId, images: &[WantedCopies]) -> Result<(), CallError> {
+        let (channel, introduced) = self.introduced(node)?;
+        let mut client = CopiesClient::with_interceptor(channel, introduced);
+        self.within(node, AT_ONCE, client.want(messages::want_of(images))).await.map(drop)
     }
 
     /// Asks an owner what a tag means.

@@ -44,6 +44,15 @@ impl Directory {
         Ok(messages::announced_of(&self.0.directory.announce(from, shelves)))
     }
 
+    /// What `from` runs, and wants to be whole on several nodes.
+    ///
+    /// # Errors
+    /// When it makes no sense, or is too much.
+    pub fn want(&self, from: NodeId, request: proto::WantRequest) -> Result<(), Malformed> {
+        self.0.copies_wanted(from, messages::want(request)?);
+        Ok(())
+    }
+
     /// What a tag means, or whose turn it is to ask. Held while another asks, for two seconds at most.
     ///
     /// # Errors

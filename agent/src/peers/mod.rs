@@ -13,6 +13,7 @@ mod announce;
 mod calls;
 mod chain;
 mod checks;
+mod copies;
 mod directory;
 mod error;
 mod follow;
@@ -59,6 +60,7 @@ pub use tags::{TagLease, TagSought, TagTurn};
 pub use trace::{InvalidTrace, Trace};
 
 pub use crate::cluster::chain::Credential;
+pub use crate::cluster::copies::WantedCopies;
 pub use crate::cluster::directory::TagMeaning;
 
 use self::chain::{Chain, Chains};
@@ -66,6 +68,7 @@ use self::metrics::Nearness;
 use crate::cluster::Ring;
 use crate::cluster::chain::{Key, Parting};
 use crate::cluster::checks::Board;
+use crate::cluster::copies::Copies;
 use crate::image::{NodeId, Registry, Zone};
 use crate::store::{Secret, Store};
 use crate::upstream::Grant;
@@ -103,6 +106,7 @@ struct Inner {
     /// When the book of which registry was last asked for.
     handed: Mutex<HashMap<Registry, Instant>>,
     board: Mutex<Board>,
+    copies: Mutex<Copies>,
     chains: Chains,
     uploads: Arc<Semaphore>,
     upload: Option<Arc<Limiter>>,

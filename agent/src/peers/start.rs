@@ -176,6 +176,7 @@ impl Peers {
             grants: Grants::shared(store.clone(), budgets.clone()),
             handed: Default::default(),
             board: Default::default(),
+            copies: Default::default(),
             chains: Default::default(),
             uploads: Arc::new(Semaphore::new(MOST_UPLOADS)),
             upload: limiter(config.max_upload, config.max_upload_per_peer),

@@ -24,6 +24,7 @@ mod journal;
 mod lanes;
 mod metrics;
 mod outlook;
+mod pace;
 mod partings;
 mod pass;
 mod permit;
@@ -58,6 +59,7 @@ pub use error::PullError;
 pub use evidence::Evidence;
 pub use fetch::Found;
 pub use metrics::PullMetrics;
+pub use pace::Pace;
 pub use pass::Passed;
 pub use place::{Kind, Place, Wanted};
 pub use reader::{EndedShort, Reader};
@@ -67,6 +69,7 @@ pub use transfer::UnderWay;
 
 use crate::config::{Config, OnDeleted};
 use crate::containerd::client::Client;
+use crate::image::{Digest, ImagePattern};
 use crate::peers::Peers;
 use crate::store::Store;
 use crate::upstream::Upstreams;
@@ -101,6 +104,8 @@ pub struct Pull(Arc<Inner>);
 
 struct Inner {
     options: Options,
+    /// What is passed through: neither stored, nor shared with other nodes.
+    ignored: Vec<ImagePattern>,
     store: Store,
     upstreams: Arc<Upstreams>,
     /// To abort what containerd took in of a blob that turned out wrong.
@@ -152,6 +157,7 @@ impl Pull {
         tasks.spawn(journal.clone().write_lines(stop.clone()));
         Self(Arc::new(Inner {
             options,
+            ignored: config.cache.ignore.clone(),
             store,
             upstreams,
             containerd,
@@ -170,6 +176,12 @@ impl Pull {
             tasks,
             stop,
         }))
+    }
+
+    /// Asks a registry, as anybody, for a manifest that is here: what nobody was seen to get without credentials counts as
+    /// private. `None`: it gave no answer.
+    pub async fn opens_to_anybody(&self, place: &Place, manifest: &Digest) -> Option<bool> {
+        self.0.opens_to_anybody(place, manifest).await
     }
 
     /// What is counted of pulls.

@@ -14,7 +14,7 @@ use http::StatusCode;
 use super::error::Said;
 use super::{Inner, Kind, Place, PullError, Wanted};
 use crate::config::OnDeleted;
-use crate::image::{Access, Reference};
+use crate::image::{Access, Digest, Reference};
 use crate::store::Blob;
 use crate::upstream::{Chain, ErrorKind, Grant, Upstream, UpstreamError};
 
@@ -230,6 +230,22 @@ impl Inner {
     /// Whether an anonymous token is known not to open it.
     pub(super) async fn is_protected(&self, place: &Place) -> bool {
         self.openness(place).await == Some(Access::Authorized)
+    }
+
+    /// Asks a registry, as anybody, for a manifest, and learns from what it says. `None`: it gave no answer.
+    pub(super) async fn opens_to_anybody(&self, place: &Place, manifest: &Digest) -> Option<bool> {
+        let wanted = Wanted { place: place.clone(), grant: Grant::Anonymous, digest: *manifest, kind: Kind::Manifest };
+        let wanted = &wanted;
+        let chain = self.upstreams.of(&place.registry);
+        let ask = |upstream: Arc<Upstream>| async move {
+            let access = head(&upstream, wanted).await?;
+            Ok((access, access))
+        };
+        let asked = self.across(&chain, place, &wanted.grant, ask);
+        match tokio::time::timeout(self.options.reply_deadline, asked).await.ok()? {
+            Ok((_, access)) => Some(access == Access::Anonymous),
+            Err(said) => said.iter().any(|error| error.is_answer()).then_some(false),
+        }
     }
 
     /// Finds out, behind the reply, whether a repository whose content was just given away still opens to anybody.

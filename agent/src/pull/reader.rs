@@ -256,7 +256,7 @@ impl Reader {
     /// Goes on by a new transfer: what was stored, or what came, was no good.
     fn follow_anew(&mut self) {
         self.attempts += 1;
-        match self.pull.follow(&self.wanted, self.at) {
+        match self.pull.follow(&self.wanted, self.at, None) {
             Ok(following) => self.source = Source::transfer(following),
             // What arrives now is not for this caller, or not yet known to be.
             Err(_) => self.read_again(),

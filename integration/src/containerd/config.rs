@@ -4,7 +4,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
-use crate::{Namespace, Release};
+use crate::{Namespace, Release, tool};
+
+/// The image of Pods' sandboxes.
+const SANDBOX: &str = "reg.test/pause:3";
 
 /// What differs from a plain set-up with hosts.toml in use.
 #[derive(Debug, Clone)]
@@ -48,6 +51,12 @@ impl ContainerdConfig {
         let (opt, nri, cni) = (folder.join("opt"), folder.join("nri"), folder.join("cni"));
         let config_path = self.config_path.as_ref().map_or_else(String::new, |path| format!("config_path = {path:?}"));
         let Self { registry, images: more, tables, imports, .. } = self;
+        let sandbox = match version {
+            2 => format!("sandbox_image = {SANDBOX:?}"),
+            _ => format!("pinned_images = {{ sandbox = {SANDBOX:?} }}"),
+        };
+        // Only what runs containers needs it.
+        let (runc, runc_root) = (tool("runc/usr/sbin/runc").unwrap_or_else(|_| "runc".into()), runc_root(folder));
         Ok(format!(
             r#"version = {version}
 root = {root:?}
@@ -67,7 +76,13 @@ imports = {imports:?}
 [plugins.{cri:?}.cni]
   bin_dir = {cni:?}
   conf_dir = {cni:?}
+[plugins.{cri:?}.containerd.runtimes.runc]
+  runtime_type = "io.containerd.runc.v2"
+[plugins.{cri:?}.containerd.runtimes.runc.options]
+  BinaryName = {runc:?}
+  Root = {runc_root:?}
 [plugins.{images:?}]
+{sandbox}
 {more}
 [plugins.{images:?}.registry]
 {config_path}
@@ -103,4 +118,9 @@ pub(super) fn root(folder: &Path) -> PathBuf {
 
 pub(super) fn socket(folder: &Path) -> PathBuf {
     folder.join("containerd.sock")
+}
+
+/// Where runc keeps what it knows.
+pub(super) fn runc_root(folder: &Path) -> PathBuf {
+    folder.join("runc")
 }

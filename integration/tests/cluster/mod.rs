@@ -2,6 +2,7 @@
 
 mod cold;
 mod content;
+mod copies;
 mod ills;
 mod limits;
 mod members;

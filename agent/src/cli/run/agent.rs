@@ -17,7 +17,9 @@ use crate::config::{Config, HostsTarget};
 use crate::containerd::canary::Canary;
 use crate::containerd::client::Client;
 use crate::containerd::hosts::{self, Adopted, Adoption, Applied, Entry, HostsDir, HostsError};
-use crate::keep;
+use crate::containerd::inventory;
+use crate::health::{self, Monitor};
+use crate::keep::{self, Keep};
 use crate::mirror::{Identity, Listener, Mirror};
 use crate::peers::{self, Peers};
 use crate::pull::Pull;
@@ -91,7 +93,27 @@ async fn serve(config: &Config) -> anyhow::Result<ExitCode> {
     let listener = Listener::bind(config.mirror.listen)?;
     let serving = tokio::spawn(listener.serve(Arc::clone(&mirror), identity.server_config()?, stop.clone()));
     tasks.spawn(Arc::clone(&identity).keep_fresh(stop.clone()));
-    tasks.spawn(keep::hold_bounds(store.clone(), end.clone()));
+    let watched = inventory::Metrics::default();
+    let parts = keep::Parts {
+        config: config.cache.clone(),
+        store: store.clone(),
+        pull: pull.clone(),
+        upstreams: Arc::clone(&upstreams),
+        containerd: Arc::clone(&containerd),
+        inventory: inventory::watch(Arc::clone(&containerd), watched.clone(), &tasks, end.clone()),
+        peers: peers.clone(),
+    };
+    let keep = Keep::start(parts, &tasks, &end).await;
+    let monitor = health::Parts {
+        config: config.health.clone(),
+        ignored: config.cache.ignore.clone(),
+        catalog: keep.catalog(),
+        store: store.clone(),
+        upstreams: Arc::clone(&upstreams),
+        peers: peers.clone(),
+        pull: pull.clone(),
+    };
+    let monitor = Monitor::start(monitor, &tasks, end.clone());
 
     // containerd is told of the mirror only now that it answers.
     let mut registry = Registry::default();
@@ -130,6 +152,7 @@ async fn serve(config: &Config) -> anyhow::Result<ExitCode> {
         requests,
         store: store.clone(),
         pull: pull.clone(),
+        keep: keep.clone(),
         peers: peers.clone(),
         upstreams: Arc::clone(&upstreams),
         containerd,
@@ -139,6 +162,9 @@ async fn serve(config: &Config) -> anyhow::Result<ExitCode> {
     });
     pull.metrics().register(&mut registry);
     mirror.metrics().register(&mut registry);
+    keep.metrics().register(&mut registry);
+    monitor.metrics().register(&mut registry);
+    watched.register(&mut registry);
     store.metrics().register(&mut registry);
     upstreams.metrics().register(&mut registry);
     upstreams.keyring().register(&mut registry);

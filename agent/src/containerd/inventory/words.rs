@@ -9,16 +9,30 @@ use crate::image::{Digest, ImageName, MediaType};
 /// changes.
 #[derive(Debug, Clone, Default)]
 pub struct Inventory {
-    /// Each target once a namespace.
+    /// Each target once a namespace, ordered by both. Among them are those that containerd has no record of any more while
+    /// containers made from them are still there, as far as they were known before.
     pub images: Vec<RuntimeImage>,
+    /// The containers of which nobody can say what image they were made from: its record had gone before it was first looked
+    /// for.
+    pub strays: Vec<Stray>,
     /// The blobs that it holds, whole ones alone. Where it discards layers once they are unpacked, they aren't among them.
     pub contents: Arc<BTreeMap<Digest, Content>>,
     /// The folder below which they lie as `blobs/<algorithm>/<hex>`, as containerd sees it; `None` where it doesn't say.
     pub content_root: Option<PathBuf>,
 }
 
-/// An image that containerd has.
-#[derive(Debug, Clone)]
+impl Inventory {
+    /// Whether nothing has changed. Contents are the same while they are the very same map.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.contents, &other.contents)
+            && self.content_root == other.content_root
+            && self.images == other.images
+            && self.strays == other.strays
+    }
+}
+
+/// An image that containerd has, or that containers were made from.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RuntimeImage {
     /// containerd's namespace.
     pub namespace: Arc<str>,
@@ -26,11 +40,12 @@ pub struct RuntimeImage {
     pub target: Digest,
     /// That one's media type.
     pub media_type: MediaType,
-    /// All its names; none for an image that is known by its id alone.
+    /// All its names, those with a tag first; none for an image that is known by its id alone. Of one that has lost them, those that no
+    /// other image has taken over since.
     pub names: Vec<ImageName>,
-    /// The runtime never collects it: the sandbox's image, and what kubelet pins.
+    /// The runtime never collects it: what it pins, and the image of its sandboxes.
     pub is_pinned: bool,
-    /// The containers that were made from it.
+    /// The containers that were made from it, running ones first.
     pub users: Vec<ImageUser>,
 }
 
@@ -41,6 +56,19 @@ pub struct ImageUser {
     pub is_stopped: bool,
     /// It is a Pod's sandbox.
     pub is_sandbox: bool,
-    /// `namespace/pod/container` where the runtime says so, else its id.
+    /// `namespace/pod/container`, or `namespace/pod` of a sandbox, where the runtime says so, else its id.
     pub name: String,
+}
+
+/// A container whose image isn't known.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Stray {
+    /// containerd's namespace.
+    pub namespace: Arc<str>,
+    /// The image's name when the container was made. It may mean another image by now.
+    pub image: Option<ImageName>,
+    /// The digest of the image's config.
+    pub config: Option<Digest>,
+    /// The container.
+    pub user: ImageUser,
 }

@@ -6,6 +6,7 @@
 
 mod checks;
 mod content;
+mod copies;
 mod directory;
 mod tags;
 mod words;
@@ -15,6 +16,7 @@ pub use checks::{
     watch, watch_of,
 };
 pub use content::{ReadAsk, beat, beat_of, head, head_of, parting, parting_of, read_ask, read_request};
+pub use copies::{MOST_WANTED, want, want_of};
 pub use directory::{
     MOST_HOLDINGS, announced, announced_of, answered, answered_of, ask, ask_of, report, report_of, shelves, shelves_of,
     verdict, verdict_of,
