@@ -106,9 +106,9 @@ fn holds(inventory: &Inventory, digest: &str) -> bool {
 }
 
 /// A containerd that pulls `reg.test` from a registry with a runnable image, without an agent.
-async fn node(case: Case, registry: &FaultRegistry, images: &str) -> Result<Node> {
+async fn node(case: Case, registry: &FaultRegistry, discards_layers: bool) -> Result<Node> {
     let mut builder = case.builder()?.without_agent().registry("reg.test", &registry.url())?;
-    builder.containerd.images = images.to_owned();
+    builder.containerd.discards_layers = discards_layers;
     builder.start().await
 }
 
@@ -118,7 +118,7 @@ async fn tells_what_is_there_and_who_uses_it(case: Case) -> Result<()> {
     let (app, pause) = (Image::runnable(1)?, Image::runnable(2)?);
     registry.add(&app, "acme/app", "v1");
     registry.add(&pause, "pause", "3");
-    let node = node(case, &registry, "").await?;
+    let node = node(case, &registry, false).await?;
     let mut following = Following::of(&node.containerd.socket())?;
     let target = app.root().digest.clone();
 
@@ -174,7 +174,7 @@ async fn a_container_keeps_its_image(case: Case) -> Result<()> {
     let registry = FaultRegistry::start().await?;
     let (old, new) = (Image::runnable(1)?, Image::runnable(2)?);
     registry.add(&old, "acme/app", "v1");
-    let node = node(case, &registry, "").await?;
+    let node = node(case, &registry, false).await?;
     let mut following = Following::of(&node.containerd.socket())?;
     node.containerd.pull(APP).await?;
     node.containerd.run(APP, &Labels::of_container("shop", "web", "app")).await?;
@@ -208,7 +208,7 @@ async fn the_runtime_tells_what_a_name_meant(case: Case) -> Result<()> {
     let (old, new) = (Image::runnable(1)?, Image::runnable(2)?);
     registry.add(&old, "acme/app", "v1");
     registry.add(&Image::runnable(3)?, "pause", "3");
-    let node = node(case, &registry, "").await?;
+    let node = node(case, &registry, false).await?;
     node.containerd.pull(APP).await?;
     node.containerd.run_pod("shop", "web", APP).await?;
     registry.add(&new, "acme/app", "v1");
@@ -250,16 +250,18 @@ async fn discarded_layers_are_not_held(case: Case) -> Result<()> {
     let registry = FaultRegistry::start().await?;
     let app = Image::runnable(1)?;
     registry.add(&app, "acme/app", "v1");
-    let node = node(case, &registry, "discard_unpacked_layers = true").await?;
+    let node = node(case, &registry, true).await?;
     let mut following = Following::of(&node.containerd.socket())?;
     following.until("containerd answers", SOON, |_| true).await?;
     node.containerd.pull(APP).await?;
+    let layers: Vec<Digest> = app.blobs()[1..].iter().map(|layer| layer.digest.parse()).collect::<Result<_, _>>()?;
     let discarded = |inventory: &Inventory| {
         image(inventory, &app.root().digest).is_some()
             && holds(inventory, &app.root().digest)
-            && app.blobs()[1..].iter().all(|layer| !holds(inventory, &layer.digest))
+            && layers.iter().all(|layer| !inventory.contents.contains_key(layer))
     };
     following.until("the manifest is held, and no layer", COLLECTED, discarded).await?;
+    ensure!(!node.containerd.content().await?.contains(&app.largest().digest), "containerd has it");
     Ok(())
 }
 
@@ -270,7 +272,7 @@ async fn follows_through_a_restart_and_a_hang(case: Case) -> Result<()> {
     for (n, image) in images.iter().enumerate() {
         registry.add(image, "acme/app", &format!("v{}", n + 1));
     }
-    let mut node = node(case, &registry, "").await?;
+    let mut node = node(case, &registry, false).await?;
     node.containerd.kill();
     let mut following = Following::of(&node.containerd.socket())?;
     node.containerd.start_again().await?;

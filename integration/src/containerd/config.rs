@@ -16,8 +16,10 @@ pub struct ContainerdConfig {
     pub config_path: Option<String>,
     /// More lines of the table that holds `config_path`, or of tables below it.
     pub registry: String,
-    /// More lines of CRI's table for images: `discard_unpacked_layers = true` …
+    /// More lines of CRI's table for images: `concurrent_layer_fetch_buffer = 512` …
     pub images: String,
+    /// Whether layers are dropped once they are unpacked.
+    pub discards_layers: bool,
     /// More tables, of other plugins.
     pub tables: String,
     /// Files that are read after this one.
@@ -51,9 +53,18 @@ impl ContainerdConfig {
         let (opt, nri, cni) = (folder.join("opt"), folder.join("nri"), folder.join("cni"));
         let config_path = self.config_path.as_ref().map_or_else(String::new, |path| format!("config_path = {path:?}"));
         let Self { registry, images: more, tables, imports, .. } = self;
-        let sandbox = match version {
-            2 => format!("sandbox_image = {SANDBOX:?}"),
-            _ => format!("pinned_images = {{ sandbox = {SANDBOX:?} }}"),
+        let discard = if self.discards_layers { "discard_unpacked_layers = true" } else { "" };
+        // To lower a process's score takes a capability that root in a container may lack.
+        let restricted = "restrict_oom_score_adj = true";
+        let (runtime, of_images) = match version {
+            2 => (
+                format!("[plugins.{cri:?}.containerd]\n{discard}"),
+                format!("{restricted}\nsandbox_image = {SANDBOX:?}"),
+            ),
+            _ => (
+                format!("[plugins.{cri:?}]\n{restricted}"),
+                format!("{discard}\npinned_images = {{ sandbox = {SANDBOX:?} }}"),
+            ),
         };
         // Only what runs containers needs it.
         let (runc, runc_root) = (tool("runc/usr/sbin/runc").unwrap_or_else(|_| "runc".into()), runc_root(folder));
@@ -76,13 +87,14 @@ imports = {imports:?}
 [plugins.{cri:?}.cni]
   bin_dir = {cni:?}
   conf_dir = {cni:?}
+{runtime}
 [plugins.{cri:?}.containerd.runtimes.runc]
   runtime_type = "io.containerd.runc.v2"
 [plugins.{cri:?}.containerd.runtimes.runc.options]
   BinaryName = {runc:?}
   Root = {runc_root:?}
 [plugins.{images:?}]
-{sandbox}
+{of_images}
 {more}
 [plugins.{images:?}.registry]
 {config_path}
@@ -99,6 +111,7 @@ impl Default for ContainerdConfig {
             config_path: None,
             registry: String::new(),
             images: String::new(),
+            discards_layers: false,
             tables: String::new(),
             imports: Vec::new(),
             environment: Vec::new(),

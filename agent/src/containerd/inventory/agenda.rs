@@ -17,9 +17,9 @@ const COLLECTED: Duration = Duration::from_secs(5);
 /// All is asked anew so often, a tenth more or less.
 const ALL: Duration = Duration::from_secs(300);
 /// A listing is followed by a pause of so many times what it took: a busy node has other work than to answer us.
-const REST: u32 = 20;
+const REST: u32 = 10;
 /// At most.
-const MOST_REST: Duration = Duration::from_secs(60);
+const MOST_REST: Duration = Duration::from_secs(30);
 /// So many tasks' changes are remembered one by one; beyond, all tasks are listed.
 const MOST_TASKS: usize = 4096;
 
@@ -37,16 +37,16 @@ pub(super) type Tasks = HashMap<(Arc<str>, String), bool>;
 
 #[derive(Debug)]
 pub(super) struct Agenda {
-    /// What events have called for, but contents.
+    /// What events have called for.
     parts: Parts,
     /// What events have said of tasks.
     tasks: Tasks,
     /// The first and the last of these events.
     since: Option<(Instant, Instant)>,
-    contents: Option<Instant>,
-    contents_again: Option<Instant>,
+    /// Content may be gone by then.
+    collected: Option<Instant>,
     all: Instant,
-    /// Nothing is asked before.
+    /// Nothing is asked before; no contents before the second.
     rested: Instant,
     contents_rested: Instant,
 }
@@ -66,8 +66,7 @@ impl Agenda {
             parts: Parts::default(),
             tasks: Tasks::new(),
             since: None,
-            contents: None,
-            contents_again: None,
+            collected: None,
             all: now,
             rested: now,
             contents_rested: now,
@@ -78,22 +77,21 @@ impl Agenda {
     pub(super) fn note(&mut self, event: Event, now: Instant) {
         match event.what {
             Happening::Image => {
-                self.parts.images = true;
-                // After a pull it is all there; after a removal it will be gone later.
-                self.contents = Some(self.contents.unwrap_or(now + QUIET));
-                self.contents_again = Some(now + COLLECTED);
+                // Together: an image whose layers aren't known yet would seem to have none.
+                (self.parts.images, self.parts.contents) = (true, true);
+                self.collected = Some(now + COLLECTED);
             }
             Happening::Container => self.parts.containers = true,
             Happening::Started(id) => self.task(event.namespace, id, true),
             Happening::Ended(id) => self.task(event.namespace, id, false),
             // Blobs come and go by the hundred; nobody needs to know of them at once.
             Happening::Content => {
-                self.contents_again = Some(self.contents_again.unwrap_or(now + COLLECTED));
+                self.collected = Some(self.collected.unwrap_or(now + COLLECTED));
                 return;
             }
             Happening::Namespace => {
-                self.parts = Parts { contents: false, ..Parts::ALL };
-                self.contents_again = Some(now + COLLECTED);
+                self.parts = Parts::ALL;
+                self.collected = Some(now + COLLECTED);
             }
         }
         self.since = Some((self.since.map_or(now, |(first, _)| first), now));
@@ -108,28 +106,29 @@ impl Agenda {
 
     /// When there is something to do.
     pub(super) fn due(&self) -> Instant {
-        let contents = [self.contents, self.contents_again].into_iter().flatten().min();
-        let contents = contents.map(|at| at.max(self.contents_rested));
-        [contents, self.quick()].into_iter().flatten().fold(self.all, Instant::min)
+        [self.quick(), self.contents()].into_iter().flatten().fold(self.all, Instant::min)
     }
 
     /// Takes what is due, and what is known of tasks.
     pub(super) fn take(&mut self, now: Instant) -> (Parts, Tasks) {
+        let is_due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
+        let (quick, collected) = (is_due(self.quick()), is_due(self.contents()));
         let mut parts = Parts::default();
         if self.all <= now {
             self.all = now + ALL.mul_f64(rand::random_range(0.9..1.1));
-            self.contents = None;
-            // `contents_again` stays: what it waits for may not have happened yet.
             parts = Parts::ALL;
-        } else {
-            parts.contents = self.contents_rested <= now && self.is_contents_due(now);
         }
-        if parts.is_all() || self.quick().is_some_and(|at| at <= now) {
+        if quick || parts.is_all() {
             let asked = std::mem::take(&mut self.parts);
             parts.images |= asked.images;
             parts.containers |= asked.containers;
             parts.tasks |= asked.tasks;
+            parts.contents |= asked.contents;
             self.since = None;
+        }
+        if collected {
+            self.collected = None;
+            parts.contents = true;
         }
         (parts, std::mem::take(&mut self.tasks))
     }
@@ -144,15 +143,14 @@ impl Agenda {
         }
     }
 
-    /// When what events have called for is due, contents aside.
+    /// When what events have called for is due.
     fn quick(&self) -> Option<Instant> {
-        self.since.map(|(first, last)| (last + QUIET).min(first + PATIENCE).max(self.rested))
+        let rested = if self.parts.contents { self.rested.max(self.contents_rested) } else { self.rested };
+        self.since.map(|(first, last)| (last + QUIET).min(first + PATIENCE).max(rested))
     }
 
-    fn is_contents_due(&mut self, now: Instant) -> bool {
-        let is_due = |at: &mut Option<Instant>| at.take_if(|at| *at <= now).is_some();
-        // Both: one listing answers both.
-        is_due(&mut self.contents) | is_due(&mut self.contents_again)
+    fn contents(&self) -> Option<Instant> {
+        self.collected.map(|at| at.max(self.contents_rested))
     }
 
     fn task(&mut self, namespace: String, id: String, runs: bool) {
@@ -231,10 +229,12 @@ mod tests {
         let mut agenda = begun(start);
         agenda.took(Parts::ALL, Duration::from_secs(1), start);
         agenda.note(event(Happening::Image), start);
-        assert_eq!(agenda.due(), start + QUIET, "images aren't contents");
-        assert_eq!(agenda.take(agenda.due()).0, Parts { images: true, ..Parts::default() });
-        assert_eq!(agenda.due(), start + Duration::from_secs(20));
+        assert_eq!(agenda.due(), start + Duration::from_secs(10), "an image comes with its contents");
         agenda.took(Parts::ALL, Duration::from_secs(600), start);
         assert_eq!(agenda.due(), start + MOST_REST);
+        let mut agenda = begun(start);
+        agenda.took(Parts::ALL, Duration::from_secs(1), start);
+        agenda.note(event(Happening::Container), start);
+        assert_eq!(agenda.due(), start + QUIET, "contents aren't containers");
     }
 }
