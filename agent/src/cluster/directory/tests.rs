@@ -190,6 +190,26 @@ fn ranges_change_hands_until_three_are_known_and_then_stay() {
 }
 
 #[test]
+fn who_gets_on_is_not_ended_by_the_clock_where_nobody_is_known_to_do_better() {
+    let mut table = Table::new();
+    let (ticket, lease, upto) = table.fetches(1, &Table::asks(1));
+    table.parents(2, &Table::asks(2));
+    // As many small blobs on the same link leave it so little.
+    let mut frontier = 0;
+    while table.now < Duration::from_millis(105_700) {
+        table.pass(300);
+        frontier += 100_000;
+        let verdict = table.report(1, &Table::reports(ticket, Some(lease), frontier, State::Fetching));
+        assert_eq!(verdict, Verdict::GoOn { upto });
+    }
+    table.pass(600);
+    assert_eq!(table.report(1, &Table::reports(ticket, Some(lease), frontier, State::Fetching)), Verdict::Ended);
+    // Whoever goes on where no chunk ends has its own range end with one.
+    let (_, _, upto) = table.fetches(2, &Ask { frontier, ..Table::asks(2) });
+    assert_eq!(upto % MIB, 0);
+}
+
+#[test]
 fn a_holder_alone_keeps_its_lease_however_slow() {
     let mut table = Table::new();
     let (ticket, lease, _) = table.fetches(1, &Table::asks(1));

@@ -201,6 +201,9 @@ impl Follow {
         if self.is_over {
             return;
         }
+        if self.has_lease_of_other(pending.owner) && !self.ranks.is_second(pending.owner) {
+            self.return_to_first(now);
+        }
         if self.is_served(now) {
             // The other owner was faster. This one is to forget the place that it gave.
             if let Answer::Fetch { .. } | Answer::Read { .. } = answered.answer {
@@ -570,6 +573,23 @@ impl Follow {
         match &mut self.source {
             Source::Peer(reading) if reading.opening.number == opening => Some(reading),
             _ => None,
+        }
+    }
+
+    /// Was this node told to fetch by another owner than this one?
+    fn has_lease_of_other(&self, owner: NodeId) -> bool {
+        matches!(&self.source, Source::Lease(range) if range.owner != owner)
+    }
+
+    /// The first owner lives after all. What it says counts, since all others go by it: under a lease of the second one,
+    /// this node would fetch a copy for itself.
+    fn return_to_first(&mut self, now: Duration) {
+        if let Source::Lease(range) = &self.source {
+            let second = range.owner;
+            self.tell(now, second, State::Gone);
+            self.actions.push(Action::Yields);
+            self.patience.begin(now);
+            self.source = Source::Nothing;
         }
     }
 

@@ -90,6 +90,52 @@ fn a_late_owner_is_passed_over_and_then_a_piece_is_fetched() {
 }
 
 #[test]
+fn over_full_links_answers_and_peers_are_waited_for_longer() {
+    let mut follow = follow();
+    let [(number, ..)] = asks(&mut follow)[..] else { panic!() };
+    follow.expect(millis(400));
+    follow.tick(millis(399));
+    assert_eq!((asks(&mut follow), follow.turn()), (Vec::new(), Turn::Wait));
+    follow.answered(millis(399), number, read(50, &[10]));
+    let first = opening(&follow);
+    follow.tick(millis(399 + 1_199));
+    assert_eq!(opening(&follow), first, "its connection has to be made first");
+    // With the links idle again, what is late is late.
+    follow.expect(millis(100));
+    follow.tick(millis(399 + 1_200));
+    assert!(!matches!(follow.turn(), Turn::Peer(_)));
+}
+
+#[test]
+fn what_the_first_owner_says_counts_however_late_it_comes() {
+    let mut follow = follow();
+    let [(first, ..)] = asks(&mut follow)[..] else { panic!() };
+    follow.tick(millis(100));
+    let [(second, ..)] = asks(&mut follow)[..] else { panic!() };
+    let lease = Answer::Fetch { ticket: ticket(1), lease: Lease(5), upto: 4 << 20 };
+    follow.answered(millis(110), second, answered(lease));
+    assert_eq!(follow.turn(), Turn::Upstream { upto: 4 << 20 });
+    follow.actions();
+    // There, somebody else fetches it already.
+    follow.answered(millis(120), first, read(50, &[10]));
+    assert_eq!(opening(&follow).node, node(10));
+    let actions = follow.actions();
+    let [Action::Report { owner, report }, Action::Yields, Action::Placed(place)] = &actions[..] else {
+        panic!("{actions:?}")
+    };
+    assert_eq!((*owner, &report.state, *place), (node(101), &State::Gone, ticket(50)));
+}
+
+#[test]
+fn a_piece_ends_with_a_chunk() {
+    let mut follow = follow();
+    let [(number, ..)] = asks(&mut follow)[..] else { panic!() };
+    follow.arrived(millis(1), 1_000);
+    follow.answered(millis(2), number, answered(Answer::Alone { absent: false }));
+    assert_eq!(follow.turn(), Turn::Upstream { upto: PIECE });
+}
+
+#[test]
 fn without_owners_all_of_it_is_fetched_at_once() {
     let mut follow = follow();
     for _ in 0..2 {

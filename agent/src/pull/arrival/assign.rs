@@ -17,6 +17,9 @@ const PIECE: u64 = 8 << 20;
 /// The same under a lease: others read along the frontier, and would wait while pieces beyond it are filled. When the
 /// lease passes on, the next holder begins at the frontier, and fetches what lies beyond again.
 const LEASED_PIECE: u64 = CHUNK;
+/// Connections under a lease: of several that share a link, each brings its piece more slowly, and the frontier, which is
+/// what others read along, moves by jumps.
+const LEASED_CONNECTIONS: usize = 2;
 /// What a worker reaches within this time is not worth another request.
 const SOON: Duration = Duration::from_millis(50);
 /// Where a part ends for now, and the next one may be asked for: its answer takes a moment, in which nothing would come.
@@ -77,7 +80,9 @@ impl Arrival<'_> {
         let most = source.ranges_at_once();
         match self.turn_is {
             // Where other transfers run, the link is theirs too, and one more connection takes from them.
-            Turn::Upstream { upto } if upto != u64::MAX => (most / self.pull.transfers.len().max(1)).max(1),
+            Turn::Upstream { upto } if upto != u64::MAX => {
+                (most / self.pull.transfers.len().max(1)).clamp(1, LEASED_CONNECTIONS)
+            }
             _ => most,
         }
     }

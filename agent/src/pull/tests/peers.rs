@@ -413,6 +413,33 @@ async fn a_transfer_is_shared_as_it_grows() {
     assert!(stored.provenance().is_public());
 }
 
+/// In a chain each would wait for all before it otherwise.
+#[tokio::test]
+async fn a_small_one_is_shared_as_it_grows_too() {
+    let blob = blob(1).slice(..512 << 10);
+    let upstream = Registry::start(&blob).await;
+    upstream.always(Manner { rate: Some(512 << 10), ..Manner::default() });
+    let script = Script::default();
+    script.turn(FETCH_ALL);
+    let near = in_cluster(&blob, &[&upstream], &script);
+    let Wanted { place, digest, .. } = &near.wanted;
+    let shared = async {
+        let mut shared = loop {
+            match near.pull.share(digest, &place.registry, Access::Anonymous, 0, None).await {
+                Ok(shared) => break shared,
+                // Its own reader hasn't begun it yet.
+                Err(_) => tokio::task::yield_now().await,
+            }
+        };
+        let first = shared.next().await.unwrap().unwrap();
+        assert!(!near.is_stored().await, "it goes on before all of it is here");
+        first
+    };
+    let (found, first) = tokio::join!(near.fetch(0), shared);
+    assert!(blob.starts_with(&first));
+    near.check(found.unwrap().read(), 0..blob.len() as u64).await.unwrap();
+}
+
 #[tokio::test]
 async fn who_shares_says_what_became_of_the_whole() {
     let blob = blob(8);
