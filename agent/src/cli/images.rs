@@ -173,7 +173,7 @@ ghcr.io/acme/app:v1            -           -           -        -               
         let wide = table(&images, true, now).text(false);
         let row = wide.lines().next().unwrap();
         let digest = images[0].digest;
-        assert!(row.contains("   no   no   -     in use   https://registry.example=Available   "), "{row}");
+        assert!(row.contains("   no   no   -   in use   https://registry.example=Available   "), "{row}");
         assert!(row.ends_with(&digest.to_string()), "{row}");
     }
 

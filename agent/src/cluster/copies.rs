@@ -85,7 +85,7 @@ impl Copies {
     }
 }
 
-/// Whom a node that runs an image tells of it: whoever may have to hold a copy.
+/// Whom a node that runs an image tells of it, besides itself: whoever may have to hold a copy.
 #[must_use]
 pub fn may_hold(ring: &Ring, target: &Digest, copies: u32) -> Vec<NodeId> {
     let ranked = ranked(ring, target).into_iter().take(copies.min(MOST_COPIES) as usize);
@@ -138,6 +138,7 @@ mod tests {
         let wanted = wanted("r.test/app", copies);
         let mut others: Vec<Copies> = (0..count).map(|_| Copies::default()).collect();
         for from in running {
+            others[usize::from(*from)].told(Duration::ZERO, node(*from), vec![wanted.clone()]);
             for to in may_hold(&ring(*from, count), &wanted.target, copies) {
                 others[usize::from(to.as_bytes()[0])].told(Duration::ZERO, node(*from), vec![wanted.clone()]);
             }
