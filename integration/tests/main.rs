@@ -12,6 +12,7 @@ mod doctor;
 mod failover;
 mod faults;
 mod harness;
+mod health;
 mod hosts;
 mod images;
 mod inventory;

@@ -21,7 +21,7 @@ use super::schedule::{Item, Schedule};
 use super::verdict::{Circumstances, judge};
 use crate::cluster::checks::{Standing, Watched};
 use crate::config::Method;
-use crate::image::{ImageName, Reference};
+use crate::image::{Digest, ImageName, Reference};
 use crate::keep::{Catalog, Held, Known, Why};
 use crate::pull::Evidence;
 use crate::store::TagRecord;
@@ -42,6 +42,9 @@ struct Clock {
     began: Instant,
 }
 
+/// How old it counts what a tag meant to who pulled it before there was an agent: whoever knows more is younger.
+const LONG_PULLED: Duration = Duration::from_secs(30 * 24 * 3600);
+
 /// How old what is known may be, at the most.
 const LONG_AGO: Duration = Duration::from_secs(20 * 365 * 24 * 3600);
 
@@ -57,6 +60,8 @@ pub(super) struct Work {
     findings: Findings,
     /// What the owners of images said last.
     standings: HashMap<ImageName, Standing>,
+    /// Images whose tags are known to be known.
+    noted: HashSet<(ImageName, Digest)>,
     /// Upstreams that don't know HEAD.
     by_get: HashSet<String>,
     checks: JoinSet<Outcome>,
@@ -81,6 +86,7 @@ impl Work {
             schedule: Schedule::default(),
             findings,
             standings: HashMap::new(),
+            noted: HashSet::new(),
             by_get: HashSet::new(),
             checks: JoinSet::new(),
             under_way: HashMap::new(),
@@ -214,7 +220,7 @@ impl Work {
 
     /// An upstream says that a tag still means what is here: that is what it was last said to mean, for a pull that gets no
     /// other answer. What it means elsewhere, and isn't here, would be no help to that pull.
-    async fn tag_holds(&self, image: &ImageName, digest: Option<&crate::image::Digest>) {
+    async fn tag_holds(&self, image: &ImageName, digest: Option<&Digest>) {
         let Reference::Tag(tag) = &image.reference else { return };
         let known = self.catalog.images.iter().find(|known| known.name == *image && Some(&known.target) == digest);
         let target = known.and_then(|known| known.parts.iter().find(|part| part.digest == known.target));
@@ -222,6 +228,23 @@ impl Work {
             let record = TagRecord::new(part.digest, part.media_type.clone(), part.size, Duration::ZERO);
             self.parts.store.record_tag(&image.registry, &image.repository, tag, record).await;
         }
+    }
+
+    /// What was pulled before this node had an agent: its tags mean what runs, as long as nobody says something else. Without
+    /// that, a pull that gets no answer wouldn't know what it is after.
+    async fn note_tags(&mut self) {
+        for image in &self.catalog.images {
+            let Reference::Tag(tag) = &image.name.reference else { continue };
+            let target = image.parts.iter().find(|part| part.digest == image.target && part.held != Held::Missing);
+            let Some(part) = target.filter(|_| self.noted.insert((image.name.clone(), image.target))) else { continue };
+            let (registry, repository, store) = (&image.name.registry, &image.name.repository, &self.parts.store);
+            if store.tag(registry, repository, tag).await.is_none() {
+                let record = TagRecord::new(part.digest, part.media_type.clone(), part.size, LONG_PULLED);
+                store.record_tag(registry, repository, tag, record).await;
+            }
+        }
+        let known: HashSet<_> = self.catalog.images.iter().map(|image| (image.name.clone(), image.target)).collect();
+        self.noted.retain(|noted| known.contains(noted));
     }
 
     async fn catalog_changed(&mut self) {
@@ -232,6 +255,7 @@ impl Work {
             self.standings.retain(|image, _| known.contains(image));
             self.findings.keep(&known, Timestamp::now()).await;
         }
+        self.note_tags().await;
         self.set_schedule();
         self.judge_soon();
         self.tell_soon();
@@ -282,8 +306,8 @@ impl Work {
         standing.is_yours
             || match last {
                 Some(last) => age(now, last) > interval * NEGLECTED,
-                // An upstream of this node alone: others say something of theirs.
-                None => standing.findings.iter().any(|finding| finding.age < interval),
+                // An upstream of this node alone: what others found of theirs would have come with it long ago.
+                None => standing.findings.iter().any(|finding| finding.age > interval),
             }
     }
 

@@ -136,6 +136,11 @@ impl Agent {
         &self.http
     }
 
+    /// The port that Prometheus reads, `http://127.0.0.1:…`.
+    pub fn metrics_url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.metrics)
+    }
+
     /// What it shows to Prometheus now.
     pub async fn metrics(&self) -> Result<Metrics> {
         Metrics::parse(&self.exposition().await?)

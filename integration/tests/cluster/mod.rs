@@ -1,5 +1,6 @@
 //! Several nodes, each on a machine of its own.
 
+mod checks;
 mod cold;
 mod content;
 mod copies;
