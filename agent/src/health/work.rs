@@ -306,8 +306,8 @@ impl Work {
         standing.is_yours
             || match last {
                 Some(last) => age(now, last) > interval * NEGLECTED,
-                // An upstream of this node alone: others say something of theirs.
-                None => standing.findings.iter().any(|finding| finding.age < interval),
+                // An upstream of this node alone: what others found of theirs would have come with it long ago.
+                None => standing.findings.iter().any(|finding| finding.age > interval),
             }
     }
 

@@ -19,6 +19,8 @@ const AT_ONCE: usize = 8;
 const HOPS: usize = 3;
 /// When to ask again where no owner answered.
 const AGAIN: Duration = Duration::from_secs(10);
+/// When to ask a new owner again, which may be given the book of the one before.
+const HANDED_OVER: Duration = Duration::from_secs(30);
 /// A new owner asks the one before for its book no more often than this.
 const HAND_OVER_EVERY: Duration = Duration::from_secs(5);
 /// How often owners write down what they know, and forget what is old.
@@ -69,7 +71,7 @@ impl Inner {
                 Ok((Answer::Granted(granted), _)) => return Granted::Now(granted.min(wanted)),
                 Ok((Answer::Later(wait), _)) => return Granted::Later(wait),
                 // The owner before may hand over its book any moment.
-                Ok((Answer::Unsure(wait), _)) => return Granted::Later(wait.min(AGAIN)),
+                Ok((Answer::Unsure(wait), _)) => return Granted::Later(wait.min(HANDED_OVER)),
                 Ok((Answer::NotOwner, Some(other))) if other != owner => other,
                 Ok((Answer::NotOwner, _)) => break,
                 Err(error) => {

@@ -65,11 +65,11 @@ fn row(image: &Image, now: Timestamp) -> Markup {
 fn verdict(image: &Image) -> Markup {
     let Some(verdict) = image.verdict else { return html! { span.muted { "not known yet" } } };
     // What nothing uses any more is nobody's worry.
-    let worry = if image.concern() == Concern::None { "muted" } else { "bad" };
+    let worry = if image.concern() == Concern::None { "is muted" } else { "is bad" };
     html! {
-        @if verdict.lost { span.is class=(worry) { "✕ lost" } }
+        @if verdict.lost { span class=(worry) { "✕ lost" } }
         @else if verdict.protected { span.is.good { "✓ protected" } }
-        @else { span.is class=(worry) { "✕ not protected" } }
+        @else { span class=(worry) { "✕ not protected" } }
         @if verdict.drifted { br; span.is.warn { "↷ drifted" } }
     }
 }

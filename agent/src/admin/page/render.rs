@@ -1,4 +1,4 @@
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::images::cell;
@@ -17,6 +17,8 @@ const SHORT: usize = 12;
 /// All of it.
 pub(super) fn page(sight: &Sight) -> Markup {
     let Sight { host, now, status, images, peers, flows } = sight;
+    let began = now.checked_sub(SignedDuration::from_secs(i64::try_from(status.uptime_seconds).unwrap_or(0)));
+    let up = began.map_or_else(|_| "ages".to_owned(), |began| age(began, *now));
     let title = host.as_ref().map_or_else(|| "Larder".to_owned(), |host| format!("Larder on {host}"));
     html! {
         (DOCTYPE)
@@ -35,7 +37,7 @@ pub(super) fn page(sight: &Sight) -> Markup {
                     h1 { (title) }
                     p.muted {
                         "As of " (now.strftime("%Y-%m-%d %H:%M:%S")) " UTC. Larder " (status.version) ", up for "
-                        (humantime::format_duration(std::time::Duration::from_secs(status.uptime_seconds)))
+                        (up)
                         ", " (status.mirror.requests) " requests for images."
                     }
                 }

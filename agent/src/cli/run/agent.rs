@@ -136,16 +136,6 @@ async fn serve(config: &Config) -> anyhow::Result<ExitCode> {
         });
     }
 
-    let parts = health::Parts {
-        config: config.health.clone(),
-        ignored: config.cache.ignore.clone(),
-        catalog: keep.catalog(),
-        store: store.clone(),
-        upstreams: Arc::clone(&upstreams),
-        peers: peers.clone(),
-        pull: pull.clone(),
-    };
-    let monitor = Monitor::start(parts, &tasks, end.clone());
     let flows = Flows::of(&pull, peers.as_ref(), &upstreams);
     tasks.spawn(flows.clone().watch(stop.clone()));
     let agent = Arc::new(Agent {

@@ -3,6 +3,7 @@
 
 mod bytes;
 mod chains;
+mod checks;
 mod faults;
 mod images;
 mod node;
