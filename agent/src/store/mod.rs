@@ -1,7 +1,7 @@
 //! Blobs on disk, and the index of them.
 //!
 //! ```text
-//! <dir>/blobs/<algorithm>/<hex>   whole and verified: the truth
+//! <dir>/blobs/<algorithm>/<hex>   whole and verified: the truth; containerd's own file where it has it too
 //! <dir>/ingest/                   arriving, one pair of files a blob
 //! <dir>/trash/                    out of service, about to be unlinked
 //! <dir>/index.redb                what is known of each blob, and tags: a cache of the truth, rebuilt when lost
@@ -13,6 +13,8 @@
 //! waits for an fsync: a blob whose fsync is not yet known to have happened is hashed again before its first use after
 //! a crash of the machine (after a crash of the process alone, the page cache has it). And every chunk is held against
 //! the checksum from its commit before a byte of it goes out.
+//!
+//! What containerd holds is linked in, and so costs no disk twice; see [`Store::adopt`].
 //!
 //! A disk that is full, read-only, broken or absent turns storing off; it never fails a read of what can be read.
 //!
