@@ -60,17 +60,25 @@ pub(super) async fn list(client: &Client, parts: Parts, before: &Contents) -> Re
     Ok(listing)
 }
 
+/// What is held. Most of it was held before: it isn't put together a second time, for there may be a hundred thousand.
 async fn contents(client: &Client, before: &Contents) -> Result<Contents, ClientError> {
-    let (mut contents, mut same) = (BTreeMap::new(), 0);
+    let (mut same, mut other) = (Vec::new(), BTreeMap::new());
     client
         .each_content(|content| {
-            // Of what several namespaces hold, the first speaks for all.
-            contents.entry(content.digest).or_insert_with(|| {
-                same += usize::from(before.get(&content.digest) == Some(&content));
-                content
-            });
+            if before.get(&content.digest) == Some(&content) {
+                same.push(content.digest);
+            } else {
+                // Of what several namespaces hold, one speaks for all.
+                other.entry(content.digest).or_insert(content);
+            }
         })
         .await?;
-    let is_same = same == contents.len() && same == before.len();
-    Ok(if is_same { Arc::clone(before) } else { Arc::new(contents) })
+    same.sort_unstable();
+    same.dedup();
+    other.retain(|digest, _| same.binary_search(digest).is_err());
+    if other.is_empty() && same.len() == before.len() {
+        return Ok(Arc::clone(before));
+    }
+    let same = same.iter().filter_map(|digest| Some((*digest, before.get(digest)?.clone())));
+    Ok(Arc::new(same.chain(other).collect()))
 }
