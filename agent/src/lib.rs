@@ -1,6 +1,6 @@
 //! Larder: an agent that runs on every node and makes container image pulls survive.
 //!
-//! The folders are rooms with one-way doors: `mirror`, `sharing`, `admin` and `cli` take requests; `pull`, `keep` and `peers` do the work;
+//! The folders are rooms with one-way doors: `mirror`, `sharing`, `admin` and `cli` take requests; `pull`, `keep`, `health` and `peers` do the work;
 //! `store`, `containerd`, `upstream`, `cluster` and `wire` are the rooms, which don't know each other; `image` and `config` are the words.
 //! ARCHITECTURE.md has the whole picture.
 
@@ -12,6 +12,7 @@ pub mod cli;
 pub mod cluster;
 pub mod config;
 pub mod containerd;
+pub mod health;
 pub mod image;
 pub mod keep;
 pub mod mirror;

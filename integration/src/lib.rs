@@ -16,6 +16,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
 mod agent;
+mod browser;
 mod cluster;
 mod containerd;
 mod failover;
@@ -36,8 +37,9 @@ mod tools;
 mod wait;
 
 pub use agent::{Agent, AgentConfig, Metrics, Upstream};
+pub use browser::{Browser, Scheme};
 pub use cluster::{Answer, Authority, Cluster, ClusterBuilder, Files, Member, NameServer, PEERS_PORT};
-pub use containerd::{Containerd, ContainerdConfig, Ctr, Login};
+pub use containerd::{Containerd, ContainerdConfig, Ctr, Labels, Login};
 pub use failover::{Failover, Ill, Outcome, Place, Summary, Trial};
 pub use fault::{Challenge, Cut, Face, Fault, FaultRegistry, Request, Transport, When};
 pub use folder::{Folder, SmallDisk};

@@ -15,8 +15,10 @@ pub struct Node {
     /// Its containerd.
     pub containerd: Containerd,
     hosts_dir: PathBuf,
+    /// Of the agent that it may yet have.
+    config: AgentConfig,
     // The last to go.
-    _folder: Folder,
+    folder: Folder,
 }
 
 /// What a node will be; see [`Node::builder`].
@@ -48,6 +50,15 @@ impl Node {
     /// The folder that containerd's `config_path` names.
     pub fn hosts_dir(&self) -> &Path {
         &self.hosts_dir
+    }
+
+    /// Starts an agent on a node that was built without one.
+    pub async fn install_agent(&mut self) -> Result<()> {
+        let agent = Agent::start(&self.folder.path().join("larder"), &self.config).await?;
+        let entered = async || has_entered_itself(&agent, &self.hosts_dir).unwrap_or(false).then_some(());
+        until("the agent has entered itself", Duration::from_secs(10), entered).await?;
+        self.agent = Some(agent);
+        Ok(())
     }
 
     /// The agent, on a node that has one.
@@ -118,7 +129,7 @@ impl NodeBuilder {
             let entered = async || has_entered_itself(agent, &hosts_dir).unwrap_or(false).then_some(());
             until("the agent has entered itself", Duration::from_secs(10), entered).await?;
         }
-        Ok(Node { agent, containerd, hosts_dir, _folder: self.folder })
+        Ok(Node { agent, containerd, hosts_dir, config: self.agent, folder: self.folder })
     }
 }
 

@@ -1,11 +1,15 @@
 //! The cache's disk is full, read-only or damaged; the cache is small.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use larder_integration::{Blob, FaultRegistry, Image, Node, SmallDisk};
+use larder_integration::{Agent, AgentConfig, Blob, FaultRegistry, Folder, Image, Node, SmallDisk, Upstream, until};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
-use crate::support::{Case, asked_by_agent, on_every_containerd};
+use crate::support::{Case, asked_by_agent, on_every_containerd, run};
 
 on_every_containerd!(over tls: full, read_only, the_cache_is_smaller_than_the_images, damaged);
 
@@ -33,7 +37,7 @@ async fn full(case: Case) -> Result<()> {
     std::fs::remove_file(&ballast)?;
     node.containerd.wipe().await?;
     node.containerd.pull("reg.test/acme/small:v1").await?;
-    larder_integration::until("it is kept again", std::time::Duration::from_secs(30), async || {
+    until("it is kept again", Duration::from_secs(30), async || {
         (node.agent().ok()?.metrics().await.ok()?.sum("larder_store_writable", &[]) == 1.0).then_some(())
     })
     .await?;
@@ -73,9 +77,12 @@ async fn the_cache_is_smaller_than_the_images(case: Case) -> Result<()> {
         node.containerd.pull(&format!("reg.test/acme/app{n}:v1")).await?;
         // containerd has its layer; the agent commits and makes room right behind it.
         let held = async || (held(&node.agent().ok()?.cache()).ok()? <= 12 << 20).then_some(());
-        larder_integration::until("the cache is within bounds", std::time::Duration::from_secs(10), held).await?;
+        until("the cache is within bounds", Duration::from_secs(10), held).await?;
     }
+    // What containerd gives up counts as ours from then on.
     node.containerd.wipe().await?;
+    let held = async || (held(&node.agent().ok()?.cache()).ok()? <= 12 << 20).then_some(());
+    until("the cache is within bounds again", Duration::from_secs(60), held).await?;
     registry.clear_log();
     node.containerd.pull("reg.test/acme/app5:v1").await?;
     ensure!(registry.count("GET", "/blobs/") == 0, "the image pulled last wasn't kept");
@@ -111,6 +118,46 @@ async fn damaged(case: Case) -> Result<()> {
     Ok(())
 }
 
+/// A byte flips in a stored blob while it is being read: what has gone out is right, the flipped byte isn't sent, the
+/// reply goes on from the registry, and the blob is made good.
+#[test]
+fn rots_in_mid_reply() {
+    run(async {
+        let (folder, registry, image) = (Folder::new()?, FaultRegistry::start().await?, Image::opaque(30, 96 << 20));
+        registry.add(&image, "acme/app", "v1");
+        let mut config = AgentConfig::without_containerd(folder.path());
+        config.upstreams("reg.test", vec![Upstream::insecure(&registry.url())]);
+        let agent = Agent::start(&folder.path().join("agent"), &config).await?;
+        let layer = image.largest();
+        let url = format!("{}/v2/acme/app/blobs/{}?ns=reg.test", agent.mirror(), layer.digest);
+        ensure!(agent.http().get(&url).await?.body == layer.bytes);
+        let path = agent.cache().join("blobs").join(layer.digest.replace(':', "/"));
+        until("it is stored", Duration::from_secs(10), async || path.exists().then_some(())).await?;
+        registry.clear_log();
+
+        let mut stream = TcpStream::connect(("127.0.0.1", agent.mirror_port())).await?;
+        let target = url.strip_prefix(&agent.mirror()).context("the mirror's own URL")?;
+        let request = format!("GET {target} HTTP/1.1\r\nhost: larder\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await?;
+        let mut reply = vec![0; 1 << 20];
+        stream.read_exact(&mut reply).await?;
+        // More than what lies in sockets on its way.
+        flip(&path, 80 << 20)?;
+        stream.read_to_end(&mut reply).await?;
+        let head = reply.windows(4).position(|end| end == b"\r\n\r\n").context("no head")? + 4;
+        ensure!(reply[head..] == layer.bytes, "{} of {} bytes, or wrong ones", reply.len() - head, layer.bytes.len());
+        ensure!(registry.count("GET", "/blobs/") > 0, "where did the right byte come from?");
+        ensure!(agent.metrics().await?.sum("larder_store_rotten_total", &[]) == 1.0);
+
+        let made_good = async || (std::fs::read(&path).ok()? == layer.bytes).then_some(());
+        until("it is made good", Duration::from_secs(20), made_good).await?;
+        registry.clear_log();
+        ensure!(agent.http().get(&url).await?.body == layer.bytes);
+        ensure!(registry.count("GET", "/blobs/") == 0, "it isn't kept");
+        Ok(())
+    });
+}
+
 fn stored(node: &Node, blob: &Blob) -> Result<PathBuf> {
     let path = node.agent()?.cache().join("blobs").join(blob.digest.replace(':', "/"));
     ensure!(path.exists(), "{} isn't in the store", blob.digest);
@@ -140,12 +187,12 @@ fn fill(path: &Path) {
     }
 }
 
-/// Bytes of the blobs in a cache.
+/// Bytes of the blobs in a cache, those left out that are containerd's too.
 fn held(cache: &Path) -> Result<u64> {
     let mut sum = 0;
     for file in std::fs::read_dir(cache.join("blobs/sha256"))? {
         // One that goes meanwhile holds nothing.
-        sum += file?.metadata().map_or(0, |metadata| metadata.len());
+        sum += file?.metadata().map_or(0, |metadata| if metadata.nlink() > 1 { 0 } else { metadata.len() });
     }
     Ok(sum)
 }

@@ -1,7 +1,9 @@
 //! What people see: status, the cache's commands, metrics, configuration errors.
 
+use std::time::Duration;
+
 use anyhow::ensure;
-use larder_integration::{FaultRegistry, Image, Node, Release};
+use larder_integration::{FaultRegistry, Image, Node, Release, until};
 
 use crate::support::run;
 
@@ -16,11 +18,18 @@ fn commands_say_what_is_there() {
 
         let status = node.agent()?.say(&["status"]).await?;
         ensure!(status.contains("comes to us"), "{status}");
-        let listed = node.agent()?.say(&["cache", "ls"]).await?;
+        let listed = node.agent()?.say(&["cache", "ls", "--blobs"]).await?;
         ensure!(listed.contains("acme/app"), "{listed}");
+        until("the image is listed", Duration::from_secs(30), async || {
+            node.agent().ok()?.say(&["cache", "ls"]).await.ok()?.contains("reg.test/acme/app:v1").then_some(())
+        })
+        .await?;
         for running in [true, false] {
             if !running {
                 node.agent_mut()?.stop()?;
+            }
+            for command in [["ls", "--json"], ["ls", "--blobs"], ["gc", "--dry-run"]] {
+                node.agent()?.say(&["cache", command[0], command[1]]).await?;
             }
             for command in ["ls", "verify", "gc"] {
                 node.agent()?.say(&["cache", command]).await?;

@@ -13,8 +13,11 @@ use tokio::net::UnixStream;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
+use super::stock::{KeptImages, Prefetching};
+use super::view::images::Images;
 use super::view::{Checked, Collected, Failed, Kept, Status};
 use crate::containerd::canary::Report;
+use crate::image::ImageName;
 use crate::peers::Shown;
 
 /// To an answer's head. A canary pull is the slowest of them.
@@ -86,6 +89,22 @@ impl Client {
         self.call(Method::GET, "/v1/peers").await
     }
 
+    /// The images that are known on this node.
+    ///
+    /// # Errors
+    /// When there is no agent, or it doesn't answer.
+    pub async fn images(&self) -> Result<Images, ClientError> {
+        self.call(Method::GET, "/v1/images").await
+    }
+
+    /// The images that run anywhere in the cluster.
+    ///
+    /// # Errors
+    /// When there is no agent, or it doesn't answer.
+    pub async fn cluster_images(&self) -> Result<Images, ClientError> {
+        self.call(Method::GET, "/v1/images/cluster").await
+    }
+
     /// Proves now whether containerd comes to us.
     ///
     /// # Errors
@@ -94,12 +113,29 @@ impl Client {
         self.call(Method::POST, "/v1/canary").await
     }
 
-    /// Brings the store below its low marks, as if its bounds were passed.
+    /// Brings the store below its low marks, where its bounds are passed; with `dry_run`, says what would go.
     ///
     /// # Errors
     /// When there is no agent, or it doesn't answer.
-    pub async fn collect(&self) -> Result<Collected, ClientError> {
-        self.call(Method::POST, "/v1/cache/gc").await
+    pub async fn collect(&self, dry_run: bool) -> Result<Collected, ClientError> {
+        self.call(Method::POST, if dry_run { "/v1/cache/gc?dry_run" } else { "/v1/cache/gc" }).await
+    }
+
+    /// What is kept, image by image.
+    ///
+    /// # Errors
+    /// When there is no agent, or it doesn't answer.
+    pub async fn kept_images(&self) -> Result<KeptImages, ClientError> {
+        self.call(Method::GET, "/v1/cache/images").await
+    }
+
+    /// Fetches an image into the cache. The last line says what became of it.
+    ///
+    /// # Errors
+    /// When there is no agent, or it stops answering.
+    pub async fn prefetch(&self, name: &ImageName, line: impl FnMut(Prefetching)) -> Result<(), ClientError> {
+        let query = form_urlencoded::Serializer::new(String::new()).append_pair("image", &name.to_string()).finish();
+        self.lines(Method::POST, &format!("/v1/prefetch?{query}"), line).await
     }
 
     /// What is kept, blob by blob.

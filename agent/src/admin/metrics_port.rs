@@ -1,31 +1,22 @@
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::registry::Registry;
 use tokio::net::{TcpListener, TcpSocket};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
-use super::process::ProcessFigures;
+use super::figures::Figures;
+use super::port;
 
 /// Scrapers and probes; no more are served at a time.
 const MAX_CONNECTIONS: usize = 64;
-/// To send a request's head; also how long a connection may idle.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(75);
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// The port of `/metrics`, `/healthz` and `/readyz`, and of nothing else: unlike the mirror it may be reached from
@@ -55,41 +46,20 @@ impl MetricsPort {
     }
 
     /// Serves until `stop`. `/readyz` says yes once `ready` is true.
-    pub async fn serve(self, mut registry: Registry, ready: watch::Receiver<bool>, stop: CancellationToken) {
-        let build = Family::<[(&'static str, &'static str); 1], Gauge>::default();
-        build.get_or_create(&[("version", env!("CARGO_PKG_VERSION"))]).set(1);
-        registry.register("larder_build_info", "The version of the agent that runs", build);
-        registry.register_collector(Box::new(ProcessFigures));
-        let registry = Arc::new(registry);
-        let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-        let connections = TaskTracker::new();
-        while let Some(accepted) = stop.run_until_cancelled(self.0.accept()).await {
-            let (Ok((stream, _)), Ok(place)) = (accepted, Arc::clone(&places).try_acquire_owned()) else {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-                continue;
-            };
-            let (registry, ready, stop) = (Arc::clone(&registry), ready.clone(), stop.clone());
-            connections.spawn(async move {
-                let service = service_fn(move |request| {
-                    let is_ready = *ready.borrow();
-                    answer(Arc::clone(&registry), is_ready, request)
-                });
-                let connection = http1::Builder::new()
-                    .timer(TokioTimer::new())
-                    .header_read_timeout(HEAD_TIMEOUT)
-                    .serve_connection(TokioIo::new(stream), service);
-                // How it ends is the scraper's affair.
-                let _ = stop.run_until_cancelled(connection).await;
-                drop(place);
-            });
-        }
-        connections.close();
-        connections.wait().await;
+    pub async fn serve(self, figures: Figures, ready: watch::Receiver<bool>, stop: CancellationToken) {
+        port::serve(self.0, MAX_CONNECTIONS, stop, move || {
+            let (figures, ready) = (figures.clone(), ready.clone());
+            service_fn(move |request| {
+                let is_ready = *ready.borrow();
+                answer(figures.clone(), is_ready, request)
+            })
+        })
+        .await;
     }
 }
 
 async fn answer(
-    registry: Arc<Registry>,
+    figures: Figures,
     is_ready: bool,
     request: Request<Incoming>,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
@@ -102,17 +72,14 @@ async fn answer(
         return Ok(plain(StatusCode::METHOD_NOT_ALLOWED, "only GET\n"));
     }
     Ok(match request.uri().path() {
-        "/metrics" => {
-            let mut text = String::new();
-            match prometheus_client::encoding::text::encode(&mut text, &registry) {
-                Ok(()) => {
-                    let mut response = Response::new(Full::from(text));
-                    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(OPENMETRICS));
-                    response
-                }
-                Err(_) => plain(StatusCode::INTERNAL_SERVER_ERROR, "the metrics can't be written\n"),
+        "/metrics" => match figures.openmetrics() {
+            Ok(text) => {
+                let mut response = Response::new(Full::from(text));
+                response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(OPENMETRICS));
+                response
             }
-        }
+            Err(_) => plain(StatusCode::INTERNAL_SERVER_ERROR, "the metrics can't be written\n"),
+        },
         "/readyz" if !is_ready => plain(StatusCode::SERVICE_UNAVAILABLE, "hosts.toml is not written yet\n"),
         // The mirror serves by now, and what is wrong around it (no containerd, a full disk, no upstream) would not be
         // mended by a restart nor by taking the node's Pods elsewhere.

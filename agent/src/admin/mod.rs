@@ -1,30 +1,45 @@
-//! What is seen of the agent: the command line's socket, and the port that Prometheus and probes read.
+//! What is seen of the agent: the command line's socket, the status page, and what Prometheus and probes read.
 //!
 //! The socket speaks HTTP with JSON bodies; [`Client`] is its other end. The types of [`view`] are the contract between
 //! the two.
 
 mod client;
+mod cluster;
+mod figures;
+mod flows;
 mod metrics_port;
+pub mod page;
+mod port;
 mod process;
 mod socket;
+mod stock;
+mod textfile;
 pub mod view;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
+use jiff::Timestamp;
 use tokio::sync::watch;
 
 pub use client::{Client, ClientError};
+pub use cluster::told;
+pub use figures::Figures;
+pub use flows::{Bytes, Flows, Minute, Origin};
 pub use metrics_port::MetricsPort;
+pub use page::Page;
 pub use socket::Socket;
+pub use stock::{Goes, KeptImage, KeptImages, KeptRest, Prefetching};
+pub use textfile::Textfile;
 
 use self::socket::Lines;
 use crate::config::Config;
 use crate::containerd::canary::{self, Canary};
-use crate::image::Digest;
-use crate::keep;
-use crate::peers::Peers;
+use crate::health::Report;
+use crate::image::{Digest, NodeId};
+use crate::keep::{Catalog, Collected, Keep};
+use crate::peers::{Heard, Peers};
 use crate::pull::Pull;
 use crate::store::{Listed, Proof, Store};
 use crate::upstream::Upstreams;
@@ -46,6 +61,8 @@ pub struct Agent {
     pub store: Store,
     /// Pulls under way.
     pub pull: Pull,
+    /// What is kept, and why.
+    pub keep: Keep,
     /// The other nodes, where a cluster is configured.
     pub peers: Option<Peers>,
     /// The registries.
@@ -58,9 +75,39 @@ pub struct Agent {
     pub hosts: watch::Receiver<Option<Vec<view::HostsFolder>>>,
     /// What was taken over from the user's own files.
     pub adopted: watch::Receiver<Vec<view::Adopted>>,
+    /// How the images are that are known here.
+    pub report: watch::Receiver<Arc<Report>>,
+    /// Where bytes came from lately.
+    pub flows: Flows,
 }
 
 impl Agent {
+    /// The images of this node.
+    fn images(&self) -> view::images::Images {
+        images(&self.keep.catalog(), &self.report)
+    }
+
+    /// The images that run anywhere in the cluster; without one, those that run here.
+    async fn cluster(&self) -> view::images::Images {
+        let own = self.images();
+        let Some(peers) = &self.peers else {
+            return cluster::merged(NodeId::new([0; 16]), &own, Heard::default());
+        };
+        cluster::merged(peers.node(), &own, peers.images().await)
+    }
+
+    /// All that the page shows.
+    pub async fn sight(&self) -> page::Sight {
+        page::Sight {
+            host: sysinfo::System::host_name().ok(),
+            now: Timestamp::now(),
+            status: self.status().await,
+            images: self.images(),
+            peers: self.peers.as_ref().map(Peers::shown),
+            flows: self.flows.last_hour(),
+        }
+    }
+
     async fn status(&self) -> view::Status {
         let usage = self.store.usage().await.unwrap_or_default();
         let upstreams = self.upstreams.all().into_iter().flat_map(|(registry, chain)| {
@@ -100,9 +147,8 @@ impl Agent {
         self.canary.prove(&self.containerd, CANARY_DEADLINE).await
     }
 
-    async fn collect(&self) -> view::Collected {
-        let (bytes, blobs) = keep::collect(&self.store).await;
-        view::Collected { blobs, bytes }
+    async fn collect(&self, dry_run: bool) -> view::Collected {
+        view::Collected::from(&self.keep.collect(dry_run).await)
     }
 
     async fn kept(&self, lines: Lines) {
@@ -124,6 +170,20 @@ impl Agent {
                 return;
             }
         }
+    }
+}
+
+/// The images of this node, as catalog and report have them at the moment.
+#[must_use]
+pub fn images(catalog: &watch::Receiver<Arc<Catalog>>, report: &watch::Receiver<Arc<Report>>) -> view::images::Images {
+    let (catalog, report) = (Arc::clone(&catalog.borrow()), Arc::clone(&report.borrow()));
+    view::images::Images::of(&catalog, &report)
+}
+
+impl From<&Collected> for view::Collected {
+    fn from(collected: &Collected) -> Self {
+        let Collected { plan, bytes, blobs } = collected;
+        Self { blobs: *blobs, bytes: *bytes, left: plan.left, goes: plan.goes.iter().map(Goes::from).collect() }
     }
 }
 

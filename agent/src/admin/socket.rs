@@ -102,15 +102,32 @@ async fn answer(agent: Arc<Agent>, request: &Request<Incoming>) -> Response<Body
     match (request.method(), request.uri().path()) {
         (&Method::GET, "/v1/status") => json(StatusCode::OK, &agent.status().await),
         (&Method::GET, "/v1/peers") => json(StatusCode::OK, &agent.peers.as_ref().map(Peers::shown)),
+        (&Method::GET, "/v1/images") => json(StatusCode::OK, &agent.images()),
+        (&Method::GET, "/v1/images/cluster") => json(StatusCode::OK, &agent.cluster().await),
         (&Method::POST, "/v1/canary") => json(StatusCode::OK, &agent.prove().await),
-        (&Method::POST, "/v1/cache/gc") => json(StatusCode::OK, &agent.collect().await),
+        (&Method::POST, "/v1/cache/gc") => json(StatusCode::OK, &agent.collect(has(request, "dry_run")).await),
         (&Method::GET, "/v1/cache") => lines(|lines| async move { agent.kept(lines).await }),
+        (&Method::GET, "/v1/cache/images") => json(StatusCode::OK, &agent.kept_images().await),
+        (&Method::POST, "/v1/prefetch") => {
+            let image = value(request, "image").and_then(|name| name.parse().ok());
+            lines(|lines| async move { agent.prefetch(image, lines).await })
+        }
         (&Method::POST, "/v1/cache/verify") => lines(|lines| async move { agent.verify(lines).await }),
         (method, path) => {
             let error = format!("there is no {method} {path}: agent and command line are of different versions");
             json(StatusCode::NOT_FOUND, &Failed { error })
         }
     }
+}
+
+/// What the query says of `key`.
+fn value(request: &Request<Incoming>, key: &str) -> Option<String> {
+    let query = request.uri().query()?.as_bytes();
+    form_urlencoded::parse(query).find(|(name, _)| name == key).map(|(_, value)| value.into_owned())
+}
+
+fn has(request: &Request<Incoming>, key: &str) -> bool {
+    value(request, key).is_some()
 }
 
 fn json(status: StatusCode, value: &impl Serialize) -> Response<Body> {

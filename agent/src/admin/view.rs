@@ -1,5 +1,8 @@
 //! What the admin socket says, as JSON; the command line prints it.
 
+pub mod images;
+pub mod words;
+
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -7,6 +10,7 @@ use std::path::PathBuf;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::stock::Goes;
 use crate::config::{Config, HostsTarget};
 use crate::containerd::canary;
 use crate::containerd::hosts::{self, Applied, AppliedFolder, HostsError};
@@ -177,13 +181,19 @@ pub struct Checked {
     pub wrong: Option<String>,
 }
 
-/// `POST /v1/cache/gc`
+/// `POST /v1/cache/gc`, with `?dry_run` for what would go
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Collected {
     /// How many blobs went.
     pub blobs: u64,
-    /// Their bytes.
+    /// Bytes that were freed.
     pub bytes: u64,
+    /// Bytes above the low mark for which nothing may go.
+    #[serde(default)]
+    pub left: u64,
+    /// What went, in this order.
+    #[serde(default)]
+    pub goes: Vec<Goes>,
 }
 
 /// An error of any call.

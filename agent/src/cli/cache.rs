@@ -8,9 +8,10 @@ use clap::{Args, Subcommand};
 use jiff::Timestamp;
 
 use super::block_on;
-use crate::admin::view::{Checked, Kept};
-use crate::admin::{Client, ClientError, Rows, check, kept};
+use crate::admin::view::{Checked, Collected, Kept};
+use crate::admin::{Client, ClientError, KeptImages, KeptRest, Rows, check, kept};
 use crate::config::{Bytes, Config};
+use crate::keep::Shelf;
 use crate::store::{self, Store};
 
 /// `larder cache`
@@ -22,16 +23,23 @@ pub struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// List the blobs that are kept, by size
+    /// List the images that are kept: why, and until when
     Ls {
+        /// Blob by blob instead, by size
+        #[arg(long)]
+        blobs: bool,
         /// As JSON, one object a line
         #[arg(long)]
         json: bool,
     },
     /// Hash every blob; what is not what its name says is taken out of service
     Verify,
-    /// Bring the cache below its low marks now, the least recently used first
-    Gc,
+    /// Bring the cache below its low marks now: unused images first, the least recently used of them first
+    Gc {
+        /// Only say what would go
+        #[arg(long)]
+        dry_run: bool,
+    },
 }
 
 /// Asks the running agent; without one, looks into the folder itself.
@@ -41,14 +49,78 @@ enum Command {
 pub fn run(arguments: &Arguments, config: &Config) -> anyhow::Result<ExitCode> {
     block_on(async {
         match arguments.command {
-            Command::Ls { json } => list(config, json).await,
+            Command::Ls { blobs: false, json } => list_images(config, json).await,
+            Command::Ls { blobs: true, json } => list_blobs(config, json).await,
             Command::Verify => verify(config).await,
-            Command::Gc => collect(config).await,
+            Command::Gc { dry_run } => collect(config, dry_run).await,
         }
     })?
 }
 
-async fn list(config: &Config, json: bool) -> anyhow::Result<ExitCode> {
+async fn list_images(config: &Config, json: bool) -> anyhow::Result<ExitCode> {
+    let kept = match Client::new(&config.admin.socket).kept_images().await {
+        Ok(kept) => kept,
+        Err(ClientError::NoAgent { .. }) => {
+            let store = open(config).await?;
+            let shelf = Shelf::look(store.clone(), &config.cache).await;
+            let kept = KeptImages::of(shelf.catalog(), shelf.rest().await);
+            store.close().await;
+            kept
+        }
+        Err(e) => return Err(e.into()),
+    };
+    let mut out = std::io::stdout().lock();
+    if json {
+        for image in &kept.images {
+            writeln!(out, "{}", serde_json::to_string(image)?)?;
+        }
+    } else {
+        write!(out, "{}", table(&kept))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The images as a table, and a line on what else is there.
+fn table(kept: &KeptImages) -> String {
+    let mut rows = vec![["IMAGE", "WHY", "UNTIL", "SIZE", "OWN", "MISSING", "LAST USED"].map(str::to_owned)];
+    for image in &kept.images {
+        let why = match image.used_by.as_slice() {
+            [] => image.why.clone(),
+            [user] => format!("{}: {user}", image.why),
+            [user, more @ ..] => format!("{}: {user} and {} more", image.why, more.len()),
+        };
+        let missing = match (image.missing, image.whole) {
+            (0, true) => "-".to_owned(),
+            (0, false) => "unknown".to_owned(),
+            (bytes, _) => Bytes(bytes).to_string(),
+        };
+        let until = image.until.map_or("-".to_owned(), moment);
+        let (size, own) = (Bytes(image.size).to_string(), Bytes(image.own).to_string());
+        rows.push([image.image.to_string(), why, until, size, own, missing, moment(image.last_used)]);
+    }
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: [usize; 7] = std::array::from_fn(width);
+    let mut text = String::new();
+    for row in &rows {
+        let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}"));
+        text.push_str(cells.collect::<Vec<_>>().join("  ").trim_end());
+        text.push('\n');
+    }
+    let KeptRest { manifests, blobs, bytes } = kept.rest;
+    if blobs > 0 {
+        text.push_str(&format!("and {blobs} blobs of no image known here ({manifests} manifests), {}\n", Bytes(bytes)));
+    }
+    if !kept.is_complete {
+        text.push_str("containerd wasn't asked: what is in use is as it was remembered\n");
+    }
+    text
+}
+
+fn moment(at: Timestamp) -> String {
+    at.strftime("%Y-%m-%d %H:%M").to_string()
+}
+
+async fn list_blobs(config: &Config, json: bool) -> anyhow::Result<ExitCode> {
     let mut rows = Vec::new();
     match Client::new(&config.admin.socket).kept(|row| rows.push(row)).await {
         Ok(()) => {}
@@ -80,7 +152,7 @@ async fn list(config: &Config, json: bool) -> anyhow::Result<ExitCode> {
 
 fn text(row: &Kept) -> String {
     let used = i64::try_from(row.last_used).ok().filter(|&at| at > 0).and_then(|at| Timestamp::from_second(at).ok());
-    let used = used.map_or("-".to_owned(), |at| at.strftime("%Y-%m-%d %H:%M").to_string());
+    let used = used.map_or("-".to_owned(), moment);
     let repositories = if row.repositories.is_empty() { "-".to_owned() } else { row.repositories.join(",") };
     format!("{}  {:>10}  {used:<16}  {repositories}", row.digest, Bytes(row.size).to_string())
 }
@@ -104,18 +176,25 @@ async fn verify(config: &Config) -> anyhow::Result<ExitCode> {
     Ok(progress.end())
 }
 
-async fn collect(config: &Config) -> anyhow::Result<ExitCode> {
-    let (blobs, bytes) = match Client::new(&config.admin.socket).collect().await {
-        Ok(collected) => (collected.blobs, collected.bytes),
+async fn collect(config: &Config, dry_run: bool) -> anyhow::Result<ExitCode> {
+    let collected = match Client::new(&config.admin.socket).collect(dry_run).await {
+        Ok(collected) => collected,
         Err(ClientError::NoAgent { .. }) => {
             let store = open(config).await?;
-            let (bytes, blobs) = crate::keep::collect(&store).await;
+            let collected = Shelf::look(store.clone(), &config.cache).await.collect(dry_run).await;
             store.close().await;
-            (blobs, bytes)
+            Collected::from(&collected)
         }
         Err(e) => return Err(e.into()),
     };
-    println!("{blobs} blobs removed, {} freed", Bytes(bytes));
+    for goes in &collected.goes {
+        println!("{} {}: {} blobs, {}", goes.kind, goes.what, goes.blobs, Bytes(goes.bytes));
+    }
+    let (removed, freed) = if dry_run { ("would be removed", "would be free") } else { ("removed", "freed") };
+    println!("{} blobs {removed}, {} {freed}", collected.blobs, Bytes(collected.bytes));
+    if collected.left > 0 {
+        println!("{} more should go, and nothing of what is here may", Bytes(collected.left));
+    }
     Ok(ExitCode::SUCCESS)
 }
 

@@ -5,9 +5,12 @@ pub mod certs;
 pub mod config;
 pub mod doctor;
 pub mod hosts;
+pub mod images;
 mod log;
+pub mod prefetch;
 pub mod run;
 pub mod status;
+mod table;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -33,12 +36,16 @@ struct Arguments {
 enum Command {
     /// Run the agent
     Run(run::Arguments),
+    /// Show the images that run here, and whether each could still be pulled if its registry died now
+    Images(images::Arguments),
     /// Show what the agent is doing
     Status(status::Arguments),
     /// Write, take back or show the entries in containerd's hosts folder
     Hosts(hosts::HostsArgs),
     /// Find out whether containerd really comes to us, and if not, why
     Doctor(doctor::DoctorArgs),
+    /// Fetch images into the cache now, before anything needs them
+    Prefetch(prefetch::Arguments),
     /// Show, check or shrink what is kept
     Cache(cache::Arguments),
     /// Make or rotate the certificate authority by which nodes know each other
@@ -70,6 +77,7 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let config = Config::load(file.as_deref(), environment())?;
     match arguments.command {
         Command::Run(run) => run::run(&run, &config, file.as_deref()),
+        Command::Images(images) => images::run(&images, &config),
         Command::Status(status) => status::run(&status, &config),
         Command::Hosts(hosts) => {
             let ca = mirror_ca(&config)?;
@@ -79,6 +87,7 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
             let agent = agent_view(&config).await;
             doctor::run(&config, agent, doctor).await
         })?,
+        Command::Prefetch(prefetch) => prefetch::run(&prefetch, &config),
         Command::Cache(cache) => cache::run(&cache, &config),
         Command::Config(_) | Command::Certs(_) => Ok(ExitCode::SUCCESS),
     }

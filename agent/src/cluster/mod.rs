@@ -8,12 +8,16 @@
 //! - [`Ring`]: which two members own which of the 128 [`Bucket`]s that digests fall into.
 //! - [`directory`]: an owner's table of who has what, who reads from whom, and who fetches.
 //! - [`follow`]: one blob's reading on this node: whose turn it is, and what to do when somebody fails.
+//! - [`copies`]: who holds copies of images that others run.
 //! - [`serve`]: who reads a blob from this node.
 //! - [`Delays`]: how long an answer may take at present.
 //! - [`chain`]: the words that these three have in common.
+//! - [`checks`]: how often registries may be asked after images, by whom, and what came of it.
 //! - `sim`: these machines simulated, under an event queue.
 
 pub mod chain;
+pub mod checks;
+pub mod copies;
 mod delays;
 pub mod directory;
 pub mod follow;

@@ -7,6 +7,9 @@ use super::Config;
 /// Where the configuration is looked for when nobody names a file.
 pub const DEFAULT_FILE: &str = "/etc/larder/larder.toml";
 
+/// Less than this a second, and nothing would ever be whole.
+const LEAST_RATE: u64 = 64 << 10;
+
 /// What stands before and between the parts of an environment variable's name. Two underscores: Kubernetes makes
 /// variables such as `LARDER_PORT` of its own for a Service named `larder`.
 const DIVIDER: &str = "__";
@@ -105,6 +108,16 @@ impl Config {
             ));
         }
         self.peers.check()?;
+        self.health.check()?;
+        if let Some(page) = self.admin.page.filter(|page| !page.ip().is_loopback()) {
+            let why =
+                format!("page = \"{page}\" is not on loopback: the page shows what this node runs, to whoever asks");
+            return Err(("page".to_owned(), why));
+        }
+        if self.cache.background_rate.0 < LEAST_RATE {
+            let why = format!("background_rate = \"{}\" is too little; at least 64KiB", self.cache.background_rate);
+            return Err(("background_rate".to_owned(), why));
+        }
         let paths = [
             ("dir", &self.cache.dir),
             ("socket", &self.containerd.socket),

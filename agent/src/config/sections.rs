@@ -3,10 +3,11 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
+use super::health::Health;
 use super::peers::Peers;
 use super::units::{Bytes, Percent, Span};
 use super::upstream::{RegistryConfig, UpstreamConfig};
-use crate::image::Registry;
+use crate::image::{ImagePattern, Registry};
 
 /// Everything that can be configured. [`Config::default`] is what an empty file means.
 #[derive(Debug, Clone, PartialEq, Default, Deserialize)]
@@ -27,6 +28,8 @@ pub struct Config {
     pub registries: Vec<RegistryConfig>,
     /// `[peers]`: the other nodes.
     pub peers: Peers,
+    /// `[health]`: how the images that run are checked.
+    pub health: Health,
     /// `[credentials]`: the agent's own, for what it asks of registries without a caller.
     pub credentials: Credentials,
     /// `[admin]`: the command line's socket.
@@ -70,6 +73,18 @@ pub struct Cache {
     pub max_bytes: Option<Bytes>,
     /// Above this use of its disk, by whomever, the store gives up what was used least recently.
     pub max_disk_percent: Percent,
+    /// An image that nothing on this node uses any more is kept for so long after its last use.
+    pub expire_unused: Span,
+    /// Images that never expire, and are fetched at the start where the pattern is a name.
+    pub keep: Vec<ImagePattern>,
+    /// Images that are passed through: neither stored nor watched.
+    pub ignore: Vec<ImagePattern>,
+    /// On how many nodes every image that runs is to be whole, this one included. `0`: on those that run it alone.
+    pub copies: u32,
+    /// Bytes a second that are fetched in the background in all: what makes images whole, and copies.
+    pub background_rate: Bytes,
+    /// Bytes a second that are read to look for damage. `0`: only what is served is checked.
+    pub scrub_rate: Bytes,
 }
 
 /// `[containerd]`
@@ -153,6 +168,10 @@ pub struct Credentials {
 pub struct Admin {
     /// The socket of `larder status` and its like.
     pub socket: PathBuf,
+    /// Where the status page is served; loopback alone. `None`: nowhere.
+    pub page: Option<SocketAddr>,
+    /// A file for node-exporter's textfile collector, with what `/metrics` says. `None`: none is written.
+    pub textfile: Option<PathBuf>,
 }
 
 /// `[metrics]`
@@ -208,7 +227,17 @@ impl Default for Cache {
             Some(percent) => percent,
             None => panic!("75 is a percentage"),
         };
-        Self { dir: "/var/lib/larder".into(), max_bytes: None, max_disk_percent: MAX_DISK_PERCENT }
+        Self {
+            dir: "/var/lib/larder".into(),
+            max_bytes: None,
+            max_disk_percent: MAX_DISK_PERCENT,
+            expire_unused: Span::secs(30 * 24 * 3600),
+            keep: Vec::new(),
+            ignore: Vec::new(),
+            copies: 0,
+            background_rate: Bytes(20 << 20),
+            scrub_rate: Bytes(4 << 20),
+        }
     }
 }
 
@@ -241,7 +270,7 @@ impl Default for Private {
 
 impl Default for Admin {
     fn default() -> Self {
-        Self { socket: "/run/larder/larder.sock".into() }
+        Self { socket: "/run/larder/larder.sock".into(), page: None, textfile: None }
     }
 }
 

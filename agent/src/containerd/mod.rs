@@ -3,4 +3,5 @@
 pub mod canary;
 pub mod client;
 pub mod hosts;
+pub mod inventory;
 pub mod setup;

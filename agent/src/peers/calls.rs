@@ -4,6 +4,9 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use larder_proto::peers::HandOverRequest;
+use larder_proto::peers::checks_client::ChecksClient;
+use larder_proto::peers::copies_client::CopiesClient;
 use larder_proto::peers::directory_client::DirectoryClient;
 use larder_proto::peers::tags_client::TagsClient;
 use tokio::time::{Instant, timeout};
@@ -17,10 +20,12 @@ use super::Inner;
 use super::messages;
 use super::owner::held;
 use crate::cluster::chain::Lease;
+use crate::cluster::checks::{Answer, Standing, Watched};
+use crate::cluster::copies::WantedCopies;
 use crate::cluster::directory::{
     Announced, Answered, Ask, Report, Shelf, TagAnswer, TagAsk, TagKey, TagMeaning, Verdict,
 };
-use crate::image::NodeId;
+use crate::image::{NodeId, Registry};
 use crate::peers::Trace;
 use crate::wire::Purpose;
 
@@ -32,6 +37,9 @@ const AT_ONCE: Duration = Duration::from_millis(700);
 const LATE_FOR: u32 = 2;
 /// A set of holdings takes longer to say.
 const ANNOUNCING: Duration = Duration::from_secs(5);
+/// What was granted is written to two disks at the most before it is said.
+const GRANTING: Duration = Duration::from_secs(15);
+const HANDING_OVER: Duration = Duration::from_secs(3);
 /// A node that failed is left alone for so long.
 const LEFT_ALONE: Duration = Duration::from_secs(5);
 
@@ -129,7 +137,7 @@ impl Inner {
         Ok(self.channels.to(node, addr, purpose))
     }
 
-    fn introduced(&self, node: NodeId) -> Result<(Channel, Introduced), CallError> {
+    pub(super) fn introduced(&self, node: NodeId) -> Result<(Channel, Introduced), CallError> {
         if self.failing.is_left_alone(node) {
             return Err(CallError::LeftAlone);
         }
@@ -144,6 +152,11 @@ impl Inner {
     fn tags_of(&self, node: NodeId) -> Result<TagsClient<Introducing>, CallError> {
         let (channel, introduced) = self.introduced(node)?;
         Ok(TagsClient::with_interceptor(channel, introduced))
+    }
+
+    fn checks_of(&self, node: NodeId) -> Result<ChecksClient<Introducing>, CallError> {
+        let (channel, introduced) = self.introduced(node)?;
+        Ok(ChecksClient::with_interceptor(channel, introduced))
     }
 
     /// A call that is answered at once, if the links let it.
@@ -170,8 +183,8 @@ impl Inner {
                 Ok(response.into_inner())
             }
             Ok(Err(status)) => {
-                // One that refuses what we say has answered: the next question may be another.
-                if status.code() != tonic::Code::InvalidArgument {
+                // One that refuses what we say, or that is of another version, has answered: the next question may be another.
+                if !matches!(status.code(), tonic::Code::InvalidArgument | tonic::Code::Unimplemented) {
                     self.failing.failed(node);
                     self.doubt(node);
                 }
@@ -213,6 +226,13 @@ impl Inner {
         let mut client = self.directory_of(owner)?;
         let reply = self.within(owner, ANNOUNCING, client.announce(messages::shelves_of(&shelves))).await?;
         messages::announced(&reply).map_err(|e| CallError::Failed(e.to_string()))
+    }
+
+    /// Tells a member what runs here, and is wanted on several nodes.
+    pub(super) async fn want(&self, node: NodeId, images: &[WantedCopies]) -> Result<(), CallError> {
+        let (channel, introduced) = self.introduced(node)?;
+        let mut client = CopiesClient::with_interceptor(channel, introduced);
+        self.within(node, AT_ONCE, client.want(messages::want_of(images))).await.map(drop)
     }
 
     /// Asks an owner what a tag means.
@@ -259,5 +279,46 @@ impl Inner {
             Ok(_) => Ok(None),
             Err(e) => Err(CallError::Failed(e.to_string())),
         }
+    }
+
+    /// Asks the owner of a registry's budget for checks; and learns who it is, where this one isn't.
+    pub(super) async fn ask_grant(
+        &self,
+        owner: NodeId,
+        registry: &Registry,
+        wanted: u32,
+    ) -> Result<(Answer, Option<NodeId>), CallError> {
+        if owner == self.node {
+            return Ok((self.grant_checks(registry, wanted).await, None));
+        }
+        let mut client = self.checks_of(owner)?;
+        let reply = self.within(owner, GRANTING, client.grant(messages::grant_ask_of(registry, wanted))).await?;
+        messages::granted(&reply).map_err(|e| CallError::Failed(e.to_string()))
+    }
+
+    /// Asks the owner before for the book of a registry's budget.
+    pub(super) async fn ask_hand_over(
+        &self,
+        before: NodeId,
+        registry: &Registry,
+    ) -> Result<Option<Vec<Duration>>, CallError> {
+        let mut client = self.checks_of(before)?;
+        let ask = HandOverRequest { registry: registry.to_string() };
+        let reply = self.within(before, HANDING_OVER, client.hand_over(ask)).await?;
+        Ok(messages::book(&reply))
+    }
+
+    /// Tells an owner of images what is known of them here.
+    pub(super) async fn tell_watched(
+        &self,
+        owner: NodeId,
+        watched: Vec<Watched>,
+    ) -> Result<Vec<Option<Standing>>, CallError> {
+        if owner == self.node {
+            return Ok(self.watched_by(owner, watched));
+        }
+        let mut client = self.checks_of(owner)?;
+        let reply = self.within(owner, AT_ONCE, client.watch(messages::watch_of(&watched))).await?;
+        messages::standings(reply, watched.len()).map_err(|e| CallError::Failed(e.to_string()))
     }
 }

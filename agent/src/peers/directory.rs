@@ -4,6 +4,7 @@ use larder_proto::peers as proto;
 
 use super::Inner;
 use super::messages::{self, Malformed};
+use crate::cluster::checks::bucket_of_registry;
 use crate::cluster::directory::TagAnswer;
 use crate::image::NodeId;
 
@@ -43,6 +44,15 @@ impl Directory {
         Ok(messages::announced_of(&self.0.directory.announce(from, shelves)))
     }
 
+    /// What `from` runs, and wants to be whole on several nodes.
+    ///
+    /// # Errors
+    /// When it makes no sense, or is too much.
+    pub fn want(&self, from: NodeId, request: proto::WantRequest) -> Result<(), Malformed> {
+        self.0.copies_wanted(from, messages::want(request)?);
+        Ok(())
+    }
+
     /// What a tag means, or whose turn it is to ask. Held while another asks, for two seconds at most.
     ///
     /// # Errors
@@ -70,5 +80,40 @@ impl Directory {
         let (ask, _) = messages::tag_ask(request)?;
         let newest = self.0.newest_tag(&ask.key).await;
         Ok(messages::tag_answer_of(&newest.map_or(TagAnswer::Alone, TagAnswer::Meaning)))
+    }
+
+    /// What `from` says of its images, and what is known of them here.
+    ///
+    /// # Errors
+    /// When it makes no sense, or is too much.
+    pub fn watch(&self, from: NodeId, request: proto::WatchRequest) -> Result<proto::WatchReply, Malformed> {
+        let watched = messages::watch(request)?;
+        Ok(messages::standings_of(&self.0.watched_by(from, watched)))
+    }
+
+    /// Whether a registry may be asked after images now.
+    ///
+    /// # Errors
+    /// When the question makes no sense.
+    pub async fn grant_checks(&self, request: &proto::GrantRequest) -> Result<proto::GrantReply, Malformed> {
+        let (registry, wanted) = messages::grant_ask(request)?;
+        let answer = self.0.grant_checks(&registry, wanted).await;
+        Ok(messages::granted_of(answer, self.0.ring().owners(bucket_of_registry(&registry)).first))
+    }
+
+    /// The book of a registry's budget, for `from`, which owns it now.
+    ///
+    /// # Errors
+    /// When the question makes no sense.
+    pub async fn hand_over(
+        &self,
+        from: NodeId,
+        request: &proto::HandOverRequest,
+    ) -> Result<proto::HandOverReply, Malformed> {
+        let registry = messages::hand_over_ask(request)?;
+        // Only who owns it as seen from here too: a book that is given to another is lost.
+        let is_owner = self.0.ring().owners(bucket_of_registry(&registry)).first == Some(from);
+        let ages = if is_owner { self.0.grants.hand_over(&registry).await } else { None };
+        Ok(messages::book_of(ages.as_deref()))
     }
 }

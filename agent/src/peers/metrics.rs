@@ -46,6 +46,15 @@ pub enum Nearness {
     Other,
 }
 
+impl Nearness {
+    const fn label(self) -> &'static str {
+        match self {
+            Self::Same => "same",
+            Self::Other => "other",
+        }
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ZoneLabel {
     zone: &'static str,
@@ -94,6 +103,7 @@ impl Default for PeerMetrics {
 impl PeerMetrics {
     /// Enters everything, by names that start with `larder_peer_`.
     pub fn register(&self, registry: &mut Registry) {
+        self.begin_at_zero();
         let registry = registry.sub_registry_with_prefix("larder_peer");
         registry.register_with_unit(
             "received",
@@ -132,6 +142,34 @@ impl PeerMetrics {
         );
     }
 
+    /// What first appears as 1 has never risen for Prometheus.
+    fn begin_at_zero(&self) {
+        for zone in [Nearness::Same, Nearness::Other].map(Nearness::label) {
+            drop(self.received.get_or_create(&ZoneLabel { zone }));
+            drop(self.sent.get_or_create(&ZoneLabel { zone }));
+        }
+        for direction in ["in", "out"] {
+            drop(self.streams.get_or_create(&DirectionLabel { direction }));
+        }
+        for answer in ["fetch", "read", "not_owner", "alone", "left_alone", "failed"] {
+            drop(self.lookups.get_or_create(&AnswerLabel { answer }));
+        }
+        for answer in ["ask", "answer", "alone"] {
+            drop(self.tags.get_or_create(&AnswerLabel { answer }));
+        }
+        for event in
+            ["granted", "held", "passed_on", "lost_absent", "lost_unauthorized", "lost_unreachable", "lost_slow"]
+        {
+            drop(self.leases.get_or_create(&EventLabel { event }));
+        }
+        for reason in ["slow", "other"] {
+            drop(self.moves.get_or_create(&ReasonLabel { reason }));
+        }
+        for reason in ["absent", "full", "not_lower", "nameless"] {
+            drop(self.refusals.get_or_create(&ReasonLabel { reason }));
+        }
+    }
+
     /// Counts the bytes of one stream, and the stream for as long as it is kept.
     #[must_use]
     pub fn streaming(&self, direction: Direction, nearness: Nearness) -> Streaming {
@@ -139,13 +177,16 @@ impl PeerMetrics {
             Direction::In => (&self.received, "in"),
             Direction::Out => (&self.sent, "out"),
         };
-        let zone = match nearness {
-            Nearness::Same => "same",
-            Nearness::Other => "other",
-        };
+        let zone = nearness.label();
         let streams = self.streams.get_or_create(&DirectionLabel { direction: label }).clone();
         streams.inc();
         Streaming { bytes: bytes.get_or_create(&ZoneLabel { zone }).clone(), streams }
+    }
+
+    /// Bytes received from peers that stand there, so far.
+    #[must_use]
+    pub fn received_from(&self, nearness: Nearness) -> u64 {
+        self.received.get(&ZoneLabel { zone: nearness.label() }).map_or(0, |counter| counter.get())
     }
 
     pub(super) fn looked_up(&self, answer: &'static str, took: Duration, again: bool) {

@@ -2,20 +2,25 @@
 //!
 //! [`Peers::follow`] gives a transfer its part in the one download that the cluster makes of a blob: a [`Follow`], which
 //! says at each moment what to do ([`Turn`]), and is told what became of it. [`Peers::tag`] does the same for what a tag
-//! means. [`Peers::admit`] takes a peer that reads from here, and [`Peers::directory`] is this node's part of the
+//! means; [`Peers::watch`] and [`Peers::grant_checks`] have one node check an image for all. [`Peers::admit`] takes a peer that reads from here, and [`Peers::directory`] is this node's part of the
 //! directory, for the door that peers come to.
 //!
-//! Tasks: one for each transfer that is under way here, one for the directory, one that tells owners what is held here.
+//! Tasks: one for each transfer that is under way here, one for the directory and one for
+//! checks, one that tells owners what is held here.
 //! All run on the main runtime, whoever asks for them, and end with it.
 
 mod announce;
 mod calls;
 mod chain;
+mod checks;
+mod copies;
 mod directory;
 mod error;
 mod follow;
 pub mod frames;
 mod gossip;
+mod grants;
+mod images;
 mod incoming;
 pub mod messages;
 mod metrics;
@@ -41,12 +46,15 @@ use tokio_util::task::TaskTracker;
 
 pub use calls::NODE_HEADER;
 pub use chain::Child;
+pub use checks::Granted;
 pub use directory::Directory;
 pub use error::{PeerError, label};
 pub use follow::{Failed, Follow, Sought, Turn};
 pub use gossip::{Gossip, GossipMetrics, GossipParts};
+pub use grants::Grants;
+pub use images::Heard;
 pub use messages::ReadAsk;
-pub use metrics::PeerMetrics;
+pub use metrics::{Nearness, PeerMetrics};
 pub use shown::{Shown, ShownMember, ShownReading, ShownUpload};
 pub use start::{Ends, JoinError, Parts, Port};
 pub use stream::{Head, Parted, Peer, PeerStream};
@@ -54,14 +62,16 @@ pub use tags::{TagLease, TagSought, TagTurn};
 pub use trace::{InvalidTrace, Trace};
 
 pub use crate::cluster::chain::Credential;
+pub use crate::cluster::copies::WantedCopies;
 pub use crate::cluster::directory::{PASSED_ON_WHOLE, TagMeaning};
 
 use self::chain::{Chain, Chains};
-use self::metrics::Nearness;
 use self::owner::held;
 use crate::cluster::chain::{Key, Parting};
+use crate::cluster::checks::Board;
+use crate::cluster::copies::Copies;
 use crate::cluster::{Delays, Ring};
-use crate::image::{NodeId, Zone};
+use crate::image::{NodeId, Registry, Zone};
 use crate::store::{Secret, Store};
 use crate::upstream::Grant;
 use crate::wire::{Channels, Limiter};
@@ -95,6 +105,11 @@ struct Inner {
     delays: Mutex<Delays>,
     avoided: Avoided,
     directory: Arc<owner::Owner>,
+    grants: Grants,
+    /// When the book of which registry was last asked for.
+    handed: Mutex<HashMap<Registry, Instant>>,
+    board: Mutex<Board>,
+    copies: Mutex<Copies>,
     chains: Chains,
     uploads: Arc<Semaphore>,
     upload: Option<Arc<Limiter>>,
@@ -213,6 +228,11 @@ impl Peers {
     #[must_use]
     pub fn metrics(&self) -> &PeerMetrics {
         &self.inner().metrics
+    }
+
+    /// What every other member says of the images that run there. Takes 20 seconds at most.
+    pub async fn images(&self) -> Heard {
+        self.inner().images().await
     }
 
     /// The cluster, for people to look at.

@@ -15,8 +15,9 @@ use tonic::body::Body;
 use tower_service::Service;
 
 use super::announce::announce;
+use super::checks::follow_ring;
 use super::owner::Owner;
-use super::{Backing, Gossip, GossipMetrics, GossipParts, Inner, MOST_UPLOADS, PeerMetrics, Peers};
+use super::{Backing, Gossip, GossipMetrics, GossipParts, Grants, Inner, MOST_UPLOADS, PeerMetrics, Peers};
 use crate::cluster::Ring;
 use crate::config;
 use crate::containerd::client::Client;
@@ -28,6 +29,8 @@ use crate::wire::{BindError, Channels, Datagrams, Identity, IdentityError, Limit
 pub struct Parts<'a> {
     /// Zone and limits.
     pub config: &'a config::Peers,
+    /// How often registries may be asked after images.
+    pub budgets: &'a config::Health,
     /// Who this node is.
     pub identity: &'a Identity,
     /// Who the members are.
@@ -111,7 +114,7 @@ impl Peers {
     /// # Errors
     /// When a port can't be had.
     pub fn join(
-        config: &config::Peers,
+        config: &config::Config,
         identity: Arc<Identity>,
         dir: std::path::PathBuf,
         store: Store,
@@ -119,6 +122,7 @@ impl Peers {
         tasks: &TaskTracker,
         ends: &Ends,
     ) -> Result<(Self, Port), JoinError> {
+        let (config, budgets) = (&config.peers, &config.health);
         let (wire, gossip_metrics) = (WireMetrics::default(), GossipMetrics::default());
         let listener = PeerListener::bind(config.listen)?;
         let datagrams = Datagrams::bind(config.listen, Arc::clone(&identity), wire.clone())
@@ -137,6 +141,7 @@ impl Peers {
         tasks.spawn(Arc::clone(&channels).close_idle(ends.end.clone()));
         let peers = Self::new(Parts {
             config,
+            budgets,
             identity: &identity,
             ring: gossip.ring(),
             gossip: Some(gossip),
@@ -152,7 +157,7 @@ impl Peers {
     /// Takes part in a cluster whose parts are there. Needs a runtime: the one that all of it runs on.
     #[must_use]
     pub fn new(parts: Parts<'_>) -> Self {
-        let Parts { config, identity, ring, gossip, channels, store, containerd, tasks, stop } = parts;
+        let Parts { config, budgets, identity, ring, gossip, channels, store, containerd, tasks, stop } = parts;
         let (metrics, started, node) = (PeerMetrics::default(), Instant::now(), identity.node());
         let directory = Owner::new(node, ring.borrow().clone(), started, metrics.clone());
         let limiter = |total: Option<config::Bytes>, per_peer: Option<config::Bytes>| {
@@ -169,6 +174,10 @@ impl Peers {
             delays: Default::default(),
             avoided: Default::default(),
             directory: Arc::new(directory),
+            grants: Grants::shared(store.clone(), budgets.clone()),
+            handed: Default::default(),
+            board: Default::default(),
+            copies: Default::default(),
             chains: Default::default(),
             uploads: Arc::new(Semaphore::new(MOST_UPLOADS)),
             upload: limiter(config.max_upload, config.max_upload_per_peer),
@@ -181,6 +190,7 @@ impl Peers {
             stop,
         });
         inner.tasks.spawn(Arc::clone(&inner.directory).run(inner.ring.clone(), inner.stop.clone()));
+        inner.tasks.spawn(follow_ring(Arc::clone(&inner)));
         inner.tasks.spawn(announce(Arc::clone(&inner), inner.store.clone(), containerd));
         Self(Backing::Cluster(inner))
     }

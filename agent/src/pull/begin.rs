@@ -11,13 +11,13 @@ use super::arrival::WANTED;
 use super::ask::first_to_answer;
 use super::claims::{NEAR, chunk_after};
 use super::direct::Opened;
-use super::drive::Driver;
+use super::drive::{Driver, hashes_to};
 use super::partings::Partings;
 use super::received::By;
 use super::source::{Answer, AtPeer, PeerFault, Source};
 use super::transfer::Unstored;
 use super::{Kind, PullError};
-use crate::image::MediaType;
+use crate::image::{MediaType, Reference};
 use crate::peers::{Failed, Follow, PASSED_ON_WHOLE, Peer, Turn};
 use crate::store::{CHUNK, Ingest};
 use crate::upstream::{ErrorKind, Part, Upstream, UpstreamError};
@@ -244,6 +244,10 @@ impl Driver {
             self.suspects.take_from(source);
             self.transfer.received.name([source.name()]);
             let bytes = opened.into_read();
+            let wanted = &self.transfer.wanted;
+            if wanted.kind == Kind::Manifest && hashes_to(&bytes, &wanted.digest) {
+                self.pull.has_given(source, &wanted.place, Reference::Digest(wanted.digest), wanted.digest);
+            }
             self.transfer.received.add(By::Upstream, bytes.len() as u64);
             return Ok(Begun::Small(bytes, media_type, Partings::default()));
         }

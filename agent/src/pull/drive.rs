@@ -269,7 +269,7 @@ impl Driver {
     }
 }
 
-fn hashes_to(bytes: &[u8], digest: &Digest) -> bool {
+pub(super) fn hashes_to(bytes: &[u8], digest: &Digest) -> bool {
     let mut hasher = digest.hasher();
     hasher.update(bytes);
     hasher.finish() == *digest

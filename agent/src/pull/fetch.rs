@@ -11,7 +11,7 @@ use super::drive::drive;
 use super::reader::Source;
 use super::sources::Sources;
 use super::transfer::{Failure, Following, State, Transfer, Unstored};
-use super::{Inner, Kind, Place, Pull, PullError, Reader, Wanted};
+use super::{Inner, Kind, Pace, Place, Pull, PullError, Reader, Wanted};
 use crate::image::{Access, MediaType};
 use crate::store::Blob;
 use crate::upstream::Part;
@@ -44,6 +44,19 @@ impl Pull {
     /// # Errors
     /// When nothing has it, or no source answers within the reply deadline.
     pub async fn fetch(&self, wanted: &Wanted, start: u64) -> Result<Found, PullError> {
+        self.find(wanted, start, None).await
+    }
+
+    /// The same, of all of it, for one who is in no hurry: its bytes come at the pace of the background, unless somebody
+    /// else reads along.
+    ///
+    /// # Errors
+    /// As for [`Pull::fetch`].
+    pub async fn fetch_in_background(&self, wanted: &Wanted, pace: &Arc<Pace>) -> Result<Found, PullError> {
+        self.find(wanted, 0, Some(pace)).await
+    }
+
+    async fn find(&self, wanted: &Wanted, start: u64, pace: Option<&Arc<Pace>>) -> Result<Found, PullError> {
         let pull = &self.0;
         let Wanted { place, digest, kind, .. } = wanted;
         let kind = *kind;
@@ -54,6 +67,11 @@ impl Pull {
         let late = |_| PullError::Late(super::error::Said::default());
         let found =
             |size, media_type, at| Found { size, media_type, pull: Arc::clone(pull), wanted: wanted.clone(), at };
+        if pull.is_ignored(place) {
+            timeout_at(deadline, pull.may_ask(place, &wanted.grant)).await.map_err(late)??;
+            let unstored = timeout_at(deadline, pull.past_the_disk(wanted)).await.map_err(late)??;
+            return Ok(found(unstored.size, unstored.media_type.clone(), At::Upstream(unstored)));
+        }
         // The transfer that was joined may be another registry's.
         for _ in 0..=pull.attempts(place) {
             if let Some(blob) = timeout_at(deadline, pull.held(wanted)).await.map_err(late)?? {
@@ -61,7 +79,7 @@ impl Pull {
                 return Ok(found(Some(blob.size()), media_type, At::Store(blob)));
             }
             timeout_at(deadline, pull.may_ask(place, &wanted.grant)).await.map_err(late)??;
-            let following = match pull.follow(wanted, start) {
+            let following = match pull.follow(wanted, start, pace) {
                 Ok(following) => following,
                 Err(theirs) if theirs.wanted.place.registry == place.registry => {
                     // Of the same registry: it says in a moment whether it is this caller's too.
@@ -139,10 +157,15 @@ impl Inner {
     /// # Errors
     /// Somebody else's, whose bytes come to credentials: it is not this caller's to read, as long as the registry
     /// hasn't said so.
-    pub(super) fn follow(self: &Arc<Self>, wanted: &Wanted, start: u64) -> Result<Following, Following> {
+    pub(super) fn follow(
+        self: &Arc<Self>,
+        wanted: &Wanted,
+        start: u64,
+        pace: Option<&Arc<Pace>>,
+    ) -> Result<Following, Following> {
         let following = self.transfers.follow(wanted.digest, || {
             let trace = self.journal.trace(&wanted.place);
-            let transfer = Arc::new(Transfer::new(wanted.clone(), start, trace));
+            let transfer = Arc::new(Transfer::new(wanted.clone(), start, pace.cloned(), trace));
             self.lanes.spawn(&self.tasks, drive(Arc::clone(self), Arc::clone(&transfer)));
             transfer
         });
@@ -150,6 +173,11 @@ impl Inner {
         let is_mine = theirs.place == wanted.place && theirs.grant == wanted.grant;
         let is_public = self.access_of(theirs) == Access::Anonymous;
         if is_mine || is_public { Ok(following) } else { Err(following) }
+    }
+
+    /// Whether what is there is passed through.
+    fn is_ignored(&self, place: &Place) -> bool {
+        self.ignored.iter().any(|pattern| pattern.covers(&place.registry, &place.repository))
     }
 
     /// A source of this caller's own.

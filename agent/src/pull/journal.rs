@@ -41,7 +41,7 @@ struct Entry {
 }
 
 /// Where bytes come from, as logs and metrics name it.
-pub(super) const SOURCES: [&str; 3] = ["store", "transfer", "upstream"];
+pub(super) const SOURCES: [&str; 4] = ["store", "containerd", "transfer", "upstream"];
 
 impl Journal {
     /// A tag was asked for.
@@ -150,7 +150,7 @@ impl Entry {
     }
 
     fn write(&self, place: &Place) {
-        let [store, transfer, upstream] = self.bytes;
+        let [store, containerd, transfer, upstream] = self.bytes;
         let [fetched, from_peers] = self.received;
         let image = match &self.reference {
             Some(reference) if reference.contains(':') => format!("{place}@{reference}"),
@@ -165,6 +165,7 @@ impl Entry {
                 blobs = self.blobs,
                 cut_short = self.cut_short,
                 bytes_from_store = store,
+                bytes_from_containerd = containerd,
                 bytes_from_transfers = transfer,
                 bytes_from_upstream = upstream,
                 fetched_from_upstream = fetched,
@@ -178,6 +179,7 @@ impl Entry {
                 image,
                 blobs = self.blobs,
                 bytes_from_store = store,
+                bytes_from_containerd = containerd,
                 bytes_from_transfers = transfer,
                 bytes_from_upstream = upstream,
                 fetched_from_upstream = fetched,

@@ -4,7 +4,13 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
 
+use super::journal::SOURCES;
 use super::received::ORIGINS;
+
+/// How transfers end.
+const ENDS: [&str; 9] = ["whole", "held", "unstored", "absent", "cut", "wrong", "disk", "unread", "stopped"];
+/// Where answers about tags come from.
+const ANSWERS: [&str; 6] = ["upstream", "fresh", "peer", "stale", "deleted", "none"];
 
 /// What is counted of pulls. Cheap clones of the same counters.
 #[derive(Debug, Clone, Default)]
@@ -33,6 +39,11 @@ struct ResultLabel {
 impl PullMetrics {
     /// Enters them all.
     pub fn register(&self, registry: &mut Registry) {
+        // From zero on: what first appears as 1 has never risen for Prometheus.
+        SOURCES.into_iter().for_each(|source| drop(self.served.get_or_create(&SourceLabel { source })));
+        ORIGINS.into_iter().for_each(|source| drop(self.received.get_or_create(&SourceLabel { source })));
+        ENDS.into_iter().for_each(|result| drop(self.transfers.get_or_create(&ResultLabel { result })));
+        ANSWERS.into_iter().for_each(|result| drop(self.tags.get_or_create(&ResultLabel { result })));
         registry.register_with_unit(
             "larder_served",
             "Bytes of blobs and manifests given to callers, by where they came from",
@@ -69,6 +80,12 @@ impl PullMetrics {
             "Private content given because its credentials had opened it before, while the registry could not be asked",
             self.outage_permits.clone(),
         );
+    }
+
+    /// Bytes given to callers from this source so far.
+    #[must_use]
+    pub fn served_from(&self, source: &'static str) -> u64 {
+        self.served.get(&SourceLabel { source }).map_or(0, |counter| counter.get())
     }
 
     pub(super) fn served(&self, source: &'static str, bytes: u64) {

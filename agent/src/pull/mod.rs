@@ -16,12 +16,15 @@ mod claims;
 mod direct;
 mod drive;
 mod error;
+mod evidence;
 mod fetch;
 mod flight;
 mod gauge;
 mod journal;
 mod lanes;
 mod metrics;
+mod outlook;
+mod pace;
 mod partings;
 mod pass;
 mod permit;
@@ -48,13 +51,15 @@ mod tests;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, broadcast};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use error::PullError;
+pub use evidence::Evidence;
 pub use fetch::Found;
 pub use metrics::PullMetrics;
+pub use pace::Pace;
 pub use pass::Passed;
 pub use place::{Kind, Place, Wanted};
 pub use reader::{EndedShort, Reader};
@@ -64,6 +69,7 @@ pub use transfer::UnderWay;
 
 use crate::config::{Config, OnDeleted};
 use crate::containerd::client::Client;
+use crate::image::{Digest, ImagePattern};
 use crate::peers::Peers;
 use crate::store::Store;
 use crate::upstream::Upstreams;
@@ -98,6 +104,8 @@ pub struct Pull(Arc<Inner>);
 
 struct Inner {
     options: Options,
+    /// What is passed through: neither stored, nor shared with other nodes.
+    ignored: Vec<ImagePattern>,
     store: Store,
     upstreams: Arc<Upstreams>,
     /// To abort what containerd took in of a blob that turned out wrong.
@@ -112,6 +120,7 @@ struct Inner {
     blame: blame::Blame,
     sizes: sizes::Sizes,
     journal: journal::Journal,
+    evidence: broadcast::Sender<Evidence>,
     metrics: PullMetrics,
     lanes: lanes::Lanes,
     tasks: TaskTracker,
@@ -148,6 +157,7 @@ impl Pull {
         tasks.spawn(journal.clone().write_lines(stop.clone()));
         Self(Arc::new(Inner {
             options,
+            ignored: config.cache.ignore.clone(),
             store,
             upstreams,
             containerd,
@@ -160,11 +170,18 @@ impl Pull {
             blame: blame::Blame::default(),
             sizes: sizes::Sizes::default(),
             journal,
+            evidence: evidence::channel(),
             metrics: PullMetrics::default(),
             lanes: lanes::Lanes::start(&stop),
             tasks,
             stop,
         }))
+    }
+
+    /// Asks a registry, as anybody, for a manifest that is here: what nobody was seen to get without credentials counts as
+    /// private. `None`: it gave no answer.
+    pub async fn opens_to_anybody(&self, place: &Place, manifest: &Digest) -> Option<bool> {
+        self.0.opens_to_anybody(place, manifest).await
     }
 
     /// What is counted of pulls.

@@ -14,7 +14,7 @@ use http::StatusCode;
 use super::error::Said;
 use super::{Inner, Kind, Place, PullError, Wanted};
 use crate::config::OnDeleted;
-use crate::image::{Access, Reference};
+use crate::image::{Access, Digest, Reference};
 use crate::store::Blob;
 use crate::upstream::{Chain, ErrorKind, Grant, Upstream, UpstreamError};
 
@@ -69,7 +69,10 @@ impl Inner {
             Ok((access, access))
         });
         let said = match tokio::time::timeout(self.options.reply_deadline / 2, asked).await {
-            Ok(Ok((_, access))) => {
+            Ok(Ok((upstream, access))) => {
+                if wanted.kind == Kind::Manifest {
+                    self.has_given(&upstream, place, Reference::Digest(*digest), *digest);
+                }
                 self.store.delivered(digest, &place.registry, &place.repository, access).await;
                 return Ok(());
             }
@@ -165,8 +168,12 @@ impl Inner {
             }
             Access::Authorized => {
                 if self.rights.opened(place, grant) && !self.options.remember.is_zero() {
-                    let (store, hash) = (self.store.clone(), self.hash(place, grant));
-                    self.tasks.spawn(async move { store.remember(hash, now()).await });
+                    let (store, hashes) = (self.store.clone(), [self.hash(place, grant), self.somebody(place)]);
+                    self.tasks.spawn(async move {
+                        for hash in hashes {
+                            store.remember(hash, now()).await;
+                        }
+                    });
                 }
             }
         }
@@ -186,8 +193,13 @@ impl Inner {
             Grant::Credentials(_) => {
                 if self.origin_said(place, said).is_some_and(is_refusal) {
                     self.rights.closed(place, grant);
-                    let (store, hash) = (self.store.clone(), self.hash(place, grant));
-                    self.tasks.spawn(async move { store.forget(hash).await });
+                    // Who else has credentials for it will say so again.
+                    let (store, hashes) = (self.store.clone(), [self.hash(place, grant), self.somebody(place)]);
+                    self.tasks.spawn(async move {
+                        for hash in hashes {
+                            store.forget(hash).await;
+                        }
+                    });
                 }
             }
         }
@@ -218,6 +230,22 @@ impl Inner {
     /// Whether an anonymous token is known not to open it.
     pub(super) async fn is_protected(&self, place: &Place) -> bool {
         self.openness(place).await == Some(Access::Authorized)
+    }
+
+    /// Asks a registry, as anybody, for a manifest, and learns from what it says. `None`: it gave no answer.
+    pub(super) async fn opens_to_anybody(&self, place: &Place, manifest: &Digest) -> Option<bool> {
+        let wanted = Wanted { place: place.clone(), grant: Grant::Anonymous, digest: *manifest, kind: Kind::Manifest };
+        let wanted = &wanted;
+        let chain = self.upstreams.of(&place.registry);
+        let ask = |upstream: Arc<Upstream>| async move {
+            let access = head(&upstream, wanted).await?;
+            Ok((access, access))
+        };
+        let asked = self.across(&chain, place, &wanted.grant, ask);
+        match tokio::time::timeout(self.options.reply_deadline, asked).await.ok()? {
+            Ok((_, access)) => Some(access == Access::Anonymous),
+            Err(said) => said.iter().any(|error| error.is_answer()).then_some(false),
+        }
     }
 
     /// Finds out, behind the reply, whether a repository whose content was just given away still opens to anybody.
@@ -255,6 +283,12 @@ impl Inner {
             Some(credentials) => credentials.hashed_by(hash),
             None => hash([b"own", b"", b""]),
         }
+    }
+
+    /// That somebody, whoever it was, opened a repository: it says to nobody who, and lets nobody in.
+    pub(super) fn somebody(&self, place: &Place) -> [u8; 32] {
+        let (registry, repository) = (place.registry.as_str().as_bytes(), place.repository.as_str().as_bytes());
+        self.store.keyed_hash(&[b"somebody", registry, repository])
     }
 
     /// How what arrives is recorded: on the safe side, as authorized wherever credentials may have helped.

@@ -90,11 +90,12 @@ impl Source {
         Self::Upstream(Box::new(direct))
     }
 
-    const fn label(&self) -> usize {
+    fn label(&self) -> usize {
         match self {
+            Self::Store(reader) if reader.is_in_place() => 1,
             Self::Store(_) => 0,
-            Self::Transfer(..) | Self::Memory(_) => 1,
-            Self::Upstream(_) => 2,
+            Self::Transfer(..) | Self::Memory(_) => 2,
+            Self::Upstream(_) => 3,
         }
     }
 }
@@ -143,14 +144,15 @@ impl Reader {
 
     async fn step(&mut self) -> Result<Step, EndedShort> {
         let verify_first = self.pull.options.verify_first;
+        let may_try_again = self.may_try_again();
         match &mut self.source {
             Source::Store(reader) => match reader.next().await {
                 Ok(Some(bytes)) => Ok(Step::Bytes(bytes)),
                 Ok(None) => Ok(Step::End),
                 Err(e) => {
                     tracing::warn!(digest = %self.wanted.digest, error = %e, "a stored blob can't be read; the rest comes from upstream");
-                    if e.is_damage() && self.may_try_again() {
-                        self.pull.store.set_aside(&self.wanted.digest).await;
+                    if e.is_damage() && may_try_again {
+                        self.pull.store.set_aside(reader).await;
                         self.follow_anew();
                     } else {
                         self.read_again();
@@ -213,7 +215,7 @@ impl Reader {
                         return Ok(Step::Again);
                     }
                     // Who continues an earlier reply has its wrong beginning: the right end would be no help.
-                    State::Failed(Failure::WrongBytes) if self.may_begin_anew() && self.may_try_again() => {
+                    State::Failed(Failure::WrongBytes) if self.may_begin_anew() && may_try_again => {
                         self.follow_anew();
                         return Ok(Step::Again);
                     }
@@ -255,7 +257,7 @@ impl Reader {
     /// Goes on by a new transfer: what was stored, or what came, was no good.
     fn follow_anew(&mut self) {
         self.attempts += 1;
-        match self.pull.follow(&self.wanted, self.at) {
+        match self.pull.follow(&self.wanted, self.at, None) {
             Ok(following) => self.source = Source::transfer(following),
             // What arrives now is not for this caller, or not yet known to be.
             Err(_) => self.read_again(),

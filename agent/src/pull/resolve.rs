@@ -124,6 +124,7 @@ impl Inner {
         let said = match self.across(&chain, place, grant, ask).await {
             Ok((upstream, (answer, access))) => {
                 self.metrics.tag_answered("upstream");
+                self.has_given(&upstream, place, Reference::Tag(tag.clone()), answer.digest);
                 if let Some(lease) = lease {
                     lease.told(self.answer_for_others(place, grant, &answer, access));
                 }

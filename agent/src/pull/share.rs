@@ -225,7 +225,7 @@ impl Shared {
                     Err(error) => {
                         tracing::warn!(digest = %self.digest, %error, "a stored blob can't be read for a peer");
                         if error.is_damage() {
-                            self.pull.store.set_aside(&self.digest).await;
+                            self.pull.store.set_aside(reader).await;
                         }
                         return Err(Ended::Unreadable);
                     }

@@ -10,7 +10,7 @@ use super::direct::Opened;
 use super::received::Received;
 use super::trust::Leave;
 use super::wants::{ReaderId, Wants};
-use super::{PullError, Wanted};
+use super::{Pace, PullError, Wanted};
 use crate::image::{Digest, MediaType};
 use crate::peers::Trace;
 use crate::store::{Blob, Ingest};
@@ -23,6 +23,8 @@ pub(super) struct Transfer {
     pub(super) wanted: Wanted,
     /// Where whoever asked first begins to read; `u64::MAX` for somewhere at the end.
     pub(super) begun_at: u64,
+    /// What holds it back while nobody but who began it waits for its bytes.
+    pace: Option<Arc<Pace>>,
     /// The pull for which it began.
     pub(super) trace: Trace,
     /// What readers far ahead wait for.
@@ -120,10 +122,11 @@ pub struct UnderWay {
 }
 
 impl Transfer {
-    pub(super) fn new(wanted: Wanted, begun_at: u64, trace: Trace) -> Self {
+    pub(super) fn new(wanted: Wanted, begun_at: u64, pace: Option<Arc<Pace>>, trace: Trace) -> Self {
         Self {
             wanted,
             begun_at,
+            pace,
             trace,
             wants: Wants::default(),
             received: Received::default(),
@@ -169,6 +172,11 @@ impl Transfer {
     /// Whether somebody reads along now, and nobody else than on this node; not who waits for the whole.
     pub(super) fn is_followed(&self) -> bool {
         self.readers() > 0 && self.peers.load(Ordering::Relaxed) == 0 && self.furthest() > 0
+    }
+
+    /// What holds it back, if it is for the background alone.
+    pub(super) fn pace(&self) -> Option<&Pace> {
+        self.pace.as_deref().filter(|_| self.readers() <= 1)
     }
 
     pub(super) fn readers(&self) -> usize {

@@ -18,7 +18,7 @@ use crate::upstream::{Part, Upstream};
 
 /// Between two pieces when the transfer is far ahead of its readers. Pieces have 100 KiB and more at such rates, so a
 /// slow reader holds a connection to about 100 MB/s, never less.
-const PAUSE: Duration = Duration::from_millis(1);
+pub(super) const PAUSE: Duration = Duration::from_millis(1);
 
 /// A claim, and the connection that its bytes come over. Dropping it ends the connection.
 pub(super) struct Worker {
@@ -91,7 +91,7 @@ impl Worker {
     pub(super) fn begin(&mut self, now: Instant, pieces: Pieces) {
         self.is_reading = true;
         self.watch_anew(now);
-        self.read_on(pieces, false);
+        self.read_on(pieces, None);
     }
 
     /// Whether it reads from this upstream.
@@ -99,11 +99,11 @@ impl Worker {
         matches!(&self.source, Source::Upstream(source) if Arc::ptr_eq(source, upstream))
     }
 
-    /// Goes on to the next piece, after a moment's rest if `rest`.
-    pub(super) fn read_on(&mut self, mut pieces: Pieces, rest: bool) {
+    /// Goes on to the next piece, after a rest.
+    pub(super) fn read_on(&mut self, mut pieces: Pieces, rest: Option<Duration>) {
         self.step = Box::pin(async move {
-            if rest {
-                tokio::time::sleep(PAUSE).await;
+            if let Some(rest) = rest {
+                tokio::time::sleep(rest).await;
             }
             let piece = pieces.next().await;
             Step::Piece(pieces, piece)

@@ -1,12 +1,16 @@
 //! gRPC for peers: the other end of what `peers` asks and reads of them.
 //!
-//! `Content` is written and read by hand, so that blobs aren't copied on their way out; `Directory`, `Tags` and `Health`
-//! are what generated code makes of them. Who calls is known from its certificate; where somebody else issues those, and
-//! they name no node, from what it says itself. Otherwise who isn't named by its certificate gets nothing.
+//! `Content` is written and read by hand, so that blobs aren't copied on their way out; `Directory`, `Tags`, `Copies`, `Checks`,
+//! `Images` and `Health` are what generated code makes of them. Who calls is known from its certificate; where somebody
+//! else issues those, and they name no node, from what it says itself. Otherwise who isn't named by its certificate gets
+//! nothing.
 
+mod checks;
 mod content;
+mod copies;
 mod directory;
 mod health;
+mod images;
 mod source;
 mod tags;
 
@@ -21,8 +25,11 @@ use http::{Extensions, HeaderMap, Method, Request, Response};
 use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
 use larder_proto::peers::ReadRequest;
+use larder_proto::peers::checks_server::ChecksServer;
+use larder_proto::peers::copies_server::CopiesServer;
 use larder_proto::peers::directory_server::DirectoryServer;
 use larder_proto::peers::health_server::HealthServer;
+use larder_proto::peers::images_server::ImagesServer;
 use larder_proto::peers::tags_server::TagsServer;
 use prost::Message as _;
 use tokio_util::sync::CancellationToken;
@@ -30,6 +37,7 @@ use tonic::Status;
 use tonic::body::Body;
 use tower_service::Service;
 
+pub use images::Told;
 pub use source::{Reading, Source};
 
 use crate::image::NodeId;
@@ -60,7 +68,10 @@ pub struct Sharing<S> {
     stop: CancellationToken,
     directory: DirectoryServer<directory::Door>,
     tags: TagsServer<tags::Door>,
+    copies: CopiesServer<copies::Door>,
     health: HealthServer<health::Door>,
+    checks: ChecksServer<checks::Door>,
+    images: ImagesServer<images::Door>,
 }
 
 impl<S: Source> Sharing<S> {
@@ -69,8 +80,18 @@ impl<S: Source> Sharing<S> {
     pub fn new(peers: Peers, source: S, callers: Callers, stop: CancellationToken) -> Self {
         let directory = DirectoryServer::new(directory::Door::new(peers.directory()));
         let tags = TagsServer::new(tags::Door::new(peers.directory()));
+        let copies = CopiesServer::new(copies::Door::new(peers.directory()));
         let health = HealthServer::new(health::Door::new(peers.clone()));
-        Self { peers, source, callers, stop, directory, tags, health }
+        let checks = ChecksServer::new(checks::Door::new(peers.directory()));
+        let images = ImagesServer::new(images::Door::new(None));
+        Self { peers, source, callers, stop, directory, tags, copies, health, checks, images }
+    }
+
+    /// Tells peers which images run here; without it, they are told that this node doesn't say.
+    #[must_use]
+    pub fn telling(mut self, told: Told) -> Self {
+        self.images = ImagesServer::new(images::Door::new(Some(told)));
+        self
     }
 
     async fn answer(mut self, mut request: Request<Incoming>) -> Response<Body> {
@@ -84,7 +105,10 @@ impl<S: Source> Sharing<S> {
             Some(("Content", "Read")) => return self.read(node, request).await.unwrap_or_else(Status::into_http),
             Some(("Directory", _)) => self.directory.call(request).await,
             Some(("Tags", _)) => self.tags.call(request).await,
+            Some(("Copies", _)) => self.copies.call(request).await,
             Some(("Health", _)) => self.health.call(request).await,
+            Some(("Checks", _)) => self.checks.call(request).await,
+            Some(("Images", _)) => self.images.call(request).await,
             _ => return Status::unimplemented("there is no such service in this version").into_http(),
         };
         answered.unwrap_or_else(|never| match never {})

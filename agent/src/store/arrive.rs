@@ -1,5 +1,6 @@
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError, Weak};
@@ -15,8 +16,8 @@ use super::ingest::{Ingest, Origin, Verified};
 use super::label::Label;
 use super::layout::FileId;
 use super::locks::held;
-use super::lookup::Found;
-use super::record::{BlobRecord, State};
+use super::lookup::Sight;
+use super::record::{BlobRecord, Hold, State};
 use super::shelves::Shelves;
 use super::space::Trouble;
 use super::{CHUNK, chunks};
@@ -135,11 +136,11 @@ impl Shelves {
         match placed {
             // Another one who shared the arrival was first.
             Err(CommitError::Io { .. }) => match self.look(digest) {
-                Found::Whole(blob) => {
+                Sight::Whole(blob) => {
                     self.note_delivery(digest, delivery);
                     Ok(blob)
                 }
-                Found::Suspect | Found::Nothing => placed,
+                Sight::Suspect | Sight::Nothing => placed,
             },
             placed => placed,
         }
@@ -159,7 +160,7 @@ impl Shelves {
             return Err(CommitError::Mismatch { digest: *digest });
         }
         let size = bytes.len() as u64;
-        if let Found::Whole(blob) = self.look(digest)
+        if let Sight::Whole(blob) = self.look(digest)
             && (media_type.is_none() || blob.media_type() == media_type.as_ref())
         {
             self.note_delivery(digest, delivery);
@@ -195,7 +196,8 @@ impl Shelves {
     }
 
     fn new_record(&self, size: u64, media_type: Option<MediaType>) -> BlobRecord {
-        BlobRecord { size, state: State::Unsynced(self.boot), media_type, provenance: Default::default() }
+        let provenance = Default::default();
+        BlobRecord { size, state: State::Unsynced(self.boot), hold: Hold::Own, media_type, provenance }
     }
 
     /// Renames a proven file to its blob's name and enters it.
@@ -220,6 +222,10 @@ impl Shelves {
             row.record.media_type = row.record.media_type.or(known.media_type);
         }
         row.record.provenance.add(&delivery.registry, delivery.access);
+        if let Some(blob) = self.keep_shared(digest, &row, delivery) {
+            let _ = self.disk.unlink(from);
+            return Ok(blob);
+        }
         let label = Label { media_type: row.record.media_type.clone(), provenance: row.record.provenance.clone() };
         label.write(&*self.disk, &file);
         self.index.forget_durably(digest);
@@ -246,6 +252,22 @@ impl Shelves {
         Ok(blob)
     }
 
+    /// Under the lock of its name: what containerd has too stays in its place, and a copy that arrived beside it doesn't
+    /// come there. What is new of it is entered.
+    fn keep_shared(&self, digest: &Digest, new: &Row, delivery: &Delivery) -> Option<Blob> {
+        let known = self.index.row(digest)?;
+        let (file, metadata) = self.layout.open_blob(digest).ok().flatten()?;
+        if known.record.hold == Hold::Own || !self.is_sound(&known, &metadata) {
+            return None;
+        }
+        let Row { record: BlobRecord { media_type, provenance, .. }, .. } = new.clone();
+        let record = BlobRecord { media_type, provenance, ..known.record };
+        self.index.update(digest, |_| Change::Put(record.clone(), None));
+        self.index.touch(digest);
+        self.index.add_repository(digest, &delivery.registry, &delivery.repository);
+        Some(self.open.replace(self.opened(digest, file.into(), Row { record, checksums: known.checksums })))
+    }
+
     /// Remembers that a registry delivered, or confirmed, a blob that is held. Blocks on the disk.
     pub(super) fn note_delivery(&self, digest: &Digest, delivery: &Delivery) {
         let (mut known_here, mut news) = (false, None);
@@ -263,7 +285,10 @@ impl Shelves {
                 let mut provenance = blob.opened.provenance.write().unwrap_or_else(PoisonError::into_inner);
                 *provenance = label.provenance.clone();
             }
-            if let Ok(Some((file, _))) = self.layout.open_blob(digest) {
+            // A file that is containerd's too gets no label: see `adopt.rs`.
+            if let Ok(Some((file, metadata))) = self.layout.open_blob(digest)
+                && metadata.nlink() == 1
+            {
                 label.write(&*self.disk, &file);
             }
         }
@@ -279,6 +304,7 @@ impl Shelves {
         Usage {
             blobs: totals.blobs,
             bytes: totals.bytes,
+            shared_bytes: totals.shared_bytes,
             ingest_bytes: self.ingest_bytes(),
             reserved_bytes: arriving.iter().map(|ingest| ingest.size()).sum(),
             disk: self.space.disk(),

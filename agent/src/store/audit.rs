@@ -1,4 +1,6 @@
-use super::lookup::Found;
+use super::holding::Held;
+use super::index::Entry;
+use super::lookup::Sight;
 use super::provenance::Provenance;
 use super::record::{BlobRecord, State};
 use super::shelves::Shelves;
@@ -18,6 +20,8 @@ pub struct Listed {
     pub provenance: Provenance,
     /// When it was last used, in seconds since 1970; 0 for never.
     pub used: u64,
+    /// Whose bytes of the disk it has.
+    pub held: Held,
     /// How far it is known to be sound.
     pub condition: Condition,
 }
@@ -64,23 +68,22 @@ impl Audit {
 impl Shelves {
     /// Blocks on the disk.
     pub(super) fn list(&self, after: Option<&Digest>, limit: usize) -> Vec<Listed> {
-        let records = self.index.scan(after, limit);
-        records.into_iter().map(|(digest, record)| self.listed(digest, record)).collect()
+        self.index.scan(after, limit).into_iter().map(|entry| self.listed(entry)).collect()
     }
 
-    fn listed(&self, digest: Digest, record: BlobRecord) -> Listed {
-        let BlobRecord { size, state, media_type, provenance } = record;
+    fn listed(&self, Entry { digest, record, used }: Entry) -> Listed {
+        let BlobRecord { size, state, hold, media_type, provenance } = record;
         let condition = match state {
-            State::Synced => Condition::Synced,
+            State::Synced | State::Theirs { .. } => Condition::Synced,
             State::Unsynced(boot) if boot == self.boot => Condition::Syncing,
             State::Unsynced(_) | State::Suspect => Condition::Suspect,
         };
-        Listed { digest, size, media_type, provenance, used: self.index.last_used(&digest) / 1000, condition }
+        Listed { digest, size, media_type, provenance, used: used / 1000, held: hold.held(), condition }
     }
 
     /// Hashes one blob whole, whatever is known of it. Blocks as long as that takes.
     pub(super) fn check(&self, digest: &Digest) -> Proof {
-        if matches!(self.look(digest), Found::Nothing) {
+        if matches!(self.look(digest), Sight::Nothing) {
             return Proof::Gone;
         }
         self.prove(digest)

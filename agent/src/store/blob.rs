@@ -1,6 +1,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::ops::Range;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 
 use super::buffers::Buffers;
@@ -26,6 +27,8 @@ pub(super) struct Opened {
     pub(super) provenance: RwLock<Provenance>,
     pub(super) file: Arc<File>,
     pub(super) checksums: Arc<[u32]>,
+    /// The file is containerd's own.
+    pub(super) is_in_place: bool,
     pub(super) reading: Reading,
 }
 
@@ -34,6 +37,8 @@ pub(super) struct Opened {
 pub(super) struct Reading {
     pub(super) buffers: Arc<Buffers>,
     pub(super) hands: Hands,
+    /// Chunks served.
+    pub(super) reads: Arc<AtomicU64>,
 }
 
 impl Blob {
@@ -103,6 +108,14 @@ impl OpenBlobs {
     /// Out of service: who has it open goes on, nobody else gets it from here.
     pub(super) fn forget(&self, digest: &Digest) {
         held(&self.open).remove(digest);
+    }
+
+    /// The same, unless another file is open under that name by now.
+    pub(super) fn forget_file(&self, digest: &Digest, file: &Arc<File>) {
+        let mut open = held(&self.open);
+        if open.get(digest).and_then(Weak::upgrade).is_some_and(|opened| Arc::ptr_eq(&opened.file, file)) {
+            open.remove(digest);
+        }
     }
 
     pub(super) fn is_open(&self, digest: &Digest) -> bool {

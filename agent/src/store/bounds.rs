@@ -21,8 +21,10 @@ pub struct Bounds {
 pub struct Usage {
     /// Blobs held.
     pub blobs: u64,
-    /// Bytes of the blobs held.
+    /// Bytes of the blobs held that dropping them would free.
     pub bytes: u64,
+    /// Bytes of the blobs held that containerd has too: dropping them frees nothing, and so they count for no bound.
+    pub shared_bytes: u64,
     /// Bytes on disk of what is arriving, or once was.
     pub ingest_bytes: u64,
     /// Bytes that what is arriving now will have when it is whole.
@@ -51,7 +53,7 @@ pub struct Excess {
     pub reason: Reason,
 }
 
-/// The bounds that a blob can be evicted for.
+/// What a blob can be dropped for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Reason {
     /// `cache.max_bytes`
@@ -60,6 +62,20 @@ pub enum Reason {
     MaxDiskPercent,
     /// A write failed for lack of space.
     Full,
+    /// Nothing has used its images for so long that they expired.
+    Expired,
+    /// It belongs to no image that is known.
+    Unused,
+    /// containerd gave its image up while the disk was above its mark: the space is to be free at once.
+    Released,
+}
+
+impl Reason {
+    /// Whether only bytes that are freed now are any good. A blob that containerd has too frees none, and stays.
+    #[must_use]
+    pub const fn is_for_space(self) -> bool {
+        matches!(self, Self::MaxBytes | Self::MaxDiskPercent | Self::Full)
+    }
 }
 
 impl Bounds {

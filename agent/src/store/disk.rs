@@ -19,6 +19,10 @@ pub(super) trait Disk: Debug + Send + Sync {
     /// Brings a folder's names to the disk.
     fn sync_dir(&self, path: &Path) -> io::Result<()>;
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+    /// Gives a file another name, which must be free.
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()>;
+    /// Makes a file at `to` that shares its extents with `from`; both can be changed without the other.
+    fn reflink(&self, from: &File, to: &Path) -> io::Result<File>;
     fn unlink(&self, path: &Path) -> io::Result<()>;
     /// Attaches a note to a file, that moves with it.
     fn set_label(&self, file: &File, label: &[u8]) -> io::Result<()>;
@@ -61,6 +65,21 @@ impl Disk for RealDisk {
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         fs::rename(from, to)
+    }
+
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::hard_link(from, to)
+    }
+
+    fn reflink(&self, from: &File, to: &Path) -> io::Result<File> {
+        let file = File::options().read(true).write(true).create_new(true).mode(0o600).open(to)?;
+        match rustix::fs::ioctl_ficlone(&file, from) {
+            Ok(()) => Ok(file),
+            Err(error) => {
+                let _ = fs::remove_file(to);
+                Err(error.into())
+            }
+        }
     }
 
     fn unlink(&self, path: &Path) -> io::Result<()> {

@@ -87,6 +87,49 @@ pub enum CommitError {
     },
 }
 
+/// Why a blob of containerd's isn't taken into the store. Nothing has changed then.
+#[derive(Debug, thiserror::Error)]
+pub enum AdoptError {
+    /// It isn't there, or not any more.
+    #[error("there is no file at {path}, or not any more")]
+    Gone {
+        /// Where it was said to be.
+        path: PathBuf,
+    },
+    /// It is longer or shorter than it was said to be.
+    #[error("{path} has {size} bytes and not {expected}")]
+    Size {
+        /// Where it is.
+        path: PathBuf,
+        /// What it has, in bytes.
+        size: u64,
+        /// What it was said to have, in bytes.
+        expected: u64,
+    },
+    /// Its bytes are not what its name says. Said again at once, without another look, for as long as it is that file.
+    #[error("{path} is not {digest}: its bytes are wrong")]
+    Wrong {
+        /// Where it is.
+        path: PathBuf,
+        /// What it was said to be.
+        digest: Digest,
+    },
+    /// The store has no folder.
+    #[error("the store has no folder")]
+    NoFolder,
+    /// The store is ending.
+    #[error("the store is ending")]
+    Ending,
+    /// The disk refuses.
+    #[error("can't use {path}")]
+    Io {
+        /// What was read, or put in place.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
 /// Why a reader can't go on. What it gave before was right.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {

@@ -14,6 +14,8 @@ pub enum Event {
     Kept(Digest, Provenance),
     /// It isn't held any more.
     Gone(Digest),
+    /// Its file was found damaged. It was set aside: that it is gone is said too, before this.
+    Damaged(Digest),
     /// Some events were missed: only a list of the store says what is held.
     Missed,
 }

@@ -16,8 +16,9 @@ use super::errors::{CommitError, IngestError, OpenError};
 use super::events::Events;
 use super::ingest::{Ingest, Origin, Verified};
 use super::locks::held;
-use super::lookup::Found;
+use super::lookup::Sight;
 use super::metrics::Metrics;
+use super::reader::BlobReader;
 use super::record::TagRecord;
 use super::shelves::Shelves;
 use super::space::Standing;
@@ -27,6 +28,9 @@ use crate::image::{Access, Digest, MediaType, Registry, Repository, Tag};
 
 /// How many times a blob is looked for again after it was settled: once finds it, unless it was damaged meanwhile.
 const LOOKS: usize = 3;
+
+/// How many blobs are removed by one call of the disk's hands.
+const EVICTED_AT_ONCE: usize = 64;
 
 /// How a store is opened.
 #[derive(Debug, Clone)]
@@ -129,9 +133,9 @@ impl Store {
         let digest = *digest;
         for _ in 0..LOOKS {
             match self.run(move |shelves| shelves.look(&digest)).await? {
-                Found::Whole(blob) => return Some(blob),
-                Found::Nothing => return None,
-                Found::Suspect => self.shelves().settle(&digest).await,
+                Sight::Whole(blob) => return Some(blob),
+                Sight::Nothing => return None,
+                Sight::Suspect => self.shelves().settle(&digest).await,
             }
         }
         None
@@ -220,12 +224,13 @@ impl Store {
         stored.unwrap_or(Err(CommitError::Stuck))
     }
 
-    /// Takes a damaged blob out of service at once; who has it open is not stopped.
-    pub async fn set_aside(&self, digest: &Digest) {
-        let digest = *digest;
+    /// Takes the blob whose reader found damage out of service at once; one that has come into its place since stays. Who
+    /// else has it open is not stopped.
+    pub async fn set_aside(&self, damaged: &BlobReader) {
+        let (digest, file) = damaged.file();
         // Before the disk is asked, so that nobody gets it meanwhile.
-        self.shelves().open.forget(&digest);
-        self.run(move |shelves| shelves.set_aside(&digest)).await;
+        self.shelves().open.forget_file(&digest, &file);
+        self.run(move |shelves| shelves.set_aside(&digest, Some(&*file))).await;
     }
 
     /// Tells the store what the disk said to a write of one who writes into an [`Ingest`]: if it is full or read-only,
@@ -296,20 +301,24 @@ impl Store {
 
     /// Removes blobs to make room, until `enough` bytes are free; how many bytes and blobs went.
     pub async fn evict(&self, digests: Vec<Digest>, enough: u64, reason: Reason) -> (u64, u64) {
-        let evicted = self.run(move |shelves| {
-            let (mut bytes, mut blobs) = (0, 0);
-            for digest in &digests {
-                if bytes >= enough || shelves.stop.is_set() {
-                    break;
-                }
-                if let Some(size) = shelves.evict(digest, reason) {
-                    bytes += size;
-                    blobs += 1;
-                }
+        let (mut bytes, mut blobs) = (0_u64, 0);
+        // So many at a time that the disk's deadline is one for a few.
+        for some in digests.chunks(EVICTED_AT_ONCE) {
+            let (some, left) = (some.to_vec(), enough - bytes);
+            let Some(evicted) = self.run(move |shelves| shelves.evict_all(&some, left, reason)).await else { break };
+            bytes = bytes.saturating_add(evicted.0);
+            blobs += evicted.1;
+            if bytes >= enough {
+                break;
             }
-            (bytes, blobs)
-        });
-        evicted.await.unwrap_or_default()
+        }
+        (bytes, blobs)
+    }
+
+    /// Removes blobs; how many bytes that freed, and how many blobs went. Where the reason is space, one that containerd
+    /// has too frees none and stays.
+    pub async fn drop_blobs(&self, digests: Vec<Digest>, reason: Reason) -> (u64, u64) {
+        self.evict(digests, u64::MAX, reason).await
     }
 
     /// Removes what arrived in part and wasn't touched for `age`; the bytes freed.

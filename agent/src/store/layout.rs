@@ -9,6 +9,9 @@ use crate::image::Digest;
 /// The algorithms that have a folder below `blobs/`.
 pub(super) const ALGORITHMS: [&str; 2] = ["sha256", "sha512"];
 
+/// How the names below `ingest/` begin that stand for bytes of containerd's.
+pub(super) const ADOPTING: &str = "adopt-";
+
 /// Where everything is below the store's folder.
 #[derive(Debug, Clone)]
 pub(super) struct Layout {
@@ -54,6 +57,11 @@ impl Layout {
         self.root.join("ingest")
     }
 
+    /// A name for what is being adopted by the process `run`.
+    pub(super) fn adopting(&self, run: u64, number: u64) -> PathBuf {
+        self.ingest().join(format!("{ADOPTING}{run:016x}-{number}.tmp"))
+    }
+
     pub(super) fn trash(&self) -> PathBuf {
         self.root.join("trash")
     }
@@ -97,19 +105,24 @@ impl Layout {
         Ok(())
     }
 
-    /// Opens a blob's file for reading. `None` where there is no regular file: a link could lead out of the store, a
-    /// pipe would hang.
+    /// Opens a blob's file in the store for reading. `None` where there is no regular file.
     pub(super) fn open_blob(&self, digest: &Digest) -> io::Result<Option<(File, Metadata)>> {
-        let flags = nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK;
-        let file = match File::options().read(true).custom_flags(flags).open(self.blob(digest)) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) if error.raw_os_error() == Some(nix::libc::ELOOP) => return Ok(None),
-            Err(error) => return Err(error),
-        };
-        let metadata = file.metadata()?;
-        Ok(metadata.is_file().then_some((file, metadata)))
+        open_regular(&self.blob(digest))
     }
+}
+
+/// Opens a file for reading. `None` where there is no regular file: a link could lead out of its folder, a pipe would
+/// hang.
+pub(super) fn open_regular(path: &Path) -> io::Result<Option<(File, Metadata)>> {
+    let flags = nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK;
+    let file = match File::options().read(true).custom_flags(flags).open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) if error.raw_os_error() == Some(nix::libc::ELOOP) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let metadata = file.metadata()?;
+    Ok(metadata.is_file().then_some((file, metadata)))
 }
 
 /// The digest that a file below `blobs/<algorithm>/` is named for.

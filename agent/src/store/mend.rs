@@ -6,11 +6,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tracing::{debug, info, warn};
 
-use super::index::{Change, Totals};
+use super::index::{Change, Entry, Totals};
 use super::label::Label;
-use super::layout::{ALGORITHMS, digest_of};
+use super::layout::{ADOPTING, ALGORITHMS, digest_of};
 use super::locks::held;
-use super::record::{BlobRecord, State};
+use super::record::{BlobRecord, Hold, State};
 use super::shelves::Shelves;
 use super::space::Standing;
 use crate::image::Digest;
@@ -19,8 +19,10 @@ use crate::image::Digest;
 const BATCH: usize = 500;
 /// How long it rests: at most 100,000 files a second, so that serving comes first.
 const REST: Duration = Duration::from_millis(5);
-/// How often the folder is looked after.
-const TICK: Duration = Duration::from_secs(10);
+/// How often it is looked whether containerd has removed what it was about to.
+const TICK: Duration = Duration::from_secs(1);
+/// How often the folder is looked after, in ticks.
+const TICKS: u32 = 10;
 /// What arrived in part and wasn't taken up again for so long is given up.
 const LEFTOVER_AGE: Duration = Duration::from_secs(24 * 3600);
 
@@ -30,7 +32,13 @@ impl Shelves {
         if self.space.standing() != Standing::Absent {
             self.mend();
         }
+        let mut ticks = 0;
         while !self.stop.wait(TICK) {
+            self.look_after_released();
+            ticks += 1;
+            if ticks % TICKS != 0 {
+                continue;
+            }
             self.keep_folder();
             self.drop_leftovers(LEFTOVER_AGE);
             self.reading.buffers.trim();
@@ -103,24 +111,33 @@ impl Shelves {
             // It went while we looked; the records are looked at later.
             Err(_) => return Some(digest),
         };
-        let mut found = false;
+        let (mut found, mut hold) = (false, Hold::Own);
         self.index.update(&digest, |known| match known {
-            Some(record) if record.size == metadata.len() => {
+            Some(record) if record.size == metadata.len() && !matches!(record.hold, Hold::InPlace(_)) => {
                 if record.state == State::Unsynced(self.boot) {
                     self.to_sync.push(&digest);
                 }
+                hold = record.hold;
                 Change::Keep
             }
-            Some(record) => Change::Put(BlobRecord { size: metadata.len(), state: State::Suspect, ..record }, None),
+            Some(BlobRecord { media_type, provenance, .. }) => {
+                let (size, state) = (metadata.len(), State::Suspect);
+                Change::Put(BlobRecord { size, state, hold: Hold::Own, media_type, provenance }, None)
+            }
             None => {
                 found = true;
                 // Whose it is may be said before it is hashed; it is hashed before it is given to anybody.
                 let Label { media_type, provenance } = self.label(&digest);
-                Change::Put(BlobRecord { size: metadata.len(), state: State::Suspect, media_type, provenance }, None)
+                let (size, state) = (metadata.len(), State::Suspect);
+                Change::Put(BlobRecord { size, state, hold: Hold::Own, media_type, provenance }, None)
             }
         });
         if found {
             debug!(%digest, "a blob that the index didn't know");
+        }
+        // What containerd took or gave up while nobody looked.
+        if (hold == Hold::Own) == (metadata.nlink() > 1) {
+            self.recount(&digest);
         }
         if self.index.last_used(&digest) == 0 {
             // Without a time it would never be evicted.
@@ -142,11 +159,10 @@ impl Shelves {
         let mut after = None;
         loop {
             let records = self.index.scan(after.as_ref(), BATCH);
-            let Some((last, _)) = records.last() else { break };
-            after = Some(*last);
-            for (digest, record) in &records {
-                counted.blobs += 1;
-                counted.bytes += record.size;
+            let Some(last) = records.last() else { break };
+            after = Some(last.digest);
+            for Entry { digest, record, .. } in &records {
+                counted.add(Totals::of(record));
                 if seen.binary_search(&short(digest)).is_err() {
                     self.drop_ghost(digest);
                 }
@@ -186,7 +202,7 @@ impl Shelves {
                 Some("tmp") => !entry.file_name().to_string_lossy().contains(&format!("-{:016x}-", self.run)),
                 _ => false,
             };
-            if given_up && self.remove(&entry) {
+            if given_up && self.remove(&entry) && metadata.nlink() == 1 {
                 freed += metadata.blocks() * 512;
             }
         }
@@ -197,9 +213,11 @@ impl Shelves {
         freed
     }
 
-    /// Bytes on disk below `ingest/`.
+    /// Bytes on disk below `ingest/`, containerd's aside.
     pub(super) fn ingest_bytes(&self) -> u64 {
-        self.ingest_files().map(|(_, metadata)| metadata.blocks() * 512).sum()
+        let is_theirs = |entry: &DirEntry| entry.file_name().to_string_lossy().starts_with(ADOPTING);
+        let own = self.ingest_files().filter(|(entry, _)| !is_theirs(entry));
+        own.map(|(_, metadata)| metadata.blocks() * 512).sum()
     }
 
     fn ingest_files(&self) -> impl Iterator<Item = (DirEntry, Metadata)> {
@@ -224,7 +242,8 @@ fn short(digest: &Digest) -> u64 {
     u64::from_le_bytes([a, b, c, d, e, f, g, h])
 }
 
+/// Milliseconds since 1970.
 fn modified(metadata: &Metadata) -> u64 {
     let time = metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH);
-    time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+    time.duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }

@@ -4,18 +4,24 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
+use super::adopt::Adopted;
 use super::bounds::{DiskUse, Reason};
+use super::index::Totals;
 
 /// What Prometheus sees of the store. A cheap clone: all clones count together.
 #[derive(Debug, Clone, Default)]
 pub struct Metrics {
     blobs: Gauge,
     bytes: Gauge,
+    shared_bytes: Gauge,
     writable: Gauge,
     disk_size: Gauge,
     disk_used: Gauge,
     evicted_bytes: Counter,
     evictions: Family<EvictionLabels, Counter>,
+    adoptions: Family<AdoptionLabels, Counter>,
+    pub(super) adoptions_wrong: Counter,
+    pub(super) scrubbed_bytes: Counter,
     pub(super) rotten: Counter,
     pub(super) rechecked: Counter,
     pub(super) index_failures: Counter,
@@ -32,27 +38,73 @@ enum ReasonLabel {
     max_bytes,
     max_disk_percent,
     full,
+    expired,
+    unused,
+    released,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct AdoptionLabels {
+    how: HowLabel,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[allow(non_camel_case_types, reason = "the variant's name is the label's value")]
+enum HowLabel {
+    linked,
+    reflinked,
+    left_in_place,
 }
 
 impl Metrics {
     /// Enters everything, by names that start with `larder_store_`.
     pub fn register(&self, registry: &mut Registry) {
+        // From zero on: what first appears as 1 has never risen for Prometheus.
+        for reason in [
+            ReasonLabel::max_bytes,
+            ReasonLabel::max_disk_percent,
+            ReasonLabel::full,
+            ReasonLabel::expired,
+            ReasonLabel::unused,
+            ReasonLabel::released,
+        ] {
+            drop(self.evictions.get_or_create(&EvictionLabels { reason }));
+        }
+        for how in [HowLabel::linked, HowLabel::reflinked, HowLabel::left_in_place] {
+            drop(self.adoptions.get_or_create(&AdoptionLabels { how }));
+        }
         let registry = registry.sub_registry_with_prefix("larder_store");
         registry.register("blobs", "Blobs held", self.blobs.clone());
-        registry.register("bytes", "Bytes of the blobs held", self.bytes.clone());
+        registry.register("bytes", "Bytes of the blobs held that dropping them would free", self.bytes.clone());
+        registry.register("shared_bytes", "Bytes of the blobs held that containerd has too", self.shared_bytes.clone());
         registry.register("writable", "1 while blobs can be stored, else 0", self.writable.clone());
         registry.register("disk_size_bytes", "Size of the store's disk", self.disk_size.clone());
         registry.register("disk_used_bytes", "Bytes used on the store's disk, by whomever", self.disk_used.clone());
-        registry.register("evicted_bytes", "Bytes removed to keep within bounds", self.evicted_bytes.clone());
-        registry.register("evictions", "Blobs removed to keep within bounds", self.evictions.clone());
+        registry.register("evicted_bytes", "Bytes freed by dropping blobs", self.evicted_bytes.clone());
+        registry.register("evictions", "Blobs dropped, by why", self.evictions.clone());
+        registry.register("adoptions", "Blobs taken over from containerd without a copy", self.adoptions.clone());
+        let wrong = "Files of containerd's that were not what their names say";
+        registry.register("adoptions_wrong", wrong, self.adoptions_wrong.clone());
+        registry.register("scrubbed_bytes", "Bytes read to look for damage", self.scrubbed_bytes.clone());
         registry.register("rotten", "Blobs found damaged on disk and set aside", self.rotten.clone());
         registry.register("rechecked", "Blobs hashed again before use, after a crash or found", self.rechecked.clone());
         registry.register("index_failures", "Writes of the index that failed", self.index_failures.clone());
     }
 
-    pub(super) fn set_held(&self, blobs: u64, bytes: u64) {
-        self.blobs.set(signed(blobs));
-        self.bytes.set(signed(bytes));
+    pub(super) fn set_held(&self, totals: &Totals) {
+        self.blobs.set(signed(totals.blobs));
+        self.bytes.set(signed(totals.bytes));
+        self.shared_bytes.set(signed(totals.shared_bytes));
+    }
+
+    pub(super) fn count_adoption(&self, adopted: Adopted) {
+        let how = match adopted {
+            Adopted::Linked => HowLabel::linked,
+            Adopted::Reflinked => HowLabel::reflinked,
+            Adopted::LeftInPlace => HowLabel::left_in_place,
+            Adopted::Already => return,
+        };
+        self.adoptions.get_or_create(&AdoptionLabels { how }).inc();
     }
 
     pub(super) fn set_writable(&self, writable: bool) {
@@ -69,6 +121,9 @@ impl Metrics {
             Reason::MaxBytes => ReasonLabel::max_bytes,
             Reason::MaxDiskPercent => ReasonLabel::max_disk_percent,
             Reason::Full => ReasonLabel::full,
+            Reason::Expired => ReasonLabel::expired,
+            Reason::Unused => ReasonLabel::unused,
+            Reason::Released => ReasonLabel::released,
         };
         self.evictions.get_or_create(&EvictionLabels { reason }).inc();
         self.evicted_bytes.inc_by(bytes);
@@ -86,7 +141,8 @@ mod tests {
     #[test]
     fn names() {
         let metrics = Metrics::default();
-        metrics.set_held(2, 300);
+        metrics.set_held(&Totals { blobs: 2, bytes: 300, shared_bytes: 40 });
+        metrics.count_adoption(Adopted::LeftInPlace);
         metrics.set_writable(true);
         metrics.set_disk(&DiskUse { size: 1000, used: 400 });
         metrics.count_eviction(Reason::MaxDiskPercent, 50);
@@ -97,6 +153,10 @@ mod tests {
         for line in [
             "larder_store_blobs 2",
             "larder_store_bytes 300",
+            "larder_store_shared_bytes 40",
+            "larder_store_adoptions_total{how=\"left_in_place\"} 1",
+            "larder_store_adoptions_wrong_total 0",
+            "larder_store_scrubbed_bytes_total 0",
             "larder_store_writable 1",
             "larder_store_disk_size_bytes 1000",
             "larder_store_disk_used_bytes 400",

@@ -19,6 +19,7 @@
 //! Threads: `larder-index` writes the index about once a second, `larder-sync` brings blobs to the disk, `larder-mend`
 //! compares index and disk after a start and looks after the folder from then on. They end with the last [`Store`].
 
+mod adopt;
 mod arrive;
 mod audit;
 mod blob;
@@ -30,6 +31,7 @@ mod errors;
 mod events;
 mod handle;
 mod hands;
+mod holding;
 mod index;
 mod ingest;
 mod label;
@@ -42,8 +44,11 @@ mod metrics;
 mod provenance;
 mod reader;
 mod record;
+mod records;
+mod release;
 mod remove;
 mod rights;
+mod scrub;
 mod secret;
 mod shelves;
 mod space;
@@ -53,17 +58,21 @@ mod verify;
 #[cfg(test)]
 mod tests;
 
+pub use adopt::{Adopted, Found};
 pub use audit::{Audit, Condition, Listed};
 pub use blob::Blob;
 pub use bounds::{Bounds, DiskUse, Excess, Reason, Usage};
-pub use errors::{CommitError, IngestError, OpenError, ReadError};
+pub use errors::{AdoptError, CommitError, IngestError, OpenError, ReadError};
 pub use events::{Event, Events};
 pub use handle::{Options, Store};
+pub use holding::{Held, Holding};
 pub use ingest::{Ingest, Mismatch, Origin, Verified};
 pub use metrics::Metrics;
 pub use provenance::Provenance;
 pub use reader::BlobReader;
 pub use record::TagRecord;
+pub use records::Records;
+pub use scrub::{Scrub, Scrubbed};
 pub use secret::Secret;
 pub use verify::Proof;
 

@@ -1,10 +1,13 @@
 use std::fs::File;
 use std::io::{self, IoSliceMut};
+use std::num::NonZeroU64;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
+use rustix::fs::Advice;
 use rustix::io::{Errno, ReadWriteFlags};
 use tokio::task::JoinHandle;
 
@@ -13,6 +16,7 @@ use super::blob::{Opened, Reading};
 use super::buffers::Buffer;
 use super::errors::ReadError;
 use super::hands::Hands;
+use crate::image::Digest;
 
 /// A range of a blob, a piece of at most [`CHUNK`] bytes at a time.
 ///
@@ -44,6 +48,17 @@ impl BlobReader {
     pub(super) fn new(opened: Arc<Opened>, range: Range<u64>) -> Self {
         let end = range.end.min(opened.size);
         Self { at: range.start.min(end), end, opened, ahead: None }
+    }
+
+    /// Which blob it reads, from which file.
+    pub(super) fn file(&self) -> (Digest, Arc<File>) {
+        (self.opened.digest, Arc::clone(&self.opened.file))
+    }
+
+    /// Whether the bytes are read from containerd's own file.
+    #[must_use]
+    pub fn is_in_place(&self) -> bool {
+        self.opened.is_in_place
     }
 
     /// Bytes that are left.
@@ -150,6 +165,7 @@ impl Opened {
     }
 
     fn checked(&self, chunk: u64, buffer: Buffer) -> Result<Bytes, ReadError> {
+        self.reading.reads.fetch_add(1, Ordering::Relaxed);
         let expected = usize::try_from(chunk).ok().and_then(|at| self.checksums.get(at));
         if expected == Some(&crc32fast::hash(buffer.as_ref())) {
             Ok(Bytes::from_owner(buffer))
@@ -160,6 +176,11 @@ impl Opened {
 }
 
 impl Reading {
+    /// How many chunks were served so far: whether somebody reads.
+    pub(super) fn count(&self) -> u64 {
+        self.reads.load(Ordering::Relaxed)
+    }
+
     /// Reads `len` bytes, at most [`CHUNK`], of a file that grows; they have been written.
     pub(super) async fn read(&self, file: Arc<File>, offset: u64, len: usize) -> io::Result<Bytes> {
         let mut buffer = self.buffers.take(len.min(CHUNK as usize));
@@ -173,6 +194,21 @@ impl Reading {
         });
         rest.await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
     }
+}
+
+/// Reads a chunk, waiting for the disk. `lightly`: what the page cache didn't have it is not left with, since nobody is
+/// about to read it.
+pub(super) fn read_chunk(file: &File, buffer: &mut [u8], offset: u64, lightly: bool) -> io::Result<()> {
+    let filled = read_now(file, buffer, offset)?;
+    if filled == buffer.len() {
+        return Ok(());
+    }
+    file.read_exact_at(&mut buffer[filled..], offset + filled as u64)?;
+    if lightly && let Some(rest) = NonZeroU64::new((buffer.len() - filled) as u64) {
+        // Where it is refused the cache is a little fuller.
+        let _ = rustix::fs::fadvise(file, offset + filled as u64, Some(rest), Advice::DontNeed);
+    }
+    Ok(())
 }
 
 /// Reads what can be read without waiting for the disk; 0 where that can't be told.

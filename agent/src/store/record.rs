@@ -1,3 +1,4 @@
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
@@ -13,6 +14,7 @@ pub(super) struct BlobRecord {
     /// Bytes.
     pub(super) size: u64,
     pub(super) state: State,
+    pub(super) hold: Hold,
     pub(super) media_type: Option<MediaType>,
     pub(super) provenance: Provenance,
 }
@@ -26,15 +28,32 @@ pub(super) enum State {
     Unsynced(Boot),
     /// Proven, and brought to the disk.
     Synced,
+    /// Proven, and brought to the disk by containerd, which syncs what it commits: trusted as long as it is the file with
+    /// this number. Another one under the name is what a power loss brought back.
+    Theirs { inode: u64 },
+}
+
+/// Whose bytes of the disk a blob has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Hold {
+    /// Ours alone: dropping it frees them.
+    Own,
+    /// containerd's file has our name too.
+    Linked,
+    /// A file of ours that shares its extents with containerd's.
+    Cloned,
+    /// There is no file of ours: this is containerd's.
+    InPlace(PathBuf),
 }
 
 impl State {
-    /// Whether it may be served, checksums permitting, without hashing it whole.
-    pub(super) fn is_trusted(self, boot: Boot) -> bool {
+    /// Whether the file with the number `file` may be served, checksums permitting, without hashing it whole.
+    pub(super) fn is_trusted(self, boot: Boot, file: u64) -> bool {
         match self {
             Self::Suspect => false,
             Self::Unsynced(then) => then == boot,
             Self::Synced => true,
+            Self::Theirs { inode } => inode == file,
         }
     }
 }
@@ -93,6 +112,15 @@ pub(super) fn unseal<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
     postcard::from_bytes(body).ok()
 }
 
+/// The front of what [`seal`] took, without a look at the rest.
+pub(super) fn unseal_front<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
+    let (body, sum) = bytes.split_last_chunk::<4>()?;
+    if crc32fast::hash(body) != u32::from_le_bytes(*sum) {
+        return None;
+    }
+    postcard::take_from_bytes(body).ok().map(|(front, _)| front)
+}
+
 /// A digest as a key: one byte for the algorithm, then the hash.
 pub(super) fn key(digest: &Digest) -> Vec<u8> {
     match digest {
@@ -119,12 +147,15 @@ mod tests {
     fn record() -> BlobRecord {
         let mut provenance = Provenance::default();
         provenance.add(&"ghcr.io".parse().unwrap(), Access::Authorized);
-        BlobRecord { size: 7, state: State::Unsynced(Boot::numbered(3)), media_type: MediaType::new("a/b"), provenance }
+        let (state, hold) = (State::Unsynced(Boot::numbered(3)), Hold::InPlace("/var/lib/containerd/x".into()));
+        BlobRecord { size: 7, state, hold, media_type: MediaType::new("a/b"), provenance }
     }
 
     #[test]
     fn sealed_and_back() {
         assert_eq!(unseal(&seal(&record()).unwrap()), Some(record()));
+        let front: (u64, State, Hold) = unseal_front(&seal(&record()).unwrap()).unwrap();
+        assert_eq!(front, (record().size, record().state, record().hold));
         let tag = TagRecord {
             digest: Digest::of(b"x"),
             media_type: MediaType::octet_stream(),
@@ -137,8 +168,10 @@ mod tests {
     #[test]
     fn trust_ends_with_the_boot_unless_synced() {
         let (this, other) = (Boot::numbered(1), Boot::numbered(2));
-        assert!(State::Unsynced(this).is_trusted(this) && State::Synced.is_trusted(other));
-        assert!(!State::Unsynced(this).is_trusted(other) && !State::Suspect.is_trusted(this));
+        assert!(State::Unsynced(this).is_trusted(this, 5) && State::Synced.is_trusted(other, 5));
+        assert!(!State::Unsynced(this).is_trusted(other, 5) && !State::Suspect.is_trusted(this, 5));
+        let theirs = State::Theirs { inode: 5 };
+        assert!(theirs.is_trusted(other, 5) && !theirs.is_trusted(this, 6), "what containerd synced, and nothing else");
     }
 
     proptest! {

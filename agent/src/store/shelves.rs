@@ -1,18 +1,18 @@
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::path::PathBuf;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 use tracing::{info, warn};
 
+use super::adopt::Seen;
 use super::blob::{OpenBlobs, Reading};
 use super::boot::Boot;
 use super::bounds::Bounds;
-use super::buffers::Buffers;
 use super::disk::Disk;
 use super::errors::OpenError;
 use super::hands::Hands;
@@ -50,6 +50,14 @@ pub(super) struct Shelves {
     /// Found wrong on a disk that we can't remove them from.
     pub(super) shunned: Mutex<HashSet<Digest>>,
     pub(super) to_sync: ToSync,
+    /// Whose turn it is to be adopted: one blob is hashed at a time.
+    pub(super) adopting: Arc<Semaphore>,
+    /// Files of containerd's that were found wrong.
+    pub(super) known_wrong: Mutex<HashMap<Digest, Seen>>,
+    /// Whether it was said that containerd's files can't be linked.
+    pub(super) left_in_place: AtomicBool,
+    /// Linked blobs that containerd is about to remove.
+    pub(super) released: Mutex<HashSet<Digest>>,
     /// Something was stored, or begins to arrive.
     pub(super) grown: Notify,
     pub(super) stop: Stop,
@@ -108,12 +116,16 @@ impl Shelves {
             secret,
             space,
             open: OpenBlobs::default(),
-            reading: Reading { buffers: Arc::new(Buffers::default()), hands: Hands::new() },
+            reading: Reading { buffers: Arc::default(), hands: Hands::new(), reads: Arc::default() },
             metrics,
             arriving: Mutex::default(),
             checking: Mutex::default(),
             shunned: Mutex::default(),
             to_sync: ToSync::after(sync_after),
+            adopting: Arc::new(Semaphore::new(1)),
+            known_wrong: Mutex::default(),
+            left_in_place: AtomicBool::new(false),
+            released: Mutex::default(),
             grown: Notify::new(),
             stop: Stop::default(),
             numbers: AtomicU64::new(0),
@@ -164,7 +176,12 @@ impl Shelves {
 
     pub(super) fn show_totals(&self) {
         let (totals, _) = self.index.totals();
-        self.metrics.set_held(totals.blobs, totals.bytes);
+        self.metrics.set_held(&totals);
+    }
+
+    /// Whether a blob arrives now.
+    pub(super) fn is_receiving(&self) -> bool {
+        held(&self.arriving).values().any(|ingest| ingest.strong_count() > 0)
     }
 
     /// Makes sure that the folder is still there and ours: somebody may have deleted it.

@@ -1,5 +1,6 @@
 use std::collections::{HashMap, VecDeque};
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -77,12 +78,12 @@ impl Shelves {
             }
             match self.sync_file(digest) {
                 Ok(Some(file)) => synced.entry(digest.algorithm()).or_default().push((*digest, file)),
-                Ok(None) => debug!(%digest, "gone before it was synced"),
+                Ok(None) => debug!(%digest, "gone, or containerd's, before it was synced"),
                 Err(error) => {
                     // What the kernel could not write it has forgotten: the file may be anything by now.
                     warn!(%digest, %error, "a blob could not be brought to the disk");
                     self.space.note(&error);
-                    self.set_aside(digest);
+                    self.set_aside(digest, None);
                 }
             }
         }
@@ -99,6 +100,10 @@ impl Shelves {
 
     fn sync_file(&self, digest: &Digest) -> io::Result<Option<FileId>> {
         let Some((file, metadata)) = self.layout.open_blob(digest)? else { return Ok(None) };
+        if metadata.nlink() > 1 {
+            // It gave way to containerd's, which is synced.
+            return Ok(None);
+        }
         self.disk.sync(&file)?;
         Ok(Some(FileId::of(&metadata)))
     }

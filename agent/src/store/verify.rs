@@ -1,7 +1,8 @@
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
+use std::time::Instant;
 
 use tokio::sync::watch;
 use tracing::{info, warn};
@@ -11,8 +12,9 @@ use super::index::Change;
 use super::label::Label;
 use super::layout::FileId;
 use super::locks::held;
-use super::lookup::Found;
-use super::record::{BlobRecord, State};
+use super::lookup::{Lying, Sight};
+use super::reader::read_chunk;
+use super::record::{BlobRecord, Hold, State};
 use super::shelves::Shelves;
 use crate::image::Digest;
 
@@ -29,6 +31,18 @@ pub enum Proof {
     Unknown,
 }
 
+/// Whether somebody waits for a hash.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Hurry {
+    /// Somebody wants to read it.
+    Awaited,
+    /// Nobody does: it steps back while blobs arrive or are read, and leaves the page cache as it found it.
+    CanWait,
+}
+
+/// How many times as long as it worked one who can wait rests, while others need the disk and the processor.
+const REST: u32 = 3;
+
 impl Shelves {
     /// Waits until a suspect blob is proven or set aside. Many may wait for one; the work goes on when they leave.
     pub(super) async fn settle(self: &Arc<Self>, digest: &Digest) {
@@ -43,7 +57,7 @@ impl Shelves {
                     // Owned by the runtime's blocking pool; ends early when the store does. Not one of the `hands`:
                     // hashing a large blob takes longer than a disk may take to answer.
                     tokio::task::spawn_blocking(move || {
-                        if matches!(shelves.look(&digest), Found::Suspect) {
+                        if matches!(shelves.look(&digest), Sight::Suspect) {
                             shelves.prove(&digest);
                         }
                         held(&shelves.checking).remove(&digest);
@@ -59,7 +73,7 @@ impl Shelves {
 
     /// Hashes a blob's file whole and enters what it finds. Blocks, for as long as the disk and the hash take.
     pub(super) fn prove(&self, digest: &Digest) -> Proof {
-        let (file, metadata) = match self.layout.open_blob(digest) {
+        let Lying { file, metadata, path, is_ours } = match self.find_file(digest) {
             Ok(Some(found)) => found,
             Ok(None) => return Proof::Gone,
             Err(error) => {
@@ -68,7 +82,7 @@ impl Shelves {
             }
         };
         let size = metadata.len();
-        let (found, checksums) = match self.hash(&file, digest, size) {
+        let (found, checksums) = match self.hash(&file, digest, size, Hurry::Awaited) {
             Ok(Some(hashed)) => hashed,
             Ok(None) => return Proof::Unknown,
             Err(error) => {
@@ -78,36 +92,51 @@ impl Shelves {
         };
         self.metrics.rechecked.inc();
         let name = self.hold_name(digest);
-        let same = FileId::at(&self.layout.blob(digest)).is_ok_and(|there| there == FileId::of(&metadata));
+        let same = FileId::at(&path).is_ok_and(|there| there == FileId::of(&metadata));
         if !same {
             return Proof::Gone;
         }
         if found != *digest {
             drop(name);
             warn!(%digest, %found, size, "a file in the store is not what its name says");
-            self.set_aside(digest);
+            self.set_aside(digest, None);
             return Proof::Wrong;
         }
+        // What containerd has a name for it has synced.
+        let is_theirs = !is_ours || file.metadata().is_ok_and(|metadata| metadata.nlink() > 1);
         self.index.update(digest, |known| {
             let Label { mut media_type, mut provenance } = Label::read(&file);
+            let mut hold = Hold::Own;
             if let Some(record) = known {
                 media_type = record.media_type.or(media_type);
                 provenance.merge(&record.provenance);
+                hold = record.hold;
             }
-            let state = State::Unsynced(self.boot);
-            Change::Put(BlobRecord { size, state, media_type, provenance }, Some(checksums.into()))
+            let state = if is_theirs { State::Theirs { inode: metadata.ino() } } else { State::Unsynced(self.boot) };
+            Change::Put(BlobRecord { size, state, hold, media_type, provenance }, Some(checksums.into()))
         });
+        if is_ours && let Some(record) = self.index.record(digest) {
+            self.settle_hold(digest, record.hold);
+        }
         if self.index.last_used(digest) == 0 {
             self.index.touch(digest);
         }
         drop(name);
-        self.to_sync.push(digest);
+        if !is_theirs {
+            self.to_sync.push(digest);
+        }
         info!(%digest, size, "a blob of which that was not known is whole");
         Proof::Sound
     }
 
     /// Digest and checksums of a file; `None` when the store ends meanwhile.
-    fn hash(&self, file: &File, digest: &Digest, size: u64) -> io::Result<Option<(Digest, Vec<u32>)>> {
+    pub(super) fn hash(
+        &self,
+        file: &File,
+        digest: &Digest,
+        size: u64,
+        hurry: Hurry,
+    ) -> io::Result<Option<(Digest, Vec<u32>)>> {
         let mut hasher = digest.hasher();
         let mut checksums = Vec::new();
         let mut buffer = self.reading.buffers.take(CHUNK as usize);
@@ -116,10 +145,11 @@ impl Shelves {
             if self.stop.is_set() {
                 return Ok(None);
             }
+            let (began, reads) = (Instant::now(), self.reading.count());
             // At most a chunk.
             let len = (size - at).min(CHUNK) as usize;
             let chunk = &mut buffer.as_mut()[..len];
-            match file.read_exact_at(chunk, at) {
+            match read_chunk(file, chunk, at, hurry == Hurry::CanWait) {
                 Ok(()) => {}
                 // Cut while it was read; what there was is not the whole.
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => break,
@@ -128,6 +158,9 @@ impl Shelves {
             hasher.update(chunk);
             checksums.push(crc32fast::hash(chunk));
             at += len as u64;
+            if hurry == Hurry::CanWait && (self.is_receiving() || self.reading.count() != reads) {
+                self.stop.wait(began.elapsed() * REST);
+            }
         }
         Ok(Some((hasher.finish(), checksums)))
     }

@@ -27,6 +27,13 @@ impl Upstream {
         self.is_available() && self.state().quota.is_none_or(Quota::is_ample)
     }
 
+    /// Whether it said "too many requests", or has no more than a fifth of its quota left.
+    #[must_use]
+    pub fn is_near_its_limit(&self) -> bool {
+        let state = self.state();
+        state.rests_until.is_some() || state.quota.is_some_and(|quota| !quota.is_ample())
+    }
+
     /// The most connections for parallel ranges of one blob.
     #[must_use]
     pub fn ranges_at_once(&self) -> usize {

@@ -1,4 +1,5 @@
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use prometheus_client::encoding::EncodeLabelSet;
@@ -44,6 +45,8 @@ pub struct Metrics {
     quota_remaining: Family<UpstreamLabel, Gauge>,
     /// How many upstreams with the same label are down: several registries may have the same mirror.
     down: Arc<Mutex<HashMap<Arc<str>, usize>>>,
+    /// Bytes of bodies from all of them.
+    received_in_all: Arc<AtomicU64>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -93,6 +96,7 @@ impl Metrics {
             quota_limit: Family::default(),
             quota_remaining: Family::default(),
             down: Arc::default(),
+            received_in_all: Arc::default(),
         }
     }
 
@@ -150,12 +154,29 @@ impl Metrics {
         );
     }
 
+    /// Bytes of bodies received from all upstreams so far.
+    #[must_use]
+    pub fn received(&self) -> u64 {
+        self.received_in_all.load(Ordering::Relaxed)
+    }
+
     /// The figures of an upstream at this host and port.
     pub(super) fn of(&self, authority: &str, is_configured: bool) -> Meter {
         let label: Arc<str> = if is_configured || WELL_KNOWN.contains(&authority) { authority } else { OTHER }.into();
         let upstream = UpstreamLabel { upstream: Arc::clone(&label) };
         if *label != *OTHER && !self.down.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&label) {
             self.up.get_or_create(&upstream).set(1);
+        }
+        // From zero on: what first appears as 1 has never risen for Prometheus.
+        let of = |result| ResultLabels { upstream: Arc::clone(&label), result };
+        drop(self.requests.get_or_create(&of("ok")));
+        drop(self.tokens.get_or_create(&of("ok")));
+        drop(self.races_lost.get_or_create(&upstream));
+        for to in ["open", "closed"] {
+            drop(self.transitions.get_or_create(&TransitionLabels { upstream: Arc::clone(&label), to }));
+        }
+        for kind in ["refused", "timeout", "server", "rate_limited"] {
+            drop(self.errors.get_or_create(&KindLabels { upstream: Arc::clone(&label), kind }));
         }
         Meter {
             received: self.received.get_or_create_owned(&upstream),
@@ -181,6 +202,7 @@ impl Meter {
 
     pub(super) fn received(&self, bytes: usize) {
         self.received.inc_by(bytes as u64);
+        self.all.received_in_all.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
     pub(super) fn token(&self, result: &'static str) {

@@ -31,6 +31,13 @@ pub(super) enum Direction {
 impl WireMetrics {
     /// Enters them all.
     pub fn register(&self, registry: &mut Registry) {
+        // From zero on: what first appears as 1 has never risen for Prometheus.
+        for direction in [Direction::In, Direction::Out] {
+            let label = DirectionLabel { direction };
+            drop(self.connections.get_or_create(&label));
+            drop(self.datagrams.get_or_create(&label));
+            drop(self.datagram_bytes.get_or_create(&label));
+        }
         self.refusals.register(registry);
         registry.register(
             "larder_peer_connections",

@@ -70,6 +70,24 @@ struct Said {
 }
 
 impl Reason {
+    const ALL: [Self; 15] = [
+        Self::Short,
+        Self::Version,
+        Self::Key,
+        Self::Replay,
+        Self::Clock,
+        Self::NoCertificate,
+        Self::Authority,
+        Self::Expired,
+        Self::Usage,
+        Self::Node,
+        Self::Plain,
+        Self::Alert,
+        Self::Handshake,
+        Self::Silent,
+        Self::Busy,
+    ];
+
     /// Why a handshake failed.
     pub(super) fn of_handshake(error: &io::Error) -> Self {
         let Some(error) = error.get_ref().and_then(|inner| inner.downcast_ref::<TlsError>()) else {
@@ -118,6 +136,10 @@ impl Reason {
 
 impl Refusals {
     pub(super) fn register(&self, registry: &mut Registry) {
+        // From zero on: what first appears as 1 has never risen for Prometheus.
+        for reason in Reason::ALL.map(Reason::label) {
+            drop(self.counted.get_or_create(&ReasonLabel { reason }));
+        }
         registry.register(
             "larder_peer_refused",
             "Connections and datagrams that were refused, by reason",

@@ -136,10 +136,20 @@ impl Agent {
         &self.http
     }
 
+    /// The port that Prometheus reads, `http://127.0.0.1:…`.
+    pub fn metrics_url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.metrics)
+    }
+
     /// What it shows to Prometheus now.
     pub async fn metrics(&self) -> Result<Metrics> {
+        Metrics::parse(&self.exposition().await?)
+    }
+
+    /// The same, word for word.
+    pub async fn exposition(&self) -> Result<String> {
         let reply = self.http.get(&format!("http://127.0.0.1:{}/metrics", self.metrics)).await?;
-        Metrics::parse(&String::from_utf8_lossy(&reply.expect(StatusCode::OK)?.body))
+        Ok(String::from_utf8_lossy(&reply.expect(StatusCode::OK)?.body).into_owned())
     }
 
     /// Its configuration file.

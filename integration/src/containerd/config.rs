@@ -4,7 +4,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
-use crate::{Namespace, Release};
+use crate::{Namespace, Release, tool};
+
+/// The image of Pods' sandboxes.
+const SANDBOX: &str = "reg.test/pause:3";
 
 /// What differs from a plain set-up with hosts.toml in use.
 #[derive(Debug, Clone)]
@@ -13,8 +16,10 @@ pub struct ContainerdConfig {
     pub config_path: Option<String>,
     /// More lines of the table that holds `config_path`, or of tables below it.
     pub registry: String,
-    /// More lines of CRI's table for images: `discard_unpacked_layers = true` …
+    /// More lines of CRI's table for images: `concurrent_layer_fetch_buffer = 512` …
     pub images: String,
+    /// Whether layers are dropped once they are unpacked.
+    pub discards_layers: bool,
     /// More tables, of other plugins.
     pub tables: String,
     /// Files that are read after this one.
@@ -48,6 +53,21 @@ impl ContainerdConfig {
         let (opt, nri, cni) = (folder.join("opt"), folder.join("nri"), folder.join("cni"));
         let config_path = self.config_path.as_ref().map_or_else(String::new, |path| format!("config_path = {path:?}"));
         let Self { registry, images: more, tables, imports, .. } = self;
+        let discard = if self.discards_layers { "discard_unpacked_layers = true" } else { "" };
+        // To lower a process's score takes a capability that root in a container may lack.
+        let restricted = "restrict_oom_score_adj = true";
+        let (runtime, of_images) = match version {
+            2 => (
+                format!("[plugins.{cri:?}.containerd]\n{discard}"),
+                format!("{restricted}\nsandbox_image = {SANDBOX:?}"),
+            ),
+            _ => (
+                format!("[plugins.{cri:?}]\n{restricted}"),
+                format!("{discard}\npinned_images = {{ sandbox = {SANDBOX:?} }}"),
+            ),
+        };
+        // Only what runs containers needs it.
+        let (runc, runc_root) = (tool("runc/usr/sbin/runc").unwrap_or_else(|_| "runc".into()), runc_root(folder));
         Ok(format!(
             r#"version = {version}
 root = {root:?}
@@ -67,7 +87,14 @@ imports = {imports:?}
 [plugins.{cri:?}.cni]
   bin_dir = {cni:?}
   conf_dir = {cni:?}
+{runtime}
+[plugins.{cri:?}.containerd.runtimes.runc]
+  runtime_type = "io.containerd.runc.v2"
+[plugins.{cri:?}.containerd.runtimes.runc.options]
+  BinaryName = {runc:?}
+  Root = {runc_root:?}
 [plugins.{images:?}]
+{of_images}
 {more}
 [plugins.{images:?}.registry]
 {config_path}
@@ -84,6 +111,7 @@ impl Default for ContainerdConfig {
             config_path: None,
             registry: String::new(),
             images: String::new(),
+            discards_layers: false,
             tables: String::new(),
             imports: Vec::new(),
             environment: Vec::new(),
@@ -103,4 +131,9 @@ pub(super) fn root(folder: &Path) -> PathBuf {
 
 pub(super) fn socket(folder: &Path) -> PathBuf {
     folder.join("containerd.sock")
+}
+
+/// Where runc keeps what it knows.
+pub(super) fn runc_root(folder: &Path) -> PathBuf {
+    folder.join("runc")
 }

@@ -1,12 +1,17 @@
 //! The calls that kubelet makes for images.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, anyhow};
 use hyper_util::rt::TokioIo;
 use larder_proto::cri::image_service_client::ImageServiceClient;
 use larder_proto::cri::runtime_service_client::RuntimeServiceClient;
-use larder_proto::cri::{AuthConfig, ImageSpec, ListImagesRequest, PullImageRequest, VersionRequest};
+use larder_proto::cri::{
+    AuthConfig, ContainerConfig, ContainerMetadata, CreateContainerRequest, ImageSpec, LinuxPodSandboxConfig,
+    LinuxSandboxSecurityContext, ListImagesRequest, NamespaceMode, NamespaceOption, PodSandboxConfig,
+    PodSandboxMetadata, PullImageRequest, RunPodSandboxRequest, StartContainerRequest, VersionRequest,
+};
 use tokio::net::UnixStream;
 use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
@@ -79,6 +84,41 @@ impl Cri {
         let reply =
             images.list_images(ListImagesRequest::default()).await.map_err(|status| said(&status))?.into_inner();
         Ok(reply.images.into_iter().flat_map(|image| image.repo_tags.into_iter().chain(image.repo_digests)).collect())
+    }
+
+    /// Runs a Pod of one container, called `main`; returns the ids of its sandbox and its container.
+    pub(super) async fn run_pod(&self, namespace: &str, pod: &str, image: &str) -> Result<(String, String)> {
+        let mut runtime = RuntimeServiceClient::new(self.connect().await?);
+        let text = str::to_owned;
+        let mut labels = HashMap::from([
+            (text("io.kubernetes.pod.namespace"), text(namespace)),
+            (text("io.kubernetes.pod.name"), text(pod)),
+        ]);
+        let network = NamespaceOption { network: NamespaceMode::Node.into() };
+        let context = LinuxSandboxSecurityContext { namespace_options: Some(network) };
+        let metadata = PodSandboxMetadata { name: text(pod), uid: text(pod), namespace: text(namespace) };
+        let config = PodSandboxConfig {
+            metadata: Some(metadata),
+            labels: labels.clone(),
+            linux: Some(LinuxPodSandboxConfig { security_context: Some(context) }),
+        };
+        let request = RunPodSandboxRequest { config: Some(config.clone()) };
+        let sandbox = runtime.run_pod_sandbox(request).await.map_err(|status| said(&status))?.into_inner();
+
+        labels.insert(text("io.kubernetes.container.name"), text("main"));
+        let request = CreateContainerRequest {
+            pod_sandbox_id: sandbox.pod_sandbox_id.clone(),
+            config: Some(ContainerConfig {
+                metadata: Some(ContainerMetadata { name: text("main") }),
+                image: Some(ImageSpec { image: text(image), ..ImageSpec::default() }),
+                labels,
+            }),
+            sandbox_config: Some(config),
+        };
+        let container = runtime.create_container(request).await.map_err(|status| said(&status))?.into_inner();
+        let request = StartContainerRequest { container_id: container.container_id.clone() };
+        runtime.start_container(request).await.map_err(|status| said(&status))?;
+        Ok((sandbox.pod_sandbox_id, container.container_id))
     }
 
     async fn connect(&self) -> Result<Channel> {

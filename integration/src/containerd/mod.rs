@@ -3,6 +3,7 @@
 mod config;
 mod cri;
 mod ctr;
+mod run;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -12,9 +13,11 @@ use anyhow::{Context, Result, bail};
 pub use config::ContainerdConfig;
 pub use cri::Login;
 pub use ctr::Ctr;
+pub use run::Labels;
 
 use crate::{Namespace, Process, Release, until};
 use cri::Cri;
+use run::Running;
 
 // Slow machines take seconds to start it; a pull of these tests that takes a minute hangs.
 const START: Duration = Duration::from_secs(30);
@@ -23,7 +26,7 @@ const PULL: Duration = Duration::from_secs(60);
 /// The namespace of CRI.
 const KUBERNETES: &str = "k8s.io";
 
-/// A containerd. Dropped, it is killed.
+/// A containerd. Dropped, it is killed, and then its containers.
 #[derive(Debug)]
 pub struct Containerd {
     release: Release,
@@ -32,6 +35,8 @@ pub struct Containerd {
     namespace: Option<Namespace>,
     expects_cri: bool,
     process: Option<Process>,
+    // After containerd, whose containers don't end with it.
+    running: Running,
 }
 
 impl Containerd {
@@ -46,6 +51,7 @@ impl Containerd {
             namespace: config.namespace.clone(),
             expects_cri: config.expects_cri,
             process: None,
+            running: Running::below(folder),
         };
         containerd.start_again().await?;
         Ok(containerd)
@@ -140,6 +146,42 @@ impl Containerd {
     pub fn client(&self) -> Result<Ctr> {
         let program = self.release.program("ctr")?;
         Ok(Ctr { program, socket: self.socket(), network: self.namespace.clone() })
+    }
+
+    /// Runs the program of [`Image::runnable`](crate::Image::runnable) in a container, in CRI's namespace, until it is
+    /// stopped; returns the container's id. CRI itself has to have pulled the image.
+    pub async fn run(&self, image: &str, labels: &Labels) -> Result<String> {
+        self.running.start(&self.client()?, image, labels).await
+    }
+
+    /// Runs an image, [runnable](crate::Image::runnable) as that of the sandbox, `reg.test/pause:3`, as the one container
+    /// of a Pod, through CRI and on the node's own network; returns the container's id.
+    pub async fn run_pod(&self, namespace: &str, pod: &str, image: &str) -> Result<String> {
+        let (sandbox, container) = self.cri().run_pod(namespace, pod, image).await?;
+        self.running.remember(sandbox);
+        self.running.remember(container.clone());
+        Ok(container)
+    }
+
+    /// Ends what runs in the container, which stays.
+    pub async fn stop(&self, container: &str) -> Result<()> {
+        self.ctr_in(KUBERNETES, &["tasks", "kill", "--signal", "KILL", container]).await?;
+        let ended = async || {
+            let tasks = self.ctr_in(KUBERNETES, &["tasks", "ls"]).await.ok()?;
+            tasks.lines().find(|line| line.starts_with(container))?.contains("STOPPED").then_some(())
+        };
+        until("the container has stopped", Duration::from_secs(10), ended).await?;
+        self.ctr_in(KUBERNETES, &["tasks", "rm", container]).await.map(drop)
+    }
+
+    /// Removes a container that was stopped.
+    pub async fn remove(&self, container: &str) -> Result<()> {
+        self.ctr_in(KUBERNETES, &["containers", "rm", container]).await.map(drop)
+    }
+
+    /// Runs `ctr` with these arguments, in CRI's namespace; returns what it prints.
+    pub async fn ctr_of_cri(&self, arguments: &[&str]) -> Result<String> {
+        self.ctr_in(KUBERNETES, arguments).await
     }
 
     /// Where it keeps a blob.

@@ -22,7 +22,12 @@ impl Layer {
     pub(super) fn random(seed: u64, n: u64, size: usize) -> Self {
         let mut content = vec![0; size];
         StdRng::seed_from_u64(seed.wrapping_mul(1_000_003).wrapping_add(n)).fill_bytes(&mut content);
-        let tar = tar(&format!("data-{seed}-{n}"), &content);
+        Self::of_file(&format!("data-{seed}-{n}"), 0o644, &content)
+    }
+
+    /// One with this file.
+    pub(super) fn of_file(name: &str, mode: u32, content: &[u8]) -> Self {
+        let tar = tar(name, mode, content);
         Self { gzip: gzip_stored(&tar), diff_id: digest_of(&tar) }
     }
 }
@@ -46,11 +51,11 @@ pub(super) fn noise(seed: u64, bytes: usize) -> Bytes {
 }
 
 /// One file, in the ustar format.
-fn tar(name: &str, content: &[u8]) -> Vec<u8> {
+fn tar(name: &str, mode: u32, content: &[u8]) -> Vec<u8> {
     let mut header = [0; BLOCK];
     let mut field = |at: usize, text: &str| header[at..at + text.len()].copy_from_slice(text.as_bytes());
     field(0, name);
-    field(100, "0000644\0");
+    field(100, &format!("{mode:07o}\0"));
     field(108, "0000000\0");
     field(116, "0000000\0");
     field(124, &format!("{:011o}\0", content.len()));

@@ -2,10 +2,12 @@
 
 mod layer;
 
+use anyhow::{Context, Result};
 use bytes::Bytes;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+use crate::tool;
 use layer::Layer;
 
 pub(crate) use layer::gzip_stored;
@@ -40,12 +42,13 @@ pub struct ImageBuilder {
     seed: u64,
     architecture: &'static str,
     layers: Vec<Layer>,
+    command: &'static [&'static str],
 }
 
 impl Image {
     /// An image whose content follows from `seed`. Images of different seeds have nothing in common.
     pub fn builder(seed: u64) -> ImageBuilder {
-        ImageBuilder { seed, architecture: "amd64", layers: Vec::new() }
+        ImageBuilder { seed, architecture: "amd64", layers: Vec::new(), command: &[] }
     }
 
     /// One layer of a kilobyte.
@@ -56,6 +59,11 @@ impl Image {
     /// One layer of about `mebibytes`.
     pub fn one_layer(seed: u64, mebibytes: usize) -> Self {
         Self::builder(seed).layer(mebibytes << 20).build()
+    }
+
+    /// An image that containers can run: a layer of a kilobyte, and one with a program.
+    pub fn runnable(seed: u64) -> Result<Self> {
+        Ok(Self::builder(seed).layer(1 << 10).program()?.build())
     }
 
     /// One layer of random `bytes`, which no containerd could unpack: it is made fast, and is as long as it says.
@@ -133,6 +141,16 @@ impl ImageBuilder {
         self
     }
 
+    /// One more layer, with a program that needs nothing else: busybox, as `/busybox`. By itself, a container of this image
+    /// sleeps for ten minutes.
+    pub fn program(mut self) -> Result<Self> {
+        let program = tool("busybox/bin/busybox")?;
+        let program = std::fs::read(&program).with_context(|| format!("reading {}", program.display()))?;
+        self.layers.push(Layer::of_file("busybox", 0o755, &program));
+        self.command = &["/busybox", "sleep", "600"];
+        Ok(self)
+    }
+
     /// The platform's architecture; `amd64` otherwise.
     pub fn architecture(mut self, architecture: &'static str) -> Self {
         self.architecture = architecture;
@@ -150,7 +168,7 @@ impl ImageBuilder {
             &json!({
                 "architecture": self.architecture,
                 "os": "linux",
-                "config": { "Labels": { "seed": self.seed.to_string() } },
+                "config": { "Labels": { "seed": self.seed.to_string() }, "Cmd": self.command },
                 "rootfs": { "type": "layers", "diff_ids": layers.iter().map(|layer| &layer.diff_id).collect::<Vec<_>>() },
             }),
         );

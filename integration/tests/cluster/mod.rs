@@ -1,8 +1,11 @@
 //! Several nodes, each on a machine of its own.
 
+mod checks;
 mod cold;
 mod content;
+mod copies;
 mod ills;
+mod images;
 mod limits;
 mod members;
 mod private;

@@ -12,12 +12,14 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::admin::{Agent, MetricsPort, Socket, view};
+use crate::admin::{self, Agent, Figures, Flows, MetricsPort, Page, Socket, Textfile, view};
 use crate::config::{Config, HostsTarget};
 use crate::containerd::canary::Canary;
 use crate::containerd::client::Client;
 use crate::containerd::hosts::{self, Adopted, Adoption, Applied, Entry, HostsDir, HostsError};
-use crate::keep;
+use crate::containerd::inventory;
+use crate::health::{self, Monitor};
+use crate::keep::{self, Keep};
 use crate::mirror::{Identity, Listener, Mirror};
 use crate::peers::{self, Peers};
 use crate::pull::Pull;
@@ -91,7 +93,17 @@ async fn serve(config: &Config) -> anyhow::Result<ExitCode> {
     let listener = Listener::bind(config.mirror.listen)?;
     let serving = tokio::spawn(listener.serve(Arc::clone(&mirror), identity.server_config()?, stop.clone()));
     tasks.spawn(Arc::clone(&identity).keep_fresh(stop.clone()));
-    tasks.spawn(keep::hold_bounds(store.clone(), end.clone()));
+    let watched = inventory::Metrics::default();
+    let parts = keep::Parts {
+        config: config.cache.clone(),
+        store: store.clone(),
+        pull: pull.clone(),
+        upstreams: Arc::clone(&upstreams),
+        containerd: Arc::clone(&containerd),
+        inventory: inventory::watch(Arc::clone(&containerd), watched.clone(), &tasks, end.clone()),
+        peers: peers.clone(),
+    };
+    let keep = Keep::start(parts, &tasks, &end).await;
 
     // containerd is told of the mirror only now that it answers.
     let mut registry = Registry::default();
@@ -124,21 +136,39 @@ async fn serve(config: &Config) -> anyhow::Result<ExitCode> {
         });
     }
 
+    let parts = health::Parts {
+        config: config.health.clone(),
+        ignored: config.cache.ignore.clone(),
+        catalog: keep.catalog(),
+        store: store.clone(),
+        upstreams: Arc::clone(&upstreams),
+        peers: peers.clone(),
+        pull: pull.clone(),
+    };
+    let monitor = Monitor::start(parts, &tasks, end.clone());
+    let flows = Flows::of(&pull, peers.as_ref(), &upstreams);
+    tasks.spawn(flows.clone().watch(stop.clone()));
     let agent = Arc::new(Agent {
         config: config.clone(),
         started: Instant::now(),
         requests,
         store: store.clone(),
         pull: pull.clone(),
+        keep: keep.clone(),
         peers: peers.clone(),
         upstreams: Arc::clone(&upstreams),
         containerd,
         canary: Arc::clone(&canary),
         hosts: applied.subscribe(),
         adopted: taken_over.subscribe(),
+        report: monitor.report(),
+        flows,
     });
     pull.metrics().register(&mut registry);
     mirror.metrics().register(&mut registry);
+    keep.metrics().register(&mut registry);
+    monitor.metrics().register(&mut registry);
+    watched.register(&mut registry);
     store.metrics().register(&mut registry);
     upstreams.metrics().register(&mut registry);
     upstreams.keyring().register(&mut registry);
@@ -147,12 +177,30 @@ async fn serve(config: &Config) -> anyhow::Result<ExitCode> {
         peers.metrics().register(&mut registry);
         port.register(&mut registry);
         let callers = if config.peers.cert.is_some() { Callers::Trusted } else { Callers::Named };
-        tokio::spawn(port.serve(Sharing::new(peers, pull.clone(), callers, stop.clone())))
+        let (catalog, report) = (keep.catalog(), monitor.report());
+        let told = Arc::new(move || admin::told(&admin::images(&catalog, &report)));
+        tokio::spawn(port.serve(Sharing::new(peers, pull.clone(), callers, stop.clone()).telling(told)))
     });
-    // Neither is worth a failing pull: without them the agent serves on, and says so.
+    let figures = Figures::new(registry);
+    if let Some(path) = config.admin.textfile.clone() {
+        tasks.spawn(Textfile::new(figures.clone(), path).keep(stop.clone()));
+    }
+    // None is worth a failing pull: without them the agent serves on, and says so.
     match MetricsPort::bind(config.metrics.listen) {
-        Ok(port) => drop(tasks.spawn(port.serve(registry, ready.subscribe(), stop.clone()))),
+        Ok(port) => drop(tasks.spawn(port.serve(figures, ready.subscribe(), stop.clone()))),
         Err(e) => tracing::error!(error = %e, "no metrics"),
+    }
+    match config.admin.page.map(Page::bind).transpose() {
+        Ok(None) => {}
+        Ok(Some(page)) => {
+            let agent = Arc::clone(&agent);
+            let look = Arc::new(move || {
+                let agent = Arc::clone(&agent);
+                async move { agent.sight().await }.boxed()
+            });
+            tasks.spawn(page.serve(look, stop.clone()));
+        }
+        Err(e) => tracing::error!(error = %e, "no status page"),
     }
     match Socket::bind(&config.admin.socket) {
         Ok(socket) => drop(tasks.spawn(socket.serve(agent, stop.clone()))),
@@ -199,7 +247,7 @@ async fn join(
     let joined = match opened {
         Ok(Ok(identity)) => {
             let containerd = Some(Arc::clone(containerd));
-            Peers::join(&config.peers, identity, dir, store.clone(), containerd, tasks, ends)
+            Peers::join(config, identity, dir, store.clone(), containerd, tasks, ends)
         }
         Ok(Err(error)) => Err(error.into()),
         // Only a runtime that ends cancels it.

@@ -17,6 +17,10 @@ pub(super) struct Metrics {
 
 impl Metrics {
     pub(super) fn register(&self, registry: &mut Registry) {
+        // From zero on: what first appears as 1 has never risen for Prometheus.
+        for result in ["used", "failing", "unused", "unknown"] {
+            drop(self.runs.get_or_create(&[("result", result)]));
+        }
         registry.register(
             "larder_canary_success",
             "Whether containerd came to the mirror with the last canary pull and the pull succeeded (1), or not (0)",

@@ -1,25 +1,21 @@
 //! The blobs that containerd itself holds.
 
-use std::time::Duration;
-
 use bytes::Bytes;
 use containerd_client::services::v1::content_client::ContentClient;
 use containerd_client::services::v1::{Info, InfoRequest, ListContentRequest, ReadContentRequest, ReadContentResponse};
 use tonic::metadata::AsciiMetadataValue;
-use tonic::{Code, Request, Streaming};
+use tonic::{Code, Streaming};
 
-use super::{Client, ClientError, DEADLINE};
+use super::{Client, ClientError, DEADLINE, within};
 use crate::image::{Digest, Registry, Repository};
 
 /// The labels by which containerd says where a blob came from: each names a registry, and lists its repositories.
 const SOURCE: &str = "containerd.io/distribution.source.";
-/// How long one part of a listing, or one piece of a blob, may take.
-const PART: Duration = Duration::from_secs(5);
 /// The most blobs that are listed of a namespace.
 const MOST: usize = 200_000;
 
 /// A blob that containerd holds whole.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Content {
     /// Its digest.
     pub digest: Digest,
@@ -66,20 +62,29 @@ impl Client {
     /// # Errors
     /// 5 s without an answer or its continuation, or a refusal.
     pub async fn contents(&self) -> Result<Vec<Content>, ClientError> {
-        let mut client = ContentClient::new(self.channel.clone());
         let mut all = Vec::new();
+        self.each_content(|content| all.push(content)).await?;
+        Ok(all)
+    }
+
+    /// The same, one at a time: who has no use for a list needs no memory for one. A blob that two namespaces hold comes
+    /// twice.
+    ///
+    /// # Errors
+    /// As for [`Client::contents`]; some may have come by then.
+    pub async fn each_content(&self, mut take: impl FnMut(Content)) -> Result<(), ClientError> {
+        let mut client = ContentClient::new(self.channel.clone());
         for namespace in self.namespaces.iter() {
             let request = within(namespace, ListContentRequest { filters: Vec::new() });
             let mut parts = self.call("Content.List", DEADLINE, client.list(request)).await?;
             let mut left = MOST;
             while let Some(part) = self.part("Content.List", &mut parts).await? {
-                let known = part.info.into_iter().take(left).filter_map(|info| Content::read(&info, namespace));
-                let before = all.len();
-                all.extend(known);
-                left = left.saturating_sub(all.len() - before);
+                let fitting = left.min(part.info.len());
+                left -= fitting;
+                part.info.iter().take(fitting).filter_map(|info| Content::read(info, namespace)).for_each(&mut take);
             }
         }
-        Ok(all)
+        Ok(())
     }
 
     /// Reads a part of a blob, which lies within it.
@@ -96,14 +101,6 @@ impl Client {
         };
         let stream = self.call("Content.Read", DEADLINE, client.read(within(&content.namespace, asked))).await?;
         Ok(ContentReader { client: self.clone(), stream, at: from, end })
-    }
-
-    async fn part<T>(&self, call: &'static str, stream: &mut Streaming<T>) -> Result<Option<T>, ClientError> {
-        match tokio::time::timeout(PART, stream.message()).await {
-            Ok(Ok(part)) => Ok(part),
-            Ok(Err(status)) => Err(ClientError::from_status(&self.socket, call, &status)),
-            Err(_) => Err(ClientError::Deadline { socket: self.socket.to_path_buf(), call, after: PART }),
-        }
     }
 }
 
@@ -142,12 +139,6 @@ impl ContentReader {
         let socket = self.client.socket.to_path_buf();
         ClientError::Status { socket, call: "Content.Read", code: Code::DataLoss, message: what.to_owned() }
     }
-}
-
-fn within<T>(namespace: &AsciiMetadataValue, message: T) -> Request<T> {
-    let mut request = Request::new(message);
-    request.metadata_mut().insert("containerd-namespace", namespace.clone());
-    request
 }
 
 /// The places that a label names. What isn't a name is left out.

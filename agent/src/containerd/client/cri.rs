@@ -1,17 +1,16 @@
+use std::collections::HashMap;
 use std::fmt;
 use std::time::Duration;
 
 use larder_proto::cri::image_service_client::ImageServiceClient;
 use larder_proto::cri::runtime_service_client::RuntimeServiceClient;
 use larder_proto::cri::{
-    AuthConfig, Image, ImageSpec, ImageStatusRequest, ListImagesRequest, PullImageRequest, RemoveImageRequest,
-    RuntimeCondition, StatusRequest,
+    AuthConfig, Container, Image, ImageSpec, ImageStatusRequest, ListContainersRequest, ListImagesRequest,
+    PullImageRequest, RemoveImageRequest, RuntimeCondition, StatusRequest,
 };
 
-use super::{Client, ClientError, DEADLINE};
-
-/// The most that a list of images may take: nodes with thousands of them exceed gRPC's usual 4 MiB.
-const MAX_MESSAGE: usize = 16 << 20;
+use super::{Client, ClientError, DEADLINE, MAX_MESSAGE};
+use crate::image::Digest;
 
 /// Credentials for one pull, as a Pod's pull secret gives them.
 #[derive(Clone, PartialEq, Eq)]
@@ -81,6 +80,20 @@ impl Client {
     pub async fn list_images(&self) -> Result<Vec<Image>, ClientError> {
         let request = ListImagesRequest { filter: None };
         Ok(self.call("CRI ListImages", DEADLINE, self.images().list_images(request)).await?.images)
+    }
+
+    /// The containers that the runtime knows, by id, each with the id of the image that it was made from: the digest of the
+    /// image's config, whatever became of the image's names since.
+    ///
+    /// # Errors
+    /// No answer within 5 s, or a refusal; [`ClientError::NotServed`] where the plugin isn't loaded.
+    pub async fn cri_containers(&self) -> Result<HashMap<String, Digest>, ClientError> {
+        let mut client = RuntimeServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE);
+        let request = ListContainersRequest {};
+        let answer = self.call("CRI ListContainers", DEADLINE, client.list_containers(request)).await?;
+        let image = |one: &Container| one.image_id.parse().or_else(|_| one.image_ref.parse()).ok();
+        let known = |one: Container| image(&one).map(|image| (one.id, image));
+        Ok(answer.containers.into_iter().filter_map(known).collect())
     }
 
     /// Removes an image with all its names. That there is none is no error.

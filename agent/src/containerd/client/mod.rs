@@ -3,9 +3,13 @@
 //! One lazily made connection carries both; when containerd restarts, the next call connects again. Every call has a
 //! deadline, and every error says at which socket and in which call.
 
+mod containers;
 mod content;
 mod cri;
 mod error;
+mod events;
+mod images;
+mod tasks;
 mod version;
 
 use std::path::{Path, PathBuf};
@@ -19,11 +23,14 @@ use containerd_client::services::v1::{AbortRequest, Plugin, PluginsRequest};
 use hyper_util::rt::TokioIo;
 use tonic::metadata::AsciiMetadataValue;
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Code, Request, Response, Status};
+use tonic::{Code, Request, Response, Status, Streaming};
 
+pub use containers::Container;
 pub use content::{Content, ContentReader};
 pub use cri::{Auth, CriStatus};
 pub use error::ClientError;
+pub use events::{Event, Events, Happening};
+pub use images::ImageRecord;
 pub use larder_proto::cri::Image;
 pub use version::{Release, Version};
 
@@ -32,6 +39,10 @@ use crate::image::Digest;
 
 /// How long any call may take, pulls aside.
 const DEADLINE: Duration = Duration::from_secs(5);
+/// How long one part of a listing, or one piece of a blob, may take.
+const PART: Duration = Duration::from_secs(5);
+/// The most that a list in one message may take: containerd's own bound on what it sends.
+const MAX_MESSAGE: usize = 16 << 20;
 
 /// What containerd's fetches are called: the kind of content in front of its digest.
 const INGEST_KINDS: [&str; 5] = ["layer", "config", "manifest", "index", "unknown"];
@@ -102,8 +113,7 @@ impl Client {
         let mut aborted = 0;
         for namespace in self.namespaces.iter() {
             for kind in INGEST_KINDS {
-                let mut request = Request::new(AbortRequest { r#ref: format!("{kind}-{digest}") });
-                request.metadata_mut().insert("containerd-namespace", namespace.clone());
+                let request = within(namespace, AbortRequest { r#ref: format!("{kind}-{digest}") });
                 match self.call("Content.Abort", DEADLINE, client.abort(request)).await {
                     Ok(()) => aborted += 1,
                     Err(ClientError::Status { code: Code::NotFound, .. }) => {}
@@ -171,6 +181,28 @@ impl Client {
             Err(_) => Err(ClientError::Deadline { socket: self.socket.to_path_buf(), call, after: deadline }),
         }
     }
+
+    /// The next part of a listing or a blob, under a deadline of its own.
+    async fn part<T>(&self, call: &'static str, stream: &mut Streaming<T>) -> Result<Option<T>, ClientError> {
+        match tokio::time::timeout(PART, stream.message()).await {
+            Ok(Ok(part)) => Ok(part),
+            Ok(Err(status)) => Err(ClientError::from_status(&self.socket, call, &status)),
+            Err(_) => Err(ClientError::Deadline { socket: self.socket.to_path_buf(), call, after: PART }),
+        }
+    }
+
+    /// The configured namespaces, as they are sent and as they are shown.
+    fn namespaces(&self) -> impl Iterator<Item = (&AsciiMetadataValue, Arc<str>)> {
+        // Made of text, so they are text.
+        self.namespaces.iter().map(|name| (name, name.to_str().unwrap_or_default().into()))
+    }
+}
+
+/// A message to one of containerd's namespaces.
+fn within<T>(namespace: &AsciiMetadataValue, message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    request.metadata_mut().insert("containerd-namespace", namespace.clone());
+    request
 }
 
 #[cfg(test)]

@@ -129,6 +129,8 @@ impl Announcer {
                         self.holdings.drop(&digest);
                         self.hurry();
                     }
+                    // That it is gone was said before.
+                    Some(Event::Damaged(_)) => {}
                     Some(Event::Missed) => self.list(store).await,
                     None => return,
                 },

@@ -27,6 +27,10 @@ struct EventLabel {
 impl GossipMetrics {
     /// Enters them all.
     pub fn register(&self, registry: &mut Registry) {
+        // From zero on: what first appears as 1 has never risen for Prometheus.
+        for event in ["up", "down", "renewed", "twin"] {
+            drop(self.events.get_or_create(&EventLabel { event }));
+        }
         registry.register(
             "larder_peer_members",
             "Members of the cluster as this node sees it, itself among them: settled own buckets, joining don't yet, \

@@ -4,12 +4,19 @@
 //! know more than we do (values of enumerations, parts of a `oneof`) what we don't know is taken for the nearest thing
 //! that is safe.
 
+mod checks;
 mod content;
+mod copies;
 mod directory;
 mod tags;
 mod words;
 
+pub use checks::{
+    MOST_WATCHED, book, book_of, grant_ask, grant_ask_of, granted, granted_of, hand_over_ask, standings, standings_of,
+    watch, watch_of,
+};
 pub use content::{ReadAsk, beat, beat_of, head, head_of, parting, parting_of, read_ask, read_request};
+pub use copies::{MOST_WANTED, want, want_of};
 pub use directory::{
     MOST_HOLDINGS, announced, announced_of, answered, answered_of, ask, ask_of, report, report_of, shelves, shelves_of,
     verdict, verdict_of,

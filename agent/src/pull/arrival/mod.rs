@@ -24,7 +24,7 @@ use super::source::{Answer, Source};
 use super::sources::Sources;
 use super::suspects::Suspects;
 use super::transfer::{Arriving, Transfer};
-use super::worker::{self, Worker};
+use super::worker::{self, PAUSE, Worker};
 use crate::image::NodeId;
 use crate::peers::{Follow, Peer, Turn};
 use crate::store::Ingest;
@@ -223,6 +223,14 @@ impl<'a> Arrival<'a> {
     /// reader that it serves, and ends while that one still has most of its way to go.
     fn is_ahead(&self) -> bool {
         self.transfer.is_followed() && self.frontier.saturating_sub(self.transfer.furthest()) > FAR_AHEAD
+    }
+
+    /// How long who has just brought so many bytes rests before the next ones.
+    fn rest(&self, bytes: u64, now: Instant) -> Option<Duration> {
+        match self.transfer.pace() {
+            Some(pace) => Some(pace.pay(bytes, now.into())),
+            None => self.is_ahead().then_some(PAUSE),
+        }
     }
 
     fn dismiss(&mut self, index: usize) -> Worker {

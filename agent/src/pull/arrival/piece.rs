@@ -153,7 +153,7 @@ impl Arrival<'_> {
         bytes = bytes.split_off(skipped as usize);
         if bytes.is_empty() {
             // What is skipped is no progress: a source that always ends before the gap would be asked for ever.
-            worker.read_on(pieces, false);
+            worker.read_on(pieces, None);
             return Ok(true);
         }
         let left = self.claims.left(worker.claim);
@@ -170,8 +170,8 @@ impl Arrival<'_> {
         }
         self.gained += bytes.len() as u64;
         self.follow_frontier();
-        let is_ahead = self.is_ahead();
-        self.was_ahead |= is_ahead;
+        let rest = self.rest(bytes.len() as u64, now);
+        self.was_ahead |= rest.is_some();
         let worker = &mut self.workers[index];
         if self.claims.advance(worker.claim, bytes.len() as u64) {
             self.workers.swap_remove(index);
@@ -182,7 +182,7 @@ impl Arrival<'_> {
             }
             return Ok(false);
         }
-        worker.read_on(pieces, is_ahead);
+        worker.read_on(pieces, rest);
         Ok(true)
     }
 

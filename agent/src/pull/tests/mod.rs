@@ -5,6 +5,7 @@ mod neighbour;
 mod peers;
 mod ranges;
 mod registry;
+mod rot;
 mod tags;
 mod wrong;
 
@@ -44,7 +45,7 @@ struct Node {
     wanted: Wanted,
     blob: Bytes,
     stop: CancellationToken,
-    _dir: TempDir,
+    dir: TempDir,
 }
 
 impl Node {
@@ -74,7 +75,7 @@ impl Node {
         let pull = Pull::new(&config, store.clone(), upstreams, None, peers, TaskTracker::new(), stop.clone());
         let place = Place { registry: "reg.test".parse().unwrap(), repository: "acme/app".parse().unwrap() };
         let wanted = Wanted { place, grant: Grant::Anonymous, digest: Digest::of(blob), kind: Kind::Blob };
-        Self { pull, store, wanted, blob: blob.clone(), stop, _dir: dir }
+        Self { pull, store, wanted, blob: blob.clone(), stop, dir }
     }
 
     async fn fetch(&self, start: u64) -> Result<Found, PullError> {

@@ -4,6 +4,7 @@
 mod bytes;
 mod chains;
 mod faults;
+mod images;
 mod node;
 mod tags;
 mod throughput;

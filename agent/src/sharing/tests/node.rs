@@ -120,6 +120,7 @@ impl Node {
         let ring = watch::Sender::new(Arc::new(Ring::empty(identity.node())));
         let peers = Peers::new(Parts {
             config,
+            budgets: &config::Health::default(),
             identity: &identity,
             ring: ring.subscribe(),
             gossip: None,
@@ -131,6 +132,7 @@ impl Node {
         });
         let shelf = Shelf::default();
         let sharing = Sharing::new(peers.clone(), shelf.clone(), Callers::Named, stop.clone());
+        let sharing = sharing.telling(super::images::told(identity.node()));
         tokio::spawn(listener.serve(sharing, Arc::clone(&identity), metrics, stop.clone()));
         let (fetched, parts) = Default::default();
         let node = identity.node();

@@ -3,19 +3,22 @@ use std::sync::Arc;
 
 use crate::image::{Digest, Registry, Repository};
 use crate::store::record::{BlobRecord, Openness, TagRecord};
+use crate::store::records::Records;
 
 /// Changes that go to the disk together; the last change of a thing is the one that counts.
 #[derive(Debug, Default)]
 pub(super) struct Batch {
     pub(super) blobs: HashMap<Digest, RowChange>,
     pub(super) used: HashMap<Digest, u64>,
-    pub(super) repositories: HashSet<(Digest, Registry, Repository)>,
+    pub(super) repositories: HashMap<Digest, HashSet<(Registry, Repository)>>,
     pub(super) tags: HashMap<Vec<u8>, TagRecord>,
     pub(super) openness: HashMap<Vec<u8>, Openness>,
     /// `None` forgets.
     pub(super) remembered: HashMap<[u8; 32], Option<u64>>,
     /// Everything older is forgotten.
     pub(super) forget_before: u64,
+    /// By kind and name; `None` removes.
+    pub(super) records: HashMap<(Records, String), Option<Arc<[u8]>>>,
 }
 
 #[derive(Debug, Clone)]
@@ -38,6 +41,7 @@ impl Batch {
             && self.openness.is_empty()
             && self.remembered.is_empty()
             && self.forget_before == 0
+            && self.records.is_empty()
     }
 
     pub(super) fn put(&mut self, digest: &Digest, record: BlobRecord, checksums: Option<Arc<[u32]>>) {
@@ -51,7 +55,7 @@ impl Batch {
     pub(super) fn drop_blob(&mut self, digest: &Digest) {
         self.blobs.insert(*digest, RowChange::Drop);
         self.used.remove(digest);
-        self.repositories.retain(|(of, _, _)| of != digest);
+        self.repositories.remove(digest);
     }
 
     /// Takes back a batch that couldn't be written, behind what came since.
@@ -69,8 +73,9 @@ impl Batch {
         for (digest, used) in older.used.iter().filter(|(digest, _)| !dropped(digest)) {
             self.used.entry(*digest).or_insert(*used);
         }
-        let repositories = older.repositories.iter().filter(|(digest, _, _)| !dropped(digest));
-        self.repositories.extend(repositories.cloned());
+        for (digest, of) in older.repositories.iter().filter(|(digest, _)| !dropped(digest)) {
+            self.repositories.entry(*digest).or_default().extend(of.iter().cloned());
+        }
         for (key, tag) in &older.tags {
             self.tags.entry(key.clone()).or_insert_with(|| tag.clone());
         }
@@ -81,5 +86,8 @@ impl Batch {
             self.remembered.entry(*hash).or_insert(*at);
         }
         self.forget_before = self.forget_before.max(older.forget_before);
+        for (key, value) in &older.records {
+            self.records.entry(key.clone()).or_insert_with(|| value.clone());
+        }
     }
 }

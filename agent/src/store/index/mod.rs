@@ -12,7 +12,7 @@ mod tables;
 mod writer;
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::{BTreeMap, BinaryHeap, HashMap};
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -24,7 +24,8 @@ use super::disk::Disk;
 use super::events::{Event, Events, Teller};
 use super::locks::held;
 use super::metrics::Metrics;
-use super::record::{BlobRecord, Openness, TagRecord};
+use super::record::{BlobRecord, Hold, Openness, TagRecord};
+use super::records::Records;
 use super::space::Space;
 use crate::image::{Digest, Registry, Repository, Tag};
 
@@ -91,7 +92,19 @@ pub(super) enum Change {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Totals {
     pub(super) blobs: u64,
+    /// Of those that dropping would free.
     pub(super) bytes: u64,
+    /// Of those that containerd has too.
+    pub(super) shared_bytes: u64,
+}
+
+/// One blob of a scan.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) digest: Digest,
+    pub(super) record: BlobRecord,
+    /// In milliseconds since 1970; 0 for never.
+    pub(super) used: u64,
 }
 
 impl Index {
@@ -168,17 +181,17 @@ impl Index {
     pub(super) fn update(&self, digest: &Digest, change: impl FnOnce(Option<BlobRecord>) -> Change) {
         let mut queue = held(&self.shared.queue);
         let old = self.shared.record(&queue, digest);
-        let old_size = old.as_ref().map(|record| record.size);
-        let new_size = match change(old) {
+        let old_counted = old.as_ref().map(Totals::of);
+        let new_counted = match change(old) {
             Change::Keep => return,
             Change::Put(record, checksums) => {
-                let size = record.size;
+                let counted = Totals::of(&record);
                 self.shared.teller.tell(|| Event::Kept(*digest, record.provenance.clone()));
                 queue.pending.put(digest, record, checksums);
-                Some(size)
+                Some(counted)
             }
             Change::Drop => {
-                if old_size.is_none() && self.shared.home.read(|db| tables::has_blob(db, digest)) == Some(false) {
+                if old_counted.is_none() && self.shared.home.read(|db| tables::has_blob(db, digest)) == Some(false) {
                     return;
                 }
                 queue.pending.drop_blob(digest);
@@ -186,7 +199,7 @@ impl Index {
                 None
             }
         };
-        queue.count(old_size, new_size);
+        queue.count(old_counted, new_counted);
         queue.taken_in += 1;
         drop(queue);
         self.shared.changed.notify_all();
@@ -199,6 +212,11 @@ impl Index {
             self.update(digest, |_| Change::Drop);
             self.flush();
         }
+    }
+
+    /// Tells those who watch.
+    pub(super) fn tell(&self, event: Event) {
+        self.shared.teller.tell(|| event);
     }
 
     /// Notes that a blob was used now. Never blocks on the disk.
@@ -219,7 +237,36 @@ impl Index {
         pending.or_else(|| self.shared.home.read(|database| tables::used(database, digest)).flatten()).unwrap_or(0)
     }
 
-    /// Sets when a blob was used last, for one that was found: in seconds since 1970.
+    /// When each was used last, in milliseconds since 1970; 0 for never.
+    pub(super) fn last_used_of(&self, digests: &[Digest]) -> Vec<u64> {
+        let written = self.shared.home.read(|database| tables::used_of(database, digests));
+        let mut times = written.unwrap_or_else(|| vec![0; digests.len()]);
+        let queue = held(&self.shared.queue);
+        let touched = held(&self.shared.touched);
+        for (digest, time) in digests.iter().zip(&mut times) {
+            let newer = touched.get(digest).or_else(|| queue.layers().find_map(|batch| batch.used.get(digest)));
+            *time = newer.copied().unwrap_or(*time);
+        }
+        times
+    }
+
+    /// The record of each, where there is one.
+    pub(super) fn records_of(&self, digests: &[Digest]) -> Vec<Option<BlobRecord>> {
+        // Before the database is read: what is written meanwhile is in one of them at least.
+        let pending: Vec<Option<Option<BlobRecord>>> = {
+            let queue = held(&self.shared.queue);
+            let change = |digest| match queue.layers().find_map(|batch| batch.blobs.get(digest))? {
+                RowChange::Put(record, _) => Some(Some(record.clone())),
+                RowChange::Drop => Some(None),
+            };
+            digests.iter().map(change).collect()
+        };
+        let written = self.shared.home.read(|database| tables::records_of(database, digests));
+        let written = written.unwrap_or_else(|| vec![None; digests.len()]);
+        pending.into_iter().zip(written).map(|(pending, written)| pending.unwrap_or(written)).collect()
+    }
+
+    /// Sets when a blob was used last, for one that was found: in milliseconds since 1970.
     pub(super) fn set_used(&self, digest: &Digest, used: u64) {
         let mut queue = held(&self.shared.queue);
         queue.pending.used.insert(*digest, used);
@@ -233,7 +280,7 @@ impl Index {
             return;
         }
         let mut queue = held(&self.shared.queue);
-        queue.pending.repositories.insert((*digest, registry.clone(), repository.clone()));
+        queue.pending.repositories.entry(*digest).or_default().insert((registry.clone(), repository.clone()));
         queue.taken_in += 1;
         drop(queue);
         self.shared.changed.notify_all();
@@ -243,8 +290,7 @@ impl Index {
     pub(super) fn repositories(&self, digest: &Digest) -> Vec<(Registry, Repository)> {
         let queue = held(&self.shared.queue);
         let mut known = self.shared.home.read(|database| tables::repositories(database, digest)).unwrap_or_default();
-        let pending = queue.layers().flat_map(|batch| &batch.repositories);
-        known.extend(pending.filter(|(of, _, _)| of == digest).map(|(_, reg, repo)| (reg.clone(), repo.clone())));
+        known.extend(queue.layers().filter_map(|batch| batch.repositories.get(digest)).flatten().cloned());
         known.sort_unstable();
         known.dedup();
         known
@@ -325,21 +371,108 @@ impl Index {
         self.shared.changed.notify_all();
     }
 
-    /// Blobs in the order of their digests, the first `limit` after `after`.
-    pub(super) fn scan(&self, after: Option<&Digest>, limit: usize) -> Vec<(Digest, BlobRecord)> {
-        self.flush();
-        self.shared.home.read(|database| tables::scan(database, after, limit)).unwrap_or_default()
+    /// Somebody's records of one kind, as they were given.
+    pub(super) fn records(&self, of: Records) -> Vec<(String, Vec<u8>)> {
+        let queue = held(&self.shared.queue);
+        let written = self.shared.home.read(|database| tables::records(database, of)).unwrap_or_default();
+        let mut records: BTreeMap<String, Vec<u8>> = written.into_iter().collect();
+        let mut layers: Vec<_> = queue.layers().collect();
+        layers.reverse();
+        let pending = layers.into_iter().flat_map(|batch| &batch.records);
+        for ((_, name), value) in pending.filter(|((kind, _), _)| *kind == of) {
+            match value {
+                Some(value) => drop(records.insert(name.clone(), value.to_vec())),
+                None => drop(records.remove(name)),
+            }
+        }
+        records.into_iter().collect()
     }
 
-    /// The `limit` blobs that were used least recently, none of them after `before`; the coldest first, with their
-    /// times. Holds no more than that many in memory.
+    /// Keeps a record, or removes it. False when there are `most` others already.
+    pub(super) fn record_as(&self, of: Records, name: &str, value: Option<Arc<[u8]>>, most: usize) -> bool {
+        let mut queue = held(&self.shared.queue);
+        if value.is_some() {
+            let written = self.shared.home.read(|database| tables::count_records(database, of, name));
+            let (count, is_known) = written.unwrap_or_default();
+            let key = (of, name.to_owned());
+            let is_pending = queue.layers().any(|batch| batch.records.contains_key(&key));
+            // What waits may be of another kind, or known already: the bound is reached a little early then.
+            let added: usize = queue.layers().map(|batch| batch.records.len()).sum();
+            if !is_known && !is_pending && usize::try_from(count).unwrap_or(usize::MAX).saturating_add(added) >= most {
+                return false;
+            }
+        }
+        queue.pending.records.insert((of, name.to_owned()), value);
+        queue.taken_in += 1;
+        drop(queue);
+        self.shared.changed.notify_all();
+        true
+    }
+
+    /// Blobs in the order of their digests, the first `limit` after `after`; none only at the end. Waits for no write,
+    /// and holds no lock while it reads.
+    pub(super) fn scan(&self, after: Option<&Digest>, limit: usize) -> Vec<Entry> {
+        let mut after = after.copied();
+        loop {
+            let changes: Vec<(Digest, Option<BlobRecord>)> = {
+                let queue = held(&self.shared.queue);
+                let mut layers: Vec<_> = queue.layers().collect();
+                layers.reverse();
+                let changes = layers.into_iter().flat_map(|batch| &batch.blobs);
+                let beyond = changes.filter(|(digest, _)| after.is_none_or(|after| **digest > after));
+                let record = |change: &RowChange| match change {
+                    RowChange::Put(record, _) => Some(record.clone()),
+                    RowChange::Drop => None,
+                };
+                beyond.map(|(digest, change)| (*digest, record(change))).collect()
+            };
+            let read = self.shared.home.read(|database| tables::scan(database, after.as_ref(), limit));
+            let written = read.unwrap_or_default();
+            let last = written.last().filter(|_| written.len() >= limit).map(|entry| entry.digest);
+            let mut entries: BTreeMap<Digest, Entry> = written.into_iter().map(|entry| (entry.digest, entry)).collect();
+            for (digest, record) in changes {
+                match record {
+                    _ if last.is_some_and(|last| digest > last) => {}
+                    Some(record) => drop(entries.insert(digest, Entry { digest, record, used: 0 })),
+                    None => drop(entries.remove(&digest)),
+                }
+            }
+            let mut entries: Vec<Entry> = entries.into_values().take(limit).collect();
+            match last {
+                // All of them were dropped just now.
+                Some(last) if entries.is_empty() => after = Some(last),
+                _ => {
+                    self.note_uses(&mut entries);
+                    return entries;
+                }
+            }
+        }
+    }
+
+    /// Enters the uses that are not written yet.
+    fn note_uses(&self, entries: &mut [Entry]) {
+        let queue = held(&self.shared.queue);
+        let touched = held(&self.shared.touched);
+        for entry in entries {
+            let newer = touched.get(&entry.digest);
+            let newer = newer.or_else(|| queue.layers().find_map(|batch| batch.used.get(&entry.digest)));
+            entry.used = newer.copied().unwrap_or(entry.used);
+        }
+    }
+
+    /// The `limit` blobs that were used least recently, none of them after `before`, of those that dropping would free;
+    /// the coldest first, with their times. Holds no more than that many in memory.
     pub(super) fn coldest(&self, limit: usize, before: u64) -> Vec<(u64, Digest)> {
         self.flush();
         let mut coldest = BinaryHeap::with_capacity(limit + 1);
         // A walk that ended early gives a shorter list.
         let _ = self.shared.home.read(|database| {
-            tables::for_each_used(database, |digest, used| {
-                if used <= before && coldest.peek().is_none_or(|(most, _)| coldest.len() < limit || used < *most) {
+            tables::for_each_own(database, |digest, used| {
+                // Without a time it was never used here: nobody knows how cold it is.
+                if used > 0
+                    && used <= before
+                    && coldest.peek().is_none_or(|(most, _)| coldest.len() < limit || used < *most)
+                {
                     coldest.push((used, digest));
                     if coldest.len() > limit {
                         coldest.pop();
@@ -414,17 +547,30 @@ impl Queue {
         std::iter::once(&self.pending).chain(self.writing.as_deref())
     }
 
-    fn count(&mut self, old: Option<u64>, new: Option<u64>) {
+    fn count(&mut self, old: Option<Totals>, new: Option<Totals>) {
         self.generation += 1;
-        let totals = &mut self.totals;
-        if let Some(size) = old {
-            totals.blobs = totals.blobs.saturating_sub(1);
-            totals.bytes = totals.bytes.saturating_sub(size);
+        if let Some(old) = old {
+            self.totals.blobs = self.totals.blobs.saturating_sub(old.blobs);
+            self.totals.bytes = self.totals.bytes.saturating_sub(old.bytes);
+            self.totals.shared_bytes = self.totals.shared_bytes.saturating_sub(old.shared_bytes);
         }
-        if let Some(size) = new {
-            totals.blobs += 1;
-            totals.bytes = totals.bytes.saturating_add(size);
+        if let Some(new) = new {
+            self.totals.add(new);
         }
+    }
+}
+
+impl Totals {
+    /// What one blob counts for.
+    pub(super) fn of(record: &BlobRecord) -> Self {
+        let (bytes, shared_bytes) = if record.hold == Hold::Own { (record.size, 0) } else { (0, record.size) };
+        Self { blobs: 1, bytes, shared_bytes }
+    }
+
+    pub(super) const fn add(&mut self, more: Self) {
+        self.blobs += more.blobs;
+        self.bytes = self.bytes.saturating_add(more.bytes);
+        self.shared_bytes = self.shared_bytes.saturating_add(more.shared_bytes);
     }
 }
 

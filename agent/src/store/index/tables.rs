@@ -2,21 +2,22 @@ use std::sync::Arc;
 
 use redb::{Database, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition, WriteTransaction};
 
-use super::Totals;
 use super::batch::{Batch, RowChange};
+use super::{Entry, Totals};
 use crate::image::{Digest, Registry, Repository, Tag};
-use crate::store::record::{BlobRecord, Openness, TagRecord, digest_of, key, seal, unseal};
+use crate::store::record::{BlobRecord, Hold, Openness, State, TagRecord, digest_of, key, seal, unseal, unseal_front};
+use crate::store::records::Records;
 
 type Definition = TableDefinition<'static, &'static [u8], &'static [u8]>;
 
-/// `schema`: the version of what is below, as a little-endian number; `totals`: blobs and bytes.
+/// `schema`: the version of what is below, as a little-endian number; `totals`: blobs, bytes of our own, shared bytes.
 const META: Definition = Definition::new("meta");
 /// Digest → [`BlobRecord`].
 const BLOBS: Definition = Definition::new("blobs");
 /// Digest → a CRC-32 for each chunk, little-endian, and one of all these. Apart from the records, so that a walk over
 /// them doesn't read it.
 const CHECKSUMS: Definition = Definition::new("checksums");
-/// Digest → when it was last used, in seconds since 1970.
+/// Digest → when it was last used, in milliseconds since 1970.
 const USED: Definition = Definition::new("used");
 /// Digest and repository → nothing.
 const REPOSITORIES: Definition = Definition::new("repositories");
@@ -28,11 +29,17 @@ const OPENNESS: Definition = Definition::new("openness");
 /// Keyed hash → when it last held, in seconds since 1970.
 const REMEMBERED: Definition = Definition::new("remembered");
 
-/// The last two are younger than the schema: an index that was begun without them has them from its first write on.
-const ALL: [Definition; 8] = [META, BLOBS, CHECKSUMS, USED, REPOSITORIES, TAGS, OPENNESS, REMEMBERED];
+/// Records of those who keep theirs here: name → sealed JSON.
+const IMAGES: Definition = Definition::new("images");
+const CHECKS: Definition = Definition::new("checks");
+const BUDGETS: Definition = Definition::new("budgets");
+
+/// A table that is younger than the index is made by the first write.
+const ALL: [Definition; 11] =
+    [META, BLOBS, CHECKSUMS, USED, REPOSITORIES, TAGS, OPENNESS, REMEMBERED, IMAGES, CHECKS, BUDGETS];
 
 /// Raised whenever the meaning of a table changes; an index of another version is rebuilt.
-const SCHEMA: u32 = 1;
+const SCHEMA: u32 = 2;
 /// How many tags are remembered; the longest unconfirmed go first.
 const MOST_TAGS: u64 = 65_536;
 /// How many repositories' openness is remembered, and how many keyed hashes.
@@ -100,10 +107,11 @@ pub(super) fn apply(database: &Database, batch: &Batch, totals: Totals) -> Resul
                 used.insert(key.as_slice(), time.to_le_bytes().as_slice())?;
             }
         }
-        for (digest, registry, repository) in &batch.repositories {
+        for (digest, of) in &batch.repositories {
             let digest = key(digest);
             let (from, to) = under(&digest);
-            if repositories.range(from.as_slice()..to.as_slice())?.count() < MOST_REPOSITORIES {
+            let known = repositories.range(from.as_slice()..to.as_slice())?.count();
+            for (registry, repository) in of.iter().take(MOST_REPOSITORIES.saturating_sub(known)) {
                 let key = repository_key(&digest, registry, repository);
                 repositories.insert(key.as_slice(), [].as_slice())?;
             }
@@ -127,7 +135,7 @@ pub(super) fn apply(database: &Database, batch: &Batch, totals: Totals) -> Resul
             forget_oldest(&mut openness, |sealed| unseal::<Openness>(sealed).map_or(0, |found| found.found_at))?;
         }
         if batch.forget_before > 0 {
-            remembered.retain(|_, at| seconds(at) >= batch.forget_before)?;
+            remembered.retain(|_, at| time(at) >= batch.forget_before)?;
         }
         for (hash, at) in &batch.remembered {
             match at {
@@ -136,10 +144,17 @@ pub(super) fn apply(database: &Database, batch: &Batch, totals: Totals) -> Resul
             }
         }
         if remembered.len()? > MOST_RIGHTS {
-            forget_oldest(&mut remembered, seconds)?;
+            forget_oldest(&mut remembered, time)?;
+        }
+        for ((of, name), value) in &batch.records {
+            let mut table = write.open_table(table_of(*of))?;
+            match value {
+                Some(value) => drop(table.insert(name.as_bytes(), &**value)?),
+                None => drop(table.remove(name.as_bytes())?),
+            }
         }
         let mut meta = write.open_table(META)?;
-        let totals = [totals.blobs.to_le_bytes(), totals.bytes.to_le_bytes()].concat();
+        let totals = [totals.blobs, totals.bytes, totals.shared_bytes].map(u64::to_le_bytes).concat();
         meta.insert(b"totals".as_slice(), totals.as_slice())?;
     }
     finish(write)
@@ -158,7 +173,7 @@ fn forget_oldest(table: &mut redb::Table<'_, &'static [u8], &'static [u8]>, age:
 }
 
 /// A time as it lies in a table; 0 for what is none.
-fn seconds(value: &[u8]) -> u64 {
+fn time(value: &[u8]) -> u64 {
     value.try_into().map_or(0, u64::from_le_bytes)
 }
 
@@ -182,7 +197,7 @@ pub(super) fn copy(from: &Database, to: &Database) -> Result<()> {
 pub(super) fn totals(database: &Database) -> Result<Totals> {
     let totals = get(database, META, b"totals")?;
     let number = |at: usize| Some(u64::from_le_bytes(totals.as_deref()?.get(at..at + 8)?.try_into().ok()?));
-    Ok(Totals { blobs: number(0).unwrap_or(0), bytes: number(8).unwrap_or(0) })
+    Ok(Totals { blobs: number(0).unwrap_or(0), bytes: number(8).unwrap_or(0), shared_bytes: number(16).unwrap_or(0) })
 }
 
 pub(super) fn record(database: &Database, digest: &Digest) -> Result<Option<BlobRecord>> {
@@ -210,7 +225,7 @@ pub(super) fn openness(database: &Database, key: &[u8]) -> Result<Option<Opennes
 }
 
 pub(super) fn remembered(database: &Database, hash: &[u8; 32]) -> Result<Option<u64>> {
-    Ok(get(database, REMEMBERED, hash)?.as_deref().map(seconds))
+    Ok(get(database, REMEMBERED, hash)?.as_deref().map(time))
 }
 
 pub(super) fn has_repository(
@@ -239,30 +254,97 @@ pub(super) fn repositories(database: &Database, digest: &Digest) -> Result<Vec<(
     Ok(found)
 }
 
-pub(super) fn scan(database: &Database, after: Option<&Digest>, limit: usize) -> Result<Vec<(Digest, BlobRecord)>> {
+/// The first `limit` blobs after `after`, in the order of their digests; fewer only at the end.
+pub(super) fn scan(database: &Database, after: Option<&Digest>, limit: usize) -> Result<Vec<Entry>> {
+    let mut found = Vec::with_capacity(limit.min(4096));
+    walk(database, after, |digest, sealed, used| {
+        if let Some(record) = unseal(sealed) {
+            found.push(Entry { digest, record, used });
+        }
+        found.len() < limit
+    })?;
+    Ok(found)
+}
+
+/// Goes over all blobs that dropping would free, and when each was last used.
+pub(super) fn for_each_own(database: &Database, mut each: impl FnMut(Digest, u64)) -> Result<()> {
+    walk(database, None, |digest, sealed, used| {
+        if let Some((_, _, Hold::Own)) = unseal_front::<(u64, State, Hold)>(sealed) {
+            each(digest, used);
+        }
+        true
+    })
+}
+
+/// Walks over the blobs after `after` and, beside them, when each was last used (0 for never), for as long as `each`
+/// wants more. Both tables are in the order of digests.
+fn walk(database: &Database, after: Option<&Digest>, mut each: impl FnMut(Digest, &[u8], u64) -> bool) -> Result<()> {
     let after = after.map(key).unwrap_or_default();
-    let table = database.begin_read()?.open_table(BLOBS)?;
-    let mut found = Vec::with_capacity(limit.min(1024));
-    for row in table.range::<&[u8]>((std::ops::Bound::Excluded(after.as_slice()), std::ops::Bound::Unbounded))? {
+    let beyond = (std::ops::Bound::Excluded(after.as_slice()), std::ops::Bound::Unbounded);
+    let read = database.begin_read()?;
+    let (blobs, used) = (read.open_table(BLOBS)?, read.open_table(USED)?);
+    let mut times = used.range::<&[u8]>(beyond)?;
+    let mut next = times.next().transpose()?;
+    for row in blobs.range::<&[u8]>(beyond)? {
         let (key, sealed) = row?;
-        if let (Some(digest), Some(record)) = (digest_of(key.value()), unseal(sealed.value())) {
-            found.push((digest, record));
-            if found.len() >= limit {
-                break;
-            }
+        while next.as_ref().is_some_and(|(of, _)| of.value() < key.value()) {
+            next = times.next().transpose()?;
+        }
+        let used = next.as_ref().filter(|(of, _)| of.value() == key.value()).map_or(0, |(_, at)| time(at.value()));
+        if let Some(digest) = digest_of(key.value())
+            && !each(digest, sealed.value(), used)
+        {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// When each was last used; 0 for never.
+pub(super) fn used_of(database: &Database, digests: &[Digest]) -> Result<Vec<u64>> {
+    let table = database.begin_read()?.open_table(USED)?;
+    let used = |digest| Ok(table.get(key(digest).as_slice())?.map_or(0, |at| time(at.value())));
+    digests.iter().map(used).collect()
+}
+
+/// The record of each, where there is one.
+pub(super) fn records_of(database: &Database, digests: &[Digest]) -> Result<Vec<Option<BlobRecord>>> {
+    let table = database.begin_read()?.open_table(BLOBS)?;
+    let record = |digest| Ok(table.get(key(digest).as_slice())?.and_then(|sealed| unseal(sealed.value())));
+    digests.iter().map(record).collect()
+}
+
+/// Somebody's records of one kind, by name.
+pub(super) fn records(database: &Database, of: Records) -> Result<Vec<(String, Vec<u8>)>> {
+    let table = match database.begin_read()?.open_table(table_of(of)) {
+        Err(redb::TableError::TableDoesNotExist(_)) => return Ok(Vec::new()),
+        opened => opened?,
+    };
+    let mut found = Vec::new();
+    for row in table.iter()? {
+        let (name, value) = row?;
+        if let Ok(name) = str::from_utf8(name.value()) {
+            found.push((name.to_owned(), value.value().to_vec()));
         }
     }
     Ok(found)
 }
 
-pub(super) fn for_each_used(database: &Database, mut each: impl FnMut(Digest, u64)) -> Result<()> {
-    for row in database.begin_read()?.open_table(USED)?.iter()? {
-        let (key, time) = row?;
-        if let (Some(digest), Ok(time)) = (digest_of(key.value()), time.value().try_into()) {
-            each(digest, u64::from_le_bytes(time));
-        }
+/// How many records of one kind there are, and whether one of them has this name.
+pub(super) fn count_records(database: &Database, of: Records, name: &str) -> Result<(u64, bool)> {
+    let table = match database.begin_read()?.open_table(table_of(of)) {
+        Err(redb::TableError::TableDoesNotExist(_)) => return Ok((0, false)),
+        opened => opened?,
+    };
+    Ok((table.len()?, table.get(name.as_bytes())?.is_some()))
+}
+
+const fn table_of(records: Records) -> Definition {
+    match records {
+        Records::Images => IMAGES,
+        Records::Checks => CHECKS,
+        Records::Budgets => BUDGETS,
     }
-    Ok(())
 }
 
 pub(super) fn tags(read: &redb::ReadTransaction) -> Result<Vec<(Vec<u8>, TagRecord)>> {

@@ -24,7 +24,7 @@ fn stop((index, writer): (Index, Option<std::thread::JoinHandle<()>>)) {
 
 fn record(size: u64) -> BlobRecord {
     let provenance = Provenance::default();
-    BlobRecord { size, state: State::Unsynced(Boot::numbered(1)), media_type: None, provenance }
+    BlobRecord { size, state: State::Unsynced(Boot::numbered(1)), hold: Hold::Own, media_type: None, provenance }
 }
 
 fn digest(n: u64) -> Digest {
@@ -51,13 +51,13 @@ fn changes_are_seen_before_while_and_after_they_are_written() {
     // A record alone leaves the checksums that are written.
     index_now.update(&digest(5), |known| Change::Put(BlobRecord { state: State::Synced, ..known.unwrap() }, None));
     assert_eq!(index_now.row(&digest(5)).unwrap().record.state, State::Synced);
-    assert_eq!(index_now.totals().0, Totals { blobs: 1, bytes: 5 });
+    assert_eq!(index_now.totals().0, Totals { blobs: 1, bytes: 5, shared_bytes: 0 });
     index_now.update(&digest(6), |_| Change::Drop);
     stop(running);
 
     let running = index(Some(path));
     assert_eq!(&*running.0.row(&digest(5)).unwrap().checksums, [5]);
-    assert_eq!(running.0.totals().0, Totals { blobs: 1, bytes: 5 });
+    assert_eq!(running.0.totals().0, Totals { blobs: 1, bytes: 5, shared_bytes: 0 });
     running.0.update(&digest(5), |_| Change::Drop);
     assert!(running.0.record(&digest(5)).is_none());
     assert!(running.0.flush());
@@ -92,9 +92,9 @@ fn a_scan_goes_over_everything_once() {
     let (mut after, mut seen) = (None, 0);
     loop {
         let batch = running.0.scan(after.as_ref(), 77);
-        let Some((last, _)) = batch.last() else { break };
-        assert!(after.is_none_or(|after| batch.iter().all(|(digest, _)| *digest > after)));
-        after = Some(*last);
+        let Some(last) = batch.last() else { break };
+        assert!(after.is_none_or(|after| batch.iter().all(|entry| entry.digest > after)));
+        after = Some(last.digest);
         seen += batch.len();
     }
     assert_eq!(seen, 1000);

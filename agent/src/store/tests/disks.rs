@@ -1,7 +1,7 @@
 //! Disks that can't be written to, are full, or aren't there. Those that need a mount need root.
 
 use std::fs;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 use super::fixture::*;
 use crate::image::{Access, Digest, MediaType, Tag};
-use crate::store::{CommitError, IngestError, OpenError, Reason, Store, TagRecord};
+use crate::store::{Adopted, CommitError, IngestError, OpenError, Reason, Store, TagRecord};
 
 /// Something mounted at a folder, until it is dropped.
 struct Mount(PathBuf);
@@ -146,4 +146,79 @@ async fn a_full_disk_stores_nothing_and_serves_everything() {
     assert_eq!(store.tag(&registry(), &repository(), &tag(3999)).await, Some(answer));
     assert!(store.blob(&Digest::of(b"after")).await.is_some());
     store.close().await;
+}
+
+/// A link can't cross mounts, even of one filesystem; and what can't be shared otherwise is left in place.
+#[tokio::test(flavor = "multi_thread")]
+async fn two_mounts_of_one_filesystem() {
+    let dir = tempfile::tempdir().unwrap();
+    let (at, theirs) = (tempfile::tempdir().unwrap(), Theirs::new(dir.path().join("containerd")));
+    let Some(_mount) = Mount::new(&["--bind", theirs.dir.to_str().unwrap()], at.path()) else { return };
+    let seen_elsewhere = Theirs { dir: at.path().to_owned() };
+    let store = open(&dir.path().join("larder"));
+    let bytes = content(1, 2_100_000);
+    let digest = theirs.commit(&bytes);
+    let adopted = store.adopt(&digest, seen_elsewhere.found(&digest)).await.unwrap();
+    // Where the tests' own folder can reflink, that is done.
+    assert!(matches!(adopted, Adopted::LeftInPlace | Adopted::Reflinked), "{adopted:?}");
+    assert_eq!(read(&store.blob(&digest).await.unwrap()).await, bytes);
+    assert!(theirs.path(&digest).metadata().unwrap().nlink() == 1);
+    // By a path that needs no crossing, it is linked, without being hashed again.
+    if adopted == Adopted::LeftInPlace {
+        assert_eq!(store.adopt(&digest, theirs.found(&digest)).await.unwrap(), Adopted::Linked);
+        assert_eq!(store.usage().await.unwrap().blobs, 1);
+        assert_eq!(read(&store.blob(&digest).await.unwrap()).await, bytes);
+    }
+}
+
+/// Across subvolumes there is no link, but a reflink. Needs `mkfs.btrfs`.
+#[tokio::test(flavor = "multi_thread")]
+async fn reflinks() {
+    let at = tempfile::tempdir().unwrap();
+    let image = at.path().join("image");
+    fs::File::create(&image).unwrap().set_len(256 << 20).unwrap();
+    match Command::new("mkfs.btrfs").arg("-q").arg(&image).status() {
+        Ok(made) => assert!(made.success()),
+        Err(error) => {
+            println!("skipped: mkfs.btrfs: {error}");
+            return;
+        }
+    }
+    let disk = at.path().join("disk");
+    fs::create_dir(&disk).unwrap();
+    let Some(_mount) = Mount::new(&["-o", "loop", image.to_str().unwrap()], &disk) else { return };
+    let other = disk.join("containerd");
+    assert!(Command::new("btrfs").args(["-q", "subvolume", "create"]).arg(&other).status().unwrap().success());
+    let (store, theirs) = (open(&disk.join("larder")), Theirs::new(other));
+    let (bytes, second) = (content(1, 20 << 20), content(2, 3 << 20));
+    let digest = theirs.commit(&bytes);
+    let arrived = arrive(&store, &bytes).await;
+    assert_eq!(store.adopt(&digest, theirs.found(&digest)).await.unwrap(), Adopted::Reflinked);
+    assert_eq!(read(&arrived).await, bytes, "who reads reads on");
+    drop(arrived);
+    assert_eq!(store.adopt(&digest, theirs.found(&digest)).await.unwrap(), Adopted::Already);
+    let second_name = theirs.commit(&second);
+    assert_eq!(store.adopt(&second_name, theirs.found(&second_name)).await.unwrap(), Adopted::Reflinked);
+    until_synced(&store, &digest).await;
+    let usage = store.usage().await.unwrap();
+    assert_eq!((usage.blobs, usage.bytes, usage.shared_bytes), (2, 0, 23 << 20));
+    assert_eq!(store.evict(vec![digest], u64::MAX, Reason::MaxBytes).await, (0, 0), "it would free nothing");
+    nix::unistd::sync();
+    let used = usage_of(&disk);
+    assert!(used < 40 << 20, "{used} bytes are used for 23 MiB");
+    store.close().await;
+
+    let store = open(&disk.join("larder"));
+    until_mended(&store, &disk.join("larder")).await;
+    theirs.remove(&digest);
+    store.released(&[digest]).await;
+    assert_eq!(read(&store.blob(&digest).await.unwrap()).await, bytes);
+    assert_eq!(store.evict(vec![digest], u64::MAX, Reason::MaxBytes).await, (20 << 20, 1));
+    assert_eq!(read(&store.blob(&second_name).await.unwrap()).await, second);
+    store.close().await;
+}
+
+fn usage_of(path: &Path) -> u64 {
+    let stat = nix::sys::statvfs::statvfs(path).unwrap();
+    (stat.blocks() - stat.blocks_free()) * stat.fragment_size()
 }

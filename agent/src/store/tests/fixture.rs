@@ -1,6 +1,7 @@
 //! What the tests of the store share.
 
-use std::path::Path;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,7 +10,7 @@ use bytes::Bytes;
 use crate::config::Percent;
 use crate::image::{Access, Digest, MediaType, Registry, Repository};
 use crate::store::record::State;
-use crate::store::{Blob, CommitError, IngestError, Options, Origin, ReadError, Store};
+use crate::store::{Blob, CommitError, Found, IngestError, Options, Origin, ReadError, Store};
 
 pub(super) fn options(dir: &Path) -> Options {
     let max_disk_percent = Percent::new(100).unwrap();
@@ -119,4 +120,51 @@ pub(super) fn is_mended(dir: &Path) -> bool {
 pub(super) async fn until_mended(store: &Store, dir: &Path) {
     until("the store is mended", || is_mended(dir)).await;
     assert!(store.is_writable());
+}
+
+/// Takes a blob out of service as one does who found it damaged.
+pub(super) async fn set_aside(store: &Store, digest: &Digest) {
+    store.set_aside(&store.blob(digest).await.unwrap().reader(0..0)).await;
+}
+
+/// A folder as containerd keeps it: whole files, synced, that nobody writes to again.
+pub(super) struct Theirs {
+    pub(super) dir: PathBuf,
+}
+
+impl Theirs {
+    pub(super) fn new(dir: PathBuf) -> Self {
+        std::fs::create_dir_all(&dir).unwrap();
+        Self { dir }
+    }
+
+    pub(super) fn path(&self, digest: &Digest) -> PathBuf {
+        self.dir.join(digest.hex())
+    }
+
+    /// Commits a blob as containerd does.
+    pub(super) fn commit(&self, bytes: &[u8]) -> Digest {
+        let digest = Digest::of(bytes);
+        let arriving = self.dir.join("arriving");
+        std::fs::write(&arriving, bytes).unwrap();
+        std::fs::File::open(&arriving).unwrap().sync_all().unwrap();
+        std::fs::rename(&arriving, self.path(&digest)).unwrap();
+        digest
+    }
+
+    pub(super) fn remove(&self, digest: &Digest) {
+        std::fs::remove_file(self.path(digest)).unwrap();
+    }
+
+    pub(super) fn found(&self, digest: &Digest) -> Found {
+        let path = self.path(digest);
+        let size = path.metadata().unwrap().len();
+        let media_type = MediaType::new("application/vnd.oci.image.layer.v1.tar+gzip");
+        Found { path, size, media_type, deliveries: vec![(registry(), repository(), Access::Authorized)] }
+    }
+}
+
+/// How many names a blob's file has.
+pub(super) fn names(dir: &Path, digest: &Digest) -> u64 {
+    dir.join("blobs").join(digest.algorithm()).join(digest.hex()).metadata().map_or(0, |metadata| metadata.nlink())
 }

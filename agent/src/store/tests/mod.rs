@@ -1,9 +1,13 @@
+mod adopt;
 mod damage;
 mod disks;
 mod events;
 mod fixture;
 mod kill;
+mod model;
 mod power;
 mod recorder;
+mod records;
+mod scrub;
 mod serve;
 mod start;

@@ -9,7 +9,7 @@ use super::fixture::*;
 use super::recorder::{Mark, Recorder};
 use crate::image::{Access, Digest, MediaType, Tag};
 use crate::store::boot::Boot;
-use crate::store::{Reason, Store, TagRecord};
+use crate::store::{Adopted, Held, Reason, Store, TagRecord};
 
 /// How many different losses are tried at each instant.
 const LOSSES: u64 = 4;
@@ -24,8 +24,30 @@ async fn synced(store: &Store, disk: &Recorder, digest: Digest) {
     disk.mark(Mark::Synced(digest));
 }
 
+/// What containerd has comes in, alone and in the place of copies of ours, synced ones and others; and goes.
+async fn adopt(store: &Store, disk: &Recorder, theirs: &Theirs, digests: &[Digest]) -> Vec<Digest> {
+    let (new, unsynced) = (content(5, 1_100_000), content(6, 40_000));
+    let new = theirs.commit(&new);
+    assert_eq!(store.adopt(&new, theirs.found(&new)).await.unwrap(), Adopted::Linked);
+    theirs.commit(&content(2, 1_200_000));
+    // The copy that gives way was promised, and so is what takes its place.
+    store.adopt(&digests[1], theirs.found(&digests[1])).await.unwrap();
+    disk.set_slow(true);
+    arrive(store, &unsynced).await;
+    let given = theirs.commit(&unsynced);
+    store.adopt(&given, theirs.found(&given)).await.unwrap();
+    assert!(store.shelves().index.flush());
+    disk.set_slow(false);
+    disk.remove(&theirs.path(&digests[1]));
+    store.released(&[digests[1]]).await;
+    assert_eq!(store.holding(&digests[1]).await.unwrap().held, Held::Own);
+    assert_eq!(store.drop_blobs(vec![given], Reason::Released).await.1, 1);
+    assert!(store.shelves().index.flush());
+    vec![new, given]
+}
+
 /// A life with everything in it that changes the disk. All blobs that were ever there.
-async fn live(store: &Store, disk: &Recorder) -> Vec<Digest> {
+async fn live(store: &Store, disk: &Recorder, theirs: &Theirs) -> Vec<Digest> {
     let contents = [content(1, 10), content(2, 1_200_000), content(3, 300_000), content(4, 5_000)];
     let digests: Vec<Digest> = contents.iter().map(|bytes| Digest::of(bytes)).collect();
     arrive(store, &contents[0]).await;
@@ -47,7 +69,7 @@ async fn live(store: &Store, disk: &Recorder) -> Vec<Digest> {
     store.evict(vec![digests[1]], 1, Reason::MaxBytes).await;
     arrive(store, &contents[1]).await;
     disk.mark(Mark::Dropped(digests[0]));
-    store.set_aside(&digests[0]).await;
+    set_aside(store, &digests[0]).await;
     arrive(store, &contents[3]).await;
     // The index is on the disk before the blobs are.
     assert!(store.shelves().index.flush());
@@ -57,7 +79,8 @@ async fn live(store: &Store, disk: &Recorder) -> Vec<Digest> {
     synced(store, disk, digests[0]).await;
     store.delivered(&digest, &registry(), &repository(), Access::Anonymous).await;
     synced(store, disk, digest).await;
-    digests.into_iter().chain([digest]).collect()
+    let adopted = adopt(store, disk, theirs, &digests).await;
+    digests.into_iter().chain([digest]).chain(adopted).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -66,7 +89,8 @@ async fn power_is_lost_at_any_instant() {
     let root = dir.path().join("larder");
     let disk = Arc::new(Recorder::new(&root));
     let store = Store::open_on(options(&root), Arc::clone(&disk) as _, Boot::numbered(1)).unwrap();
-    let digests = live(&store, &disk).await;
+    let theirs = Theirs::new(dir.path().join("containerd"));
+    let digests = live(&store, &disk, &theirs).await;
     store.close().await;
 
     let base = rand::random::<u64>();

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Condvar, Mutex, PoisonError};
 
@@ -21,6 +22,8 @@ type FileNumber = usize;
 enum Op {
     MakeDir(PathBuf),
     Name(PathBuf, FileNumber),
+    /// A file outside the store's folder, that is on the disk already.
+    Theirs(PathBuf, FileNumber, Vec<u8>),
     Write(FileNumber, u64, Vec<u8>),
     SetLen(FileNumber, u64),
     Label(FileNumber, Vec<u8>),
@@ -55,6 +58,8 @@ pub(super) struct Recorder {
 struct Recorded {
     log: Vec<Op>,
     files: HashMap<FileId, FileNumber>,
+    /// Those outside the store's folder.
+    theirs: HashMap<FileId, FileNumber>,
     count: usize,
 }
 
@@ -71,6 +76,15 @@ impl Recorder {
 
     pub(super) fn mark(&self, mark: Mark) {
         held(&self.state).log.push(Op::Mark(mark));
+    }
+
+    /// Removes a file outside the store's folder, as its owner does.
+    pub(super) fn remove(&self, path: &Path) {
+        let mut state = held(&self.state);
+        let id = FileId::at(path).unwrap();
+        fs::remove_file(path).unwrap();
+        state.theirs.remove(&id);
+        state.log.push(Op::Unlink(path.to_owned()));
     }
 
     pub(super) fn len(&self) -> usize {
@@ -117,6 +131,19 @@ impl Recorded {
         let number = self.number(id);
         self.log.push(Op::Name(path.to_owned(), number));
         self.log.push(Op::Write(number, 0, fs::read(path)?));
+        Ok(number)
+    }
+
+    /// A file that its owner has synced, outside the store's folder.
+    fn their(&mut self, path: &Path) -> io::Result<FileNumber> {
+        let id = FileId::at(path)?;
+        if let Some(number) = self.theirs.get(&id) {
+            return Ok(*number);
+        }
+        // Its number may have been one of ours before.
+        let number = self.number(id);
+        self.theirs.insert(id, number);
+        self.log.push(Op::Theirs(path.to_owned(), number, fs::read(path)?));
         Ok(number)
     }
 
@@ -191,12 +218,26 @@ impl Disk for Recorder {
         Ok(())
     }
 
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let mut state = held(&self.state);
+        let number = state.their(from)?;
+        RealDisk.link(from, to)?;
+        state.log.push(Op::Name(to.to_owned(), number));
+        Ok(())
+    }
+
+    fn reflink(&self, _: &File, _: &Path) -> io::Result<File> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
     fn unlink(&self, path: &Path) -> io::Result<()> {
         let mut state = held(&self.state);
-        let id = FileId::at(path)?;
+        let metadata = path.symlink_metadata()?;
         RealDisk.unlink(path)?;
-        // Its number may be given to another file from now on.
-        state.files.remove(&id);
+        if metadata.nlink() == 1 {
+            // Its number may be given to another file from now on.
+            state.files.remove(&FileId::of(&metadata));
+        }
         state.log.push(Op::Unlink(path.to_owned()));
         Ok(())
     }
@@ -232,6 +273,10 @@ impl CrashedDisk {
     fn replay(&mut self, op: &Op) {
         match op {
             Op::MakeDir(path) => self.dirs.push(path.clone()),
+            Op::Theirs(path, file, bytes) => {
+                self.files[*file].bytes.clone_from(bytes);
+                self.names.insert(path.clone(), *file);
+            }
             Op::Name(..) | Op::Rename(..) | Op::Unlink(_) => self.unsynced_names.push(op.clone()),
             Op::Write(file, ..) | Op::SetLen(file, _) | Op::Label(file, _) => {
                 self.files[*file].unsynced.push(op.clone());
@@ -282,15 +327,25 @@ impl CrashedDisk {
                 self.apply_name(op);
             }
         }
-        let there = |path: &Path| target.join(path.strip_prefix(root).unwrap());
+        // What isn't ours lies beside us.
+        let there = |path: &Path| match path.strip_prefix(root) {
+            Ok(below) => target.join(below),
+            Err(_) => target.with_extension("theirs").join(path.file_name().unwrap()),
+        };
+        fs::create_dir_all(target.with_extension("theirs")).unwrap();
         for dir in &self.dirs {
             fs::create_dir_all(there(dir)).unwrap();
         }
         for inode in &mut self.files {
             inode.lose_power(chance);
         }
+        let mut written: HashMap<FileNumber, PathBuf> = HashMap::new();
         for (path, file) in &self.names {
             let inode = &self.files[*file];
+            if let Some(first) = written.insert(*file, there(path)) {
+                fs::hard_link(first, there(path)).unwrap();
+                continue;
+            }
             fs::write(there(path), &inode.bytes).unwrap();
             if let Some(label) = &inode.label {
                 rustix::fs::setxattr(there(path), LABEL, label, rustix::fs::XattrFlags::empty()).unwrap();

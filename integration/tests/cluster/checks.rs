@@ -1,0 +1,69 @@
+//! One node checks an image for all, and one budget holds for all nodes.
+
+use std::time::Duration;
+
+use anyhow::ensure;
+use larder_integration::{AgentConfig, Cluster, Image, until};
+
+use super::Stage;
+use crate::health::{ensure_within, watch};
+use crate::support::run;
+
+const IMAGES: u64 = 4;
+const MOST: usize = 2;
+const INTERVAL: Duration = Duration::from_secs(12);
+
+/// How many of the nodes show this of all images.
+async fn showing(cluster: &Cluster, name: &str, labels: &[&str], sum: f64) -> usize {
+    let mut count = 0;
+    for member in cluster.members() {
+        let metrics = member.agent.metrics().await;
+        count += usize::from(metrics.is_ok_and(|metrics| metrics.sum(name, labels) == sum));
+    }
+    count
+}
+
+#[test]
+fn one_checks_for_all_within_one_budget() {
+    run(async {
+        let stage = Stage::new(None)?;
+        for n in 1..=IMAGES {
+            stage.registry.add(&Image::tiny(n), "acme/app", &format!("v{n}"));
+        }
+        let configure = |_: usize, config: &mut AgentConfig| {
+            let names: Vec<String> = (1..=IMAGES).map(|n| format!("\"reg.test/acme/app:v{n}\"")).collect();
+            config.set("cache", "keep", format!("[{}]", names.join(", ")));
+            // By GET, which nobody else asks for a tag with.
+            config.set("health", "method", "\"GET\"").set("health", "max_per_interval", MOST.to_string());
+            config.set_text("health", "interval", "12s").set_text("health", "timeout", "1s");
+        };
+        let mut cluster = stage.nodes(3, None)?.configure(configure).start().await?;
+        let mut seen = Vec::new();
+        let all = until("all know of all copies", Duration::from_secs(32), async || {
+            let copies = IMAGES as f64 * 3.0;
+            (showing(&cluster, "larder_image_copies", &[], copies).await == 3).then_some(())
+        });
+        let (all, ()) = tokio::join!(all, watch(&stage.registry, "GET", &mut seen, Duration::from_secs(32)));
+        all?;
+        ensure!(!seen.is_empty(), "nothing was checked: a new owner waits for no more than a window");
+        // What one found, all show.
+        stage.registry.remove_tag("acme/app", "v1");
+        let found = until("all know that it is gone", Duration::from_secs(35), async || {
+            let labels = ["image=\"reg.test/acme/app:v1\"", "status=\"NotFound\""];
+            (showing(&cluster, "larder_image_status", &labels, 1.0).await == 3).then_some(())
+        });
+        let (found, ()) = tokio::join!(found, watch(&stage.registry, "GET", &mut seen, Duration::from_secs(35)));
+        found?;
+        let before = seen.len();
+        // Whoever owns the budget, and whoever checks, is killed in its turn and comes back.
+        for number in 0..3 {
+            cluster.member_mut(number).agent.kill();
+            watch(&stage.registry, "GET", &mut seen, Duration::from_secs(3)).await;
+            cluster.member_mut(number).agent.start_again().await?;
+            watch(&stage.registry, "GET", &mut seen, Duration::from_secs(7)).await;
+        }
+        ensure_within(&seen, MOST, INTERVAL)?;
+        ensure!(before >= 4, "only {before} checks were made while all was well");
+        Ok(())
+    });
+}

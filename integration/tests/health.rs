@@ -1,0 +1,145 @@
+//! What the agent says of the images that are here, and how often it asks for that.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use larder_integration::{Agent, AgentConfig, Fault, FaultRegistry, Folder, Image, Registry, When, until};
+
+use crate::support::{Case, on_every_containerd, run};
+
+on_every_containerd!(over tls: says_what_a_registry_says, says_what_is_protected_without_it);
+
+const APP: &str = "reg.test/acme/app:v1";
+/// A check comes once in an interval, here ten seconds, and is shown within a second.
+const SHOWN: Duration = Duration::from_secs(40);
+
+/// Waits until a metric of an image is so.
+async fn shows(agent: &Agent, name: &str, labels: &[&str], value: f64) -> Result<()> {
+    let labels: Vec<&str> = labels.iter().copied().chain(["image=\"reg.test/acme/app:v1\""]).collect();
+    let waited = until(&format!("{name}{labels:?} is {value}"), SHOWN, async || {
+        let metrics = agent.metrics().await.ok()?;
+        (metrics.has("larder_image_status") && metrics.sum(name, &labels) == value).then_some(())
+    })
+    .await;
+    let Err(error) = waited else { return Ok(()) };
+    let shown = agent.http().get(&format!("{}/metrics", agent.metrics_url())).await?;
+    let shown = String::from_utf8_lossy(&shown.body).into_owned();
+    let lines: Vec<&str> = shown.lines().filter(|line| line.starts_with("larder_image")).collect();
+    Err(error.context(lines.join("\n")))
+}
+
+async fn has_status(agent: &Agent, status: &str) -> Result<()> {
+    shows(agent, "larder_image_status", &[&format!("status=\"{status}\"")], 1.0).await
+}
+
+fn often(config: &mut AgentConfig) {
+    config.set_text("health", "interval", "10s").set_text("health", "timeout", "1s");
+}
+
+/// A registry that has it, has something else, has it no more, has had enough, wants to know who asks, is away, is back.
+async fn says_what_a_registry_says(case: Case) -> Result<()> {
+    let mut registry = FaultRegistry::start().await?;
+    let (image, other) = (Image::one_layer(1, 1), Image::one_layer(2, 1));
+    registry.add(&image, "acme/app", "v1");
+    let mut builder = case.builder()?.registry("reg.test", &registry.url())?;
+    often(&mut builder.agent);
+    let node = builder.start().await?;
+    node.containerd.pull(APP).await?;
+    let agent = node.agent()?;
+    has_status(agent, "Available").await?;
+    shows(agent, "larder_image_protected", &[], 1.0).await?;
+    shows(agent, "larder_image_copies", &[], 1.0).await?;
+    shows(agent, "larder_image_drifted", &[], 0.0).await?;
+
+    registry.add(&other, "acme/app", "v1");
+    shows(agent, "larder_image_drifted", &[], 1.0).await?;
+    has_status(agent, "Available").await?;
+    registry.remove_tag("acme/app", "v1");
+    has_status(agent, "NotFound").await?;
+    shows(agent, "larder_image_lost", &[], 0.0).await?;
+    shows(agent, "larder_image_protected", &[], 1.0).await?;
+    registry.add(&image, "acme/app", "v1");
+    registry.fault(When::path("manifests"), Fault::status_with(429, "Retry-After", "1"));
+    has_status(agent, "QuotaExceeded").await?;
+    registry.heal();
+    registry.fault(When::path("manifests"), Fault::status(403));
+    has_status(agent, "NoCredentials").await?;
+    registry.heal();
+    registry.refuse();
+    has_status(agent, "Unreachable").await?;
+    shows(agent, "larder_image_protected", &[], 1.0).await?;
+    registry.accept()?;
+    has_status(agent, "Available").await?;
+    shows(agent, "larder_image_drifted", &[], 0.0).await
+}
+
+/// A real registry, from which an image is deleted. What was here before the agent counts.
+async fn says_what_is_protected_without_it(case: Case) -> Result<()> {
+    let mut registry = Registry::start().await?;
+    let image = Image::one_layer(3, 2);
+    registry.push(&image, "acme/app", "v1").await?;
+    let mut builder = case.builder()?.without_agent().registry("reg.test", &registry.url())?;
+    often(&mut builder.agent);
+    let mut node = builder.start().await?;
+    node.containerd.pull(APP).await?;
+    node.install_agent().await?;
+    shows(node.agent()?, "larder_image_protected", &[], 1.0).await?;
+    has_status(node.agent()?, "Available").await?;
+    registry.delete("acme/app", &image.root().digest).await?;
+    has_status(node.agent()?, "NotFound").await?;
+    registry.stop();
+    has_status(node.agent()?, "Unreachable").await?;
+    shows(node.agent()?, "larder_image_protected", &[], 1.0).await
+}
+
+/// When a registry saw requests of this method for tags, to a tenth of a second.
+pub(crate) async fn watch(registry: &FaultRegistry, method: &str, seen: &mut Vec<Instant>, span: Duration) {
+    let end = Instant::now() + span;
+    while Instant::now() < end {
+        let now = registry.count(method, "/manifests/v");
+        seen.resize(now.max(seen.len()), Instant::now());
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+/// Fails when more than `most` lie in any window.
+pub(crate) fn ensure_within(seen: &[Instant], most: usize, window: Duration) -> Result<()> {
+    for some in seen.windows(most + 1) {
+        let took = some[most] - some[0];
+        // Each time may be a tenth of a second late.
+        ensure!(took + Duration::from_millis(300) >= window, "{} checks within {took:?}", most + 1);
+    }
+    Ok(())
+}
+
+/// Killed again and again, an agent asks no more often than it may; and it goes on asking.
+#[test]
+fn a_budget_holds_over_kills() {
+    run(async {
+        let registry = FaultRegistry::start().await?;
+        let names: Vec<String> = (1..=6).map(|n| format!("\"reg.test/acme/app:v{n}\"")).collect();
+        for n in 1..=6 {
+            registry.add(&Image::tiny(n), "acme/app", &format!("v{n}"));
+        }
+        let folder = Folder::new()?;
+        let mut config = AgentConfig::without_containerd(folder.path());
+        config.registry("reg.test", &[&registry.url()]).set("cache", "keep", format!("[{}]", names.join(", ")));
+        // By GET, which nobody else asks for a tag with.
+        config.set("health", "method", "\"GET\"").set("health", "max_per_interval", "3");
+        config.set_text("health", "interval", "12s").set_text("health", "timeout", "1s");
+        let mut agent = Agent::start(&folder.path().join("larder"), &config).await?;
+        let mut seen = Vec::new();
+        for wait in [14, 2, 3, 1, 6, 2, 13, 4, 20] {
+            watch(&registry, "GET", &mut seen, Duration::from_secs(wait)).await;
+            agent.kill();
+            agent.start_again().await?;
+        }
+        watch(&registry, "GET", &mut seen, Duration::from_secs(1)).await;
+        ensure_within(&seen, 3, Duration::from_secs(12))?;
+        ensure!(seen.len() >= 7, "only {} checks were made", seen.len());
+        for n in 1..=6 {
+            ensure!(registry.count("GET", &format!("/manifests/v{n}")) > 0, "v{n} was never checked");
+        }
+        Ok(())
+    });
+}

@@ -1,0 +1,304 @@
+//! What is kept of what containerd has: at no cost of disk, for as long as it is wanted.
+
+use std::collections::HashSet;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use larder_integration::{Agent, Blob, Challenge, FaultRegistry, Image, Labels, until};
+use serde_json::Value;
+
+use crate::support::{Case, on_every_containerd};
+
+on_every_containerd!(over tls:
+    what_is_there_already_is_kept_at_no_cost,
+    a_pull_costs_nothing_twice,
+    what_containerd_drops_is_still_served,
+    what_containerd_drops_above_the_mark_goes,
+    patterns_and_prefetches_are_fetched,
+    what_runs_is_mended,
+    what_is_unused_expires,
+    what_is_ignored_passes_through,
+);
+
+/// What containerd holds is adopted within this time, on a slow machine too.
+const ADOPTED: Duration = Duration::from_secs(60);
+/// containerd collects garbage when it likes, and expiry is looked for every now and then.
+const GONE: Duration = Duration::from_secs(60);
+
+/// Installed on a node that runs images already: all of them are whole, nothing is downloaded, and no disk is used.
+async fn what_is_there_already_is_kept_at_no_cost(case: Case) -> Result<()> {
+    let registry = FaultRegistry::start().await?;
+    let images = [Image::many_layers(1, 4, 4000), Image::index(2, 8), Image::one_layer(3, 16)];
+    let builder = case.builder()?.without_agent().registry("reg.test", &registry.url())?;
+    for (n, image) in images.iter().enumerate() {
+        registry.add(image, &format!("acme/app{n}"), "v1");
+    }
+    let mut node = builder.start().await?;
+    for n in 0..images.len() {
+        node.containerd.pull(&format!("reg.test/acme/app{n}:v1")).await?;
+    }
+    registry.clear_log();
+    let before = used(&[&node.containerd.root()])?;
+    node.install_agent().await?;
+    let names: Vec<String> = (0..images.len()).map(|n| format!("reg.test/acme/app{n}:v1")).collect();
+    for name in &names {
+        whole(node.agent()?, name).await?;
+    }
+    settled(node.agent()?).await?;
+    let after = used(&[&node.containerd.root(), &node.agent()?.cache().join("blobs")])?;
+    ensure!(after <= before + before / 100, "{before} bytes were used before, {after} after");
+    ensure!(
+        registry.count("GET", "/blobs/") == 0 && registry.count("GET", "/manifests/") == 0,
+        "something was fetched"
+    );
+    Ok(())
+}
+
+/// Our own copy gives way to containerd's.
+async fn a_pull_costs_nothing_twice(case: Case) -> Result<()> {
+    let registry = FaultRegistry::start().await?;
+    let image = Image::many_layers(4, 3, 12_000);
+    registry.add(&image, "acme/app", "v1");
+    let node = case.node(&registry).await?;
+    node.containerd.pull("reg.test/acme/app:v1").await?;
+    whole(node.agent()?, "reg.test/acme/app:v1").await?;
+    settled(node.agent()?).await?;
+    let theirs = used(&[&node.containerd.root()])?;
+    let both = used(&[&node.containerd.root(), &node.agent()?.cache().join("blobs")])?;
+    ensure!(both <= theirs + theirs / 100, "containerd alone uses {theirs}, both use {both}");
+    Ok(())
+}
+
+/// Pulled before the agent came, dropped by containerd, and the registry is gone: it is pulled from what was adopted. That
+/// holds for what anybody may have, and not for what may be somebody's alone.
+async fn what_containerd_drops_is_still_served(case: Case) -> Result<()> {
+    let mut registry = FaultRegistry::start().await?;
+    let image = Image::many_layers(5, 3, 3000);
+    registry.add(&image, "acme/app", "v1");
+    let builder = case.builder()?.without_agent().registry("reg.test", &registry.url())?;
+    let mut node = builder.start().await?;
+    let digest = &image.root().digest;
+    node.containerd.pull(&format!("reg.test/acme/app@{digest}")).await?;
+    node.install_agent().await?;
+    whole(node.agent()?, &format!("reg.test/acme/app@{digest}")).await?;
+    // Once, as nobody in particular: it opens to anybody.
+    until("the registry is asked", ADOPTED, async || (registry.count("HEAD", "/manifests/") > 0).then_some(())).await?;
+    public(node.agent()?, &image).await?;
+    node.containerd.wipe().await?;
+    registry.refuse();
+    node.containerd.pull(&format!("reg.test/acme/app@{digest}")).await.context("from what was adopted")?;
+
+    // What came with credentials stays private.
+    registry.accept()?;
+    let private = Image::one_layer(6, 2);
+    registry.add(&private, "acme/private", "v1");
+    registry.challenge(Some(Challenge::bearer().account("alice", "secret", "acme/private").open("acme/app")));
+    let alice = larder_integration::Login::password("alice", "secret");
+    node.containerd.pull_as("reg.test/acme/private:v1", &alice).await?;
+    whole(node.agent()?, "reg.test/acme/private:v1").await?;
+    let url = format!("{}/v2/acme/private/blobs/{}?ns=reg.test", node.agent()?.mirror(), private.largest().digest);
+    ensure!(node.agent()?.http().get(&url).await?.status == 401, "it was given to nobody in particular");
+    Ok(())
+}
+
+/// The disk is above its mark, and containerd drops an image: its bytes are free at once.
+async fn what_containerd_drops_above_the_mark_goes(case: Case) -> Result<()> {
+    let registry = FaultRegistry::start().await?;
+    let (dropped, kept) = (Image::one_layer(7, 12), Image::builder(8).layer(12 << 20).program()?.build());
+    registry.add(&dropped, "acme/dropped", "v1");
+    registry.add(&kept, "acme/kept", "v1");
+    let mut builder = case.builder()?.registry("reg.test", &registry.url())?;
+    // Fuller than that by what others have on it.
+    builder.agent.set("cache", "max_disk_percent", "1");
+    builder.agent.set("cache", "expire_unused", "\"30d\"");
+    let node = builder.start().await?;
+    for name in ["dropped", "kept"] {
+        node.containerd.pull(&format!("reg.test/acme/{name}:v1")).await?;
+    }
+    node.containerd.run("reg.test/acme/kept:v1", &Labels::of_container("default", "web", "app")).await?;
+    let agent = node.agent()?;
+    until("both are linked", ADOPTED, async || {
+        (is_linked(agent, dropped.largest()) && is_linked(agent, kept.largest())).then_some(())
+    })
+    .await?;
+    node.containerd.ctr_of_cri(&["images", "rm", "--sync", "reg.test/acme/dropped:v1"]).await?;
+    for name in node.containerd.ctr_of_cri(&["images", "ls", "--quiet"]).await?.lines() {
+        if name.contains("acme/dropped") || name.contains(&dropped.blobs()[0].digest) {
+            node.containerd.ctr_of_cri(&["images", "rm", "--sync", name]).await?;
+        }
+    }
+    until("our link is gone too", GONE, async || (!stored(agent, dropped.largest()).exists()).then_some(())).await?;
+    ensure!(stored(agent, kept.largest()).exists(), "what runs was dropped");
+    Ok(())
+}
+
+/// What the configuration names is there before anything runs, and what somebody prefetches; both are served with the
+/// registry gone.
+async fn patterns_and_prefetches_are_fetched(case: Case) -> Result<()> {
+    let mut registry = FaultRegistry::start().await?;
+    let images = [("kept", Image::index(9, 2)), ("wanted", Image::many_layers(10, 2, 1500))];
+    for (name, image) in &images {
+        registry.add(image, &format!("acme/{name}"), "v1");
+    }
+    let mut builder = case.builder()?.registry("reg.test", &registry.url())?;
+    builder.agent.set("cache", "keep", r#"["reg.test/acme/kept:v1"]"#);
+    let mut node = builder.start().await?;
+    whole(node.agent()?, "reg.test/acme/kept:v1").await?;
+    let said = node.agent()?.say(&["prefetch", "reg.test/acme/wanted:v1"]).await?;
+    ensure!(said.contains(&images[1].1.root().digest), "{said}");
+    whole(node.agent()?, "reg.test/acme/wanted:v1").await?;
+    let failed = node.agent()?.command(&["prefetch", "reg.test/acme/nothing:v1", "reg.test/acme/wanted:v1"]).await?;
+    ensure!(!failed.status.success(), "there is no such image");
+    ensure!(String::from_utf8_lossy(&failed.stderr).contains("acme/nothing"));
+    ensure!(String::from_utf8_lossy(&failed.stdout).contains("acme/wanted"), "the others are fetched all the same");
+    registry.refuse();
+    for (name, _) in &images {
+        node.containerd.pull(&format!("reg.test/acme/{name}:v1")).await.with_context(|| name.to_string())?;
+    }
+    // Only what this machine runs was fetched of the index.
+    ensure!(node.agent()?.say(&["cache", "ls"]).await?.contains("keep reg.test/acme/kept:v1"));
+    node.agent_mut()?.stop()?;
+    ensure!(node.agent()?.say(&["cache", "ls"]).await?.contains("acme/wanted"), "remembered");
+    let failed = node.agent()?.command(&["prefetch", "reg.test/acme/wanted:v1"]).await?;
+    ensure!(!failed.status.success() && String::from_utf8_lossy(&failed.stderr).contains("no agent is running"));
+    Ok(())
+}
+
+/// A blob of a running image is lost here and at containerd: it is fetched again, with nobody asking for it.
+async fn what_runs_is_mended(case: Case) -> Result<()> {
+    let registry = FaultRegistry::start().await?;
+    let image = Image::builder(11).layer(4 << 20).program()?.build();
+    registry.add(&image, "acme/app", "v1");
+    let mut builder = case.builder()?.registry("reg.test", &registry.url())?;
+    builder.containerd.images = "discard_unpacked_layers = true".to_owned();
+    let mut node = builder.start().await?;
+    node.containerd.pull("reg.test/acme/app:v1").await?;
+    node.containerd.run("reg.test/acme/app:v1", &Labels::of_container("default", "web", "app")).await?;
+    whole(node.agent()?, "reg.test/acme/app:v1").await?;
+    node.agent_mut()?.stop()?;
+    std::fs::remove_file(stored(node.agent()?, image.largest()))?;
+    registry.clear_log();
+    node.agent_mut()?.start_again().await?;
+    let layer = format!("/blobs/{}", image.largest().digest);
+    until("it is fetched again", ADOPTED, async || (registry.count("GET", &layer) > 0).then_some(())).await?;
+    whole(node.agent()?, "reg.test/acme/app:v1").await?;
+    ensure!(node.agent()?.metrics().await?.sum("larder_background_bytes_total", &[]) > 1e6);
+    Ok(())
+}
+
+/// Dropped by containerd and used by nothing, it expires; what runs doesn't.
+async fn what_is_unused_expires(case: Case) -> Result<()> {
+    let registry = FaultRegistry::start().await?;
+    let (unused, running) = (Image::one_layer(12, 2), Image::builder(13).layer(4 << 20).program()?.build());
+    registry.add(&unused, "acme/unused", "v1");
+    registry.add(&running, "acme/running", "v1");
+    let mut builder = case.builder()?.registry("reg.test", &registry.url())?;
+    builder.agent.set_text("cache", "expire_unused", "12s");
+    let node = builder.start().await?;
+    for name in ["unused", "running"] {
+        node.containerd.pull(&format!("reg.test/acme/{name}:v1")).await?;
+        whole(node.agent()?, &format!("reg.test/acme/{name}:v1")).await?;
+    }
+    node.containerd.run("reg.test/acme/running:v1", &Labels::of_container("default", "web", "app")).await?;
+    for name in node.containerd.ctr_of_cri(&["images", "ls", "--quiet"]).await?.lines() {
+        if name.contains("acme/unused") || name.contains(&unused.blobs()[0].digest) {
+            node.containerd.ctr_of_cri(&["images", "rm", "--sync", name]).await?;
+        }
+    }
+    let agent = node.agent()?;
+    until("it is gone", GONE, async || (!stored(agent, unused.largest()).exists()).then_some(())).await?;
+    until("it isn't known any more", GONE, async || {
+        kept(agent, "reg.test/acme/unused:v1").await.is_none().then_some(())
+    })
+    .await?;
+    ensure!(kept(agent, "reg.test/acme/running:v1").await.is_some_and(|image| image["why"] == "in use"));
+    ensure!(stored(agent, running.largest()).exists());
+    ensure!(agent.metrics().await?.sum("larder_images_evicted_total", &["reason=\"expired\""]) >= 1.0);
+    Ok(())
+}
+
+/// An image that is ignored is pulled through the agent, and nothing of it stays there.
+async fn what_is_ignored_passes_through(case: Case) -> Result<()> {
+    let registry = FaultRegistry::start().await?;
+    let (ignored, other) = (Image::many_layers(14, 2, 3000), Image::one_layer(15, 2));
+    registry.add(&ignored, "huge/model", "v1");
+    registry.add(&other, "acme/app", "v1");
+    let mut builder = case.builder()?.registry("reg.test", &registry.url())?;
+    builder.agent.set("cache", "ignore", r#"["reg.test/huge/*"]"#);
+    let node = builder.start().await?;
+    node.containerd.pull("reg.test/huge/model:v1").await?;
+    node.containerd.pull("reg.test/acme/app:v1").await?;
+    ensure!(registry.requests().iter().all(crate::support::asked_by_agent), "containerd went past the agent");
+    let agent = node.agent()?;
+    whole(agent, "reg.test/acme/app:v1").await?;
+    settled(agent).await?;
+    ensure!(kept(agent, "reg.test/huge/model:v1").await.is_none(), "it is watched");
+    for blob in ignored.blobs() {
+        ensure!(!stored(agent, blob).exists(), "{} is in the store", blob.digest);
+    }
+    Ok(())
+}
+
+/// What `larder cache ls` says of an image.
+pub(crate) async fn kept(agent: &Agent, name: &str) -> Option<Value> {
+    let said = agent.say(&["cache", "ls", "--json"]).await.ok()?;
+    let images = said.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    images.into_iter().find(|image| image["image"] == name)
+}
+
+async fn whole(agent: &Agent, name: &str) -> Result<()> {
+    let what = format!("{name} is whole");
+    let waited = until(&what, ADOPTED, async || kept(agent, name).await?["whole"].as_bool()?.then_some(()));
+    let Err(error) = waited.await else { return Ok(()) };
+    Err(error.context(agent.say(&["cache", "ls"]).await?))
+}
+
+/// Waits until nothing in the store takes disk of its own but what is small.
+async fn settled(agent: &Agent) -> Result<()> {
+    until("what is held is containerd's too", ADOPTED, async || {
+        let metrics = agent.metrics().await.ok()?;
+        let (own, shared) = (metrics.sum("larder_store_bytes", &[]), metrics.sum("larder_store_shared_bytes", &[]));
+        (shared > 0.0 && own <= shared / 100.0).then_some(())
+    })
+    .await
+}
+
+/// Waits until all blobs of an image are given to anybody.
+async fn public(agent: &Agent, image: &Image) -> Result<()> {
+    for blob in image.blobs() {
+        let url = format!("{}/v2/acme/app/blobs/{}?ns=reg.test", agent.mirror(), blob.digest);
+        until("it is anybody's", ADOPTED, async || (agent.http().get(&url).await.ok()?.status == 200).then_some(()))
+            .await?;
+    }
+    Ok(())
+}
+
+fn stored(agent: &Agent, blob: &Blob) -> std::path::PathBuf {
+    agent.cache().join("blobs").join(blob.digest.replace(':', "/"))
+}
+
+fn is_linked(agent: &Agent, blob: &Blob) -> bool {
+    stored(agent, blob).metadata().is_ok_and(|metadata| metadata.nlink() > 1)
+}
+
+/// Bytes of the disk that files below these folders use, each once.
+fn used(folders: &[&Path]) -> Result<u64> {
+    fn add(folder: &Path, seen: &mut HashSet<(u64, u64)>) -> Result<u64> {
+        let mut sum = 0;
+        for entry in std::fs::read_dir(folder).with_context(|| folder.display().to_string())? {
+            let entry = entry?;
+            // What goes meanwhile uses nothing.
+            let Ok(metadata) = entry.path().symlink_metadata() else { continue };
+            if metadata.is_dir() {
+                sum += add(&entry.path(), seen)?;
+            } else if seen.insert((metadata.dev(), metadata.ino())) {
+                sum += metadata.blocks() * 512;
+            }
+        }
+        Ok(sum)
+    }
+    let mut seen = HashSet::new();
+    folders.iter().map(|folder| add(folder, &mut seen)).sum()
+}
