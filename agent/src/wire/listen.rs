@@ -8,6 +8,7 @@ use std::time::Duration;
 use http::{Request, Response};
 use http_body::Body;
 use hyper::body::Incoming;
+use socket2::SockRef;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
@@ -17,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower_service::Service;
 
+use super::channels::FRAME;
 use super::connection::Connection;
 use super::metrics::Direction;
 use super::refusal::Reason;
@@ -24,6 +26,8 @@ use super::{Identity, WireMetrics, address};
 
 /// From a connection to the end of its handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
+/// Bytes of a connection that the kernel takes before it can send them: a frame of content.
+const UNSENT: u32 = FRAME;
 /// More handshakes at a time than these cores would finish in their time. The next ones wait in the kernel.
 const MAX_HANDSHAKES: usize = 512;
 /// Of these from one address: an outsider can't hold them all.
@@ -149,6 +153,9 @@ async fn handshake_with(
 ) -> Option<TlsStream<TcpStream>> {
     // Frames are written in one go; waiting for more to send would only delay their ends.
     let _ = stream.set_nodelay(true);
+    // The kernel takes megabytes otherwise, and what is said on another stream of the connection waits behind them: for
+    // most of a second over a link of 100 Mbit/s, after which a peer is taken for dead.
+    let _ = SockRef::from(&stream).set_tcp_notsent_lowat(UNSENT);
     let acceptor = TlsAcceptor::from(identity.server_config());
     let (reason, why) = match timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
         Ok(Ok(stream)) => return Some(stream),
