@@ -104,6 +104,16 @@ async fn serve(config: &Config) -> anyhow::Result<ExitCode> {
         peers: peers.clone(),
     };
     let keep = Keep::start(parts, &tasks, &end).await;
+    let monitor = health::Parts {
+        config: config.health.clone(),
+        ignored: config.cache.ignore.clone(),
+        catalog: keep.catalog(),
+        store: store.clone(),
+        upstreams: Arc::clone(&upstreams),
+        peers: peers.clone(),
+        pull: pull.clone(),
+    };
+    let monitor = Monitor::start(monitor, &tasks, end.clone());
 
     // containerd is told of the mirror only now that it answers.
     let mut registry = Registry::default();
