@@ -148,7 +148,7 @@ impl HealthMetrics {
 
     fn totals(&self, report: &Report, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let mut metric = encoder.encode_descriptor(
-            "larder_images",
+            "larder_images_watched",
             "Images that are watched, by status",
             None,
             MetricType::Gauge,
@@ -288,8 +288,8 @@ mod tests {
             "larder_image_protected{image=\"reg.test/app:v0000\"} 1",
             "larder_image_copies{image=\"reg.test/app:v0000\"} 2",
             "larder_image_drifted{image=\"reg.test/app:v0000\"} 1",
-            "larder_images{status=\"Available\"} 1500",
-            "larder_images{status=\"Unreachable\"} 0",
+            "larder_images_watched{status=\"Available\"} 1500",
+            "larder_images_watched{status=\"Unreachable\"} 0",
             "larder_image_check_age_seconds_count 1500",
             "larder_image_check_age_seconds_bucket{le=\"60.0\"} 1500",
             "larder_image_checks_total{registry=\"reg.test\",status=\"NotFound\"} 1",
