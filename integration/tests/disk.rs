@@ -82,7 +82,7 @@ async fn the_cache_is_smaller_than_the_images(case: Case) -> Result<()> {
     // What containerd gives up counts as ours from then on.
     node.containerd.wipe().await?;
     let held = async || (held(&node.agent().ok()?.cache()).ok()? <= 12 << 20).then_some(());
-    larder_integration::until("the cache is within bounds again", std::time::Duration::from_secs(60), held).await?;
+    until("the cache is within bounds again", Duration::from_secs(60), held).await?;
     registry.clear_log();
     node.containerd.pull("reg.test/acme/app5:v1").await?;
     ensure!(registry.count("GET", "/blobs/") == 0, "the image pulled last wasn't kept");

@@ -249,9 +249,8 @@ pub(crate) async fn kept(agent: &Agent, name: &str) -> Option<Value> {
 }
 
 async fn whole(agent: &Agent, name: &str) -> Result<()> {
-    let waited = until(&format!("{name} is whole"), ADOPTED, async || {
-        kept(agent, name).await?["whole"].as_bool()?.then_some(())
-    });
+    let what = format!("{name} is whole");
+    let waited = until(&what, ADOPTED, async || kept(agent, name).await?["whole"].as_bool()?.then_some(()));
     let Err(error) = waited.await else { return Ok(()) };
     Err(error.context(agent.say(&["cache", "ls"]).await?))
 }

@@ -160,9 +160,13 @@ impl Adopter {
                 Ok(adopted) => {
                     self.spoilt.note(digest, false);
                     self.unproven.note(digest, unproven);
-                    if adopted != Adopted::Already {
-                        blobs += 1;
-                        bytes += content.size;
+                    match adopted {
+                        // A copy of our own that can't be linked.
+                        Adopted::Already => drop(refused.insert(digest, Instant::now())),
+                        Adopted::Linked | Adopted::Reflinked | Adopted::LeftInPlace => {
+                            blobs += 1;
+                            bytes += content.size;
+                        }
                     }
                 }
                 // containerd had removed it by then.

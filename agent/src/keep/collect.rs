@@ -233,8 +233,7 @@ fn groups(
     known: &HashSet<Digest>,
 ) -> Vec<Unit> {
     let children = |digest: &Digest| listings.get(digest).into_iter().flat_map(|listing| listing.digests());
-    let named: HashSet<Digest> =
-        manifests.iter().flat_map(|manifest| children(manifest)).map(|blob| blob.digest).collect();
+    let named: HashSet<Digest> = manifests.iter().flat_map(&children).map(|blob| blob.digest).collect();
     let used: HashMap<&Digest, u64> = blobs.iter().map(|blob| (&blob.digest, blob.used)).collect();
     let group = |root: &Digest| {
         let mut parts = vec![*root];

@@ -347,30 +347,11 @@ async fn a_suspect_s_bytes_are_not_shared_before_they_are_proven() {
     first.abort();
 }
 
-#[tokio::test]
-async fn a_reader_far_ahead_does_not_wait_for_the_chain() {
+/// One reads all of it from a slow peer, and another a little far ahead of it: what was asked of upstream, and of the peer.
+async fn far_ahead_at(habit: Habit) -> (Registry, Peer) {
     let blob = blob(32);
     let (upstream, script) = (Registry::start(&blob).await, Script::default());
-    let from = peer(1, &blob, Habit { rate: Some(4 * MIB), ..Habit::default() });
-    script.turn(Turn::Peer(from));
-    let node = in_cluster(&blob, &[&upstream], &script);
-    let found = node.fetch(0).await.unwrap();
-    let far = async {
-        let begun = Instant::now();
-        node.part(24 * MIB + 5..24 * MIB + 70_000).await.unwrap();
-        begun.elapsed()
-    };
-    let (whole, far) = tokio::join!(node.check(found.read(), 0..32 * MIB), far);
-    whole.unwrap();
-    assert!(far < Duration::from_secs(2), "{far:?}");
-    assert_eq!(upstream.asked_once(), 24 * MIB..25 * MIB);
-}
-
-#[tokio::test]
-async fn a_peer_that_has_all_of_it_serves_readers_far_ahead() {
-    let blob = blob(32);
-    let (upstream, script) = (Registry::start(&blob).await, Script::default());
-    let from = peer(1, &blob, Habit { rate: Some(4 * MIB), whole: true, ..Habit::default() });
+    let from = peer(1, &blob, Habit { rate: Some(4 * MIB), ..habit });
     script.turn(Turn::Peer(from.clone()));
     let node = in_cluster(&blob, &[&upstream], &script);
     let found = node.fetch(0).await.unwrap();
@@ -382,6 +363,18 @@ async fn a_peer_that_has_all_of_it_serves_readers_far_ahead() {
     let (whole, far) = tokio::join!(node.check(found.read(), 0..32 * MIB), far);
     whole.unwrap();
     assert!(far < Duration::from_secs(2), "{far:?}");
+    (upstream, from)
+}
+
+#[tokio::test]
+async fn a_reader_far_ahead_does_not_wait_for_the_chain() {
+    let (upstream, _) = far_ahead_at(Habit::default()).await;
+    assert_eq!(upstream.asked_once(), 24 * MIB..25 * MIB);
+}
+
+#[tokio::test]
+async fn a_peer_that_has_all_of_it_serves_readers_far_ahead() {
+    let (upstream, from) = far_ahead_at(Habit { whole: true, ..Habit::default() }).await;
     assert_eq!(upstream.asked(), []);
     assert!(from.opened().contains(&(24 * MIB..25 * MIB)), "{:?}", from.opened());
 }
