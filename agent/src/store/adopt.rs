@@ -244,8 +244,7 @@ impl Shelves {
             let _ = self.disk.unlink(&brought.path);
         } else {
             if !brought.is_link {
-                let label = Label { media_type: record.media_type.clone(), provenance: record.provenance.clone() };
-                label.write(&*self.disk, &brought.file);
+                Label::of(&record).write(&*self.disk, &brought.file);
                 self.index.forget_durably(digest);
             }
             let renamed = match self.disk.rename(&brought.path, &to) {
@@ -263,6 +262,7 @@ impl Shelves {
         if brought.is_link && brought.file.metadata().is_ok_and(|metadata| metadata.nlink() == 1) {
             // containerd dropped it meanwhile.
             record.hold = Hold::Own;
+            Label::of(&record).write(&*self.disk, &brought.file);
         }
         held(&self.shunned).remove(digest);
         self.index.update(digest, |_| Change::Put(record.clone(), Some(Arc::clone(&checksums))));

@@ -226,8 +226,7 @@ impl Shelves {
             let _ = self.disk.unlink(from);
             return Ok(blob);
         }
-        let label = Label { media_type: row.record.media_type.clone(), provenance: row.record.provenance.clone() };
-        label.write(&*self.disk, &file);
+        Label::of(&row.record).write(&*self.disk, &file);
         self.index.forget_durably(digest);
         let renamed = match self.disk.rename(from, &to) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -277,7 +276,7 @@ impl Shelves {
             if !record.provenance.add(&delivery.registry, delivery.access) {
                 return Change::Keep;
             }
-            news = Some(Label { media_type: record.media_type.clone(), provenance: record.provenance.clone() });
+            news = Some(Label::of(&record));
             Change::Put(record, None)
         });
         if let Some(label) = news {

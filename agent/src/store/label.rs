@@ -5,7 +5,7 @@ use tracing::debug;
 
 use super::disk::{Disk, LABEL};
 use super::provenance::Provenance;
-use super::record::{seal, unseal};
+use super::record::{BlobRecord, seal, unseal};
 use crate::image::MediaType;
 
 /// The most that a label is read with, in bytes. Larger than any that is written.
@@ -19,6 +19,11 @@ pub(super) struct Label {
 }
 
 impl Label {
+    /// What a record says of it.
+    pub(super) fn of(record: &BlobRecord) -> Self {
+        Self { media_type: record.media_type.clone(), provenance: record.provenance.clone() }
+    }
+
     /// Writes it, where the filesystem can hold it: where it can't, the index alone knows.
     pub(super) fn write(&self, disk: &dyn Disk, file: &File) {
         let Some(bytes) = seal(self) else { return };

@@ -84,9 +84,7 @@ impl Shelves {
                 debug!(%digest, "containerd gave up a blob: it is ours alone");
                 let mut label = Label::default();
                 self.index.update(digest, |known| {
-                    if let Some(record) = &known {
-                        label = Label { media_type: record.media_type.clone(), provenance: record.provenance.clone() };
-                    }
+                    label = known.as_ref().map(Label::of).unwrap_or_default();
                     own(known)
                 });
                 label.write(&*self.disk, &file);
