@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::ensure;
 use larder_integration::{AgentConfig, Cluster, Image, until};
 
 use super::Stage;
