@@ -162,7 +162,9 @@ impl Adopter {
                     self.unproven.note(digest, unproven);
                     match adopted {
                         // A copy of our own that can't be linked.
-                        Adopted::Already => drop(refused.insert(digest, Instant::now())),
+                        Adopted::Already => {
+                            refused.insert(digest, Instant::now());
+                        }
                         Adopted::Linked | Adopted::Reflinked | Adopted::LeftInPlace => {
                             blobs += 1;
                             bytes += content.size;
@@ -170,7 +172,9 @@ impl Adopter {
                     }
                 }
                 // containerd had removed it by then.
-                Err(AdoptError::Gone { .. }) => drop(refused.insert(digest, Instant::now())),
+                Err(AdoptError::Gone { .. }) => {
+                    refused.insert(digest, Instant::now());
+                }
                 Err(AdoptError::Ending) => return,
                 Err(error) => {
                     self.spoilt.note(digest, matches!(error, AdoptError::Wrong { .. }));

@@ -81,7 +81,9 @@ impl Background {
                 present.insert(name);
             } else if now.at <= Instant::now() {
                 match self.remember(&name, None).await {
-                    Ok(_) => drop(present.insert(name)),
+                    Ok(_) => {
+                        present.insert(name);
+                    }
                     Err(error) => {
                         warn!(image = %name, %error, "an image that is to be kept can't be had");
                         due.insert(key, now.after_failure());
@@ -110,7 +112,9 @@ impl Background {
             let target = Target { name: known.name.clone(), digest: known.target, media_type };
             match self.fetcher.make_whole(&target, true, &Progress::default()).await {
                 // What is missing is containerd's, and can't be taken over, or not yet.
-                Ok(false) => drop(due.insert(key(known), when.after_failure())),
+                Ok(false) => {
+                    due.insert(key(known), when.after_failure());
+                }
                 Ok(true) => {
                     info!(image = %known.name, "an image is whole");
                     self.fetcher.metrics.fetched(true);

@@ -56,7 +56,9 @@ pub(super) fn candidates(
                     before.used_by.extend(candidate.used_by);
                 }
                 Some(before) if before.in_use || !candidate.in_use => {}
-                _ => drop(found.insert(name, candidate)),
+                _ => {
+                    found.insert(name, candidate);
+                }
             }
         }
     }

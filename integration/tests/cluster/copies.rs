@@ -19,7 +19,7 @@ fn what_runs_is_copied_to_as_many_nodes_as_are_wanted() {
         let image = Image::builder(1).layer(6 << 20).program()?.build();
         let stage = Stage::with(&image, None)?;
         let builder = stage.nodes(4, None)?.with_containerd(Release::Trixie);
-        let cluster = builder.configure(|_, config| drop(config.set("cache", "copies", "3"))).start().await?;
+        let cluster = builder.configure(|_, config| _ = config.set("cache", "copies", "3")).start().await?;
         let containerd = cluster.member(0).containerd.as_ref().context("no containerd")?;
         containerd.pull(NAME).await?;
         containerd.run(NAME, &Labels::of_container("default", "web", "app")).await?;
