@@ -138,6 +138,7 @@ mod tests {
         let wanted = wanted("r.test/app", copies);
         let mut others: Vec<Copies> = (0..count).map(|_| Copies::default()).collect();
         for from in running {
+            others[usize::from(*from)].told(Duration::ZERO, node(*from), vec![wanted.clone()]);
             for to in may_hold(&ring(*from, count), &wanted.target, copies) {
                 others[usize::from(to.as_bytes()[0])].told(Duration::ZERO, node(*from), vec![wanted.clone()]);
             }

@@ -33,6 +33,8 @@ impl Peers {
 impl Inner {
     async fn want_copies(&self, images: &[WantedCopies]) {
         let ring = self.ring();
+        // Of what runs here too, nobody needs a copy here.
+        self.copies_wanted(self.node, images.to_vec());
         let mut told: BTreeMap<NodeId, Vec<WantedCopies>> = BTreeMap::new();
         for wanted in images {
             for node in may_hold(&ring, &wanted.target, wanted.copies) {
