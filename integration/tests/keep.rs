@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use larder_integration::{Agent, Blob, Challenge, FaultRegistry, Image, Labels, Node, until};
+use larder_integration::{Agent, Blob, Challenge, FaultRegistry, Image, Labels, Node, Release, until};
 use serde_json::Value;
 
 use crate::support::{Case, on_every_containerd};
@@ -167,12 +167,18 @@ async fn what_runs_is_mended(case: Case) -> Result<()> {
     let image = Image::builder(11).layer(4 << 20).program()?.build();
     registry.add(&image, "acme/app", "v1");
     let mut builder = case.builder()?.registry("reg.test", &registry.url())?;
-    builder.containerd.images = "discard_unpacked_layers = true".to_owned();
+    let discard = "discard_unpacked_layers = true";
+    match case.release {
+        Release::Bookworm | Release::Trixie => {
+            builder.containerd.tables = format!("[plugins.\"io.containerd.grpc.v1.cri\".containerd]\n{discard}");
+        }
+        _ => builder.containerd.images = discard.to_owned(),
+    }
     let mut node = builder.start().await?;
     node.containerd.pull("reg.test/acme/app:v1").await?;
     node.containerd.run("reg.test/acme/app:v1", &Labels::of_container("default", "web", "app")).await?;
     whole(node.agent()?, "reg.test/acme/app:v1").await?;
-    // The older ones collect what they discard when something else is removed.
+    // What is discarded goes with the next collection.
     registry.add(&Image::tiny(16), "acme/other", "v1");
     node.containerd.pull("reg.test/acme/other:v1").await?;
     remove(&node, "acme/other", &Image::tiny(16)).await?;
