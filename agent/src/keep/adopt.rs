@@ -145,16 +145,15 @@ impl Adopter {
             if newer.has_changed().unwrap_or(false) {
                 break;
             }
-            let deliveries = self.deliveries(content).await;
             let digest = content.digest;
             let path = root.join("blobs").join(digest.algorithm()).join(digest.hex());
             let media_type = media_types.get(&digest).cloned();
-            let unproven: Vec<Place> =
-                deliveries.iter().filter(|(_, known)| known.is_none()).map(|(place, _)| place.clone()).collect();
-            let deliveries = deliveries.into_iter().map(|(Place { registry, repository }, access)| {
-                // Until somebody was seen to get it without credentials, it is private.
-                (registry, repository, access.unwrap_or(Access::Authorized))
-            });
+            let unproven = self.may_be_public(content).await;
+            // Until somebody was seen to get it without credentials, it is private.
+            let private = |(registry, repository): &(Registry, Repository)| {
+                (registry.clone(), repository.clone(), Access::Authorized)
+            };
+            let deliveries = content.sources.iter().map(private);
             let found = Found { path, size: content.size, media_type, deliveries: deliveries.collect() };
             match self.store().adopt(&digest, found).await {
                 Ok(adopted) => {
@@ -203,18 +202,16 @@ impl Adopter {
         todo
     }
 
-    /// Where containerd had it from, and what is known of whether anybody may have it there.
-    async fn deliveries(&self, content: &Content) -> Vec<(Place, Option<Access>)> {
-        let mut deliveries = Vec::with_capacity(content.sources.len());
+    /// Where containerd says that it had it from, but for the repositories that are known to open to nobody.
+    async fn may_be_public(&self, content: &Content) -> Vec<Place> {
+        let mut places = Vec::with_capacity(content.sources.len());
         for (registry, repository) in &content.sources {
-            let access = self.openness(registry, repository).await;
-            deliveries.push((Place { registry: registry.clone(), repository: repository.clone() }, access));
+            let known = self.store().openness(registry, repository).await;
+            if known.is_none_or(|(access, _)| access == Access::Anonymous) {
+                places.push(Place { registry: registry.clone(), repository: repository.clone() });
+            }
         }
-        deliveries
-    }
-
-    async fn openness(&self, registry: &Registry, repository: &Repository) -> Option<Access> {
-        self.store().openness(registry, repository).await.map(|(access, _)| access)
+        places
     }
 
     /// Whether it belongs to images alone that are passed through.

@@ -1,7 +1,10 @@
-//! Whether what was adopted is anybody's: once for each repository, a registry is asked as nobody in particular.
+//! Whether what was adopted is anybody's: once for each repository, and once for each blob in one that opens, a registry is
+//! asked as nobody in particular.
 //!
-//! What containerd holds may have come to it with credentials. So it counts as private until somebody was seen to open its
-//! repository without any; from then on it can be given to whoever asks, also when the registry can't be asked any more.
+//! What containerd holds may have come to it with credentials. So it counts as private until its registry was seen to give
+//! it without any; from then on it can be given to whoever asks, also when the registry can't be asked any more. That its
+//! repository opens is not enough: containerd calls each repository a blob's source whose manifest names it, also where it
+//! had the blob already and never asked for it there. So anybody's manifest could open anybody's layer.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::survey::Surveyor;
 use crate::containerd::inventory::Inventory;
 use crate::image::{Access, Digest};
-use crate::pull::{Place, Pull};
+use crate::pull::{Kind, Place, Pull};
 
 /// A registry that gave no answer is asked again after so long.
 const ASK_AGAIN: Duration = Duration::from_secs(300);
@@ -102,7 +105,7 @@ impl Prover {
             self.unproven.lock().entry(place.clone()).or_default().extend(blobs.map(|content| content.digest));
         }
         let answers = stream::iter(ask).map(|(place, target)| async move {
-            let opens = self.pull.opens_to_anybody(&place, &target).await;
+            let opens = self.pull.opens_to_anybody(&place, &target, Kind::Manifest).await;
             (place, opens)
         });
         let answers: HashMap<Place, Option<bool>> = answers.buffer_unordered(AT_ONCE).collect().await;
@@ -115,11 +118,37 @@ impl Prover {
             };
             let Some(opens) = opens else { continue };
             let blobs = self.unproven.lock().remove(&place).unwrap_or_default();
-            for digest in blobs.iter().filter(|_| opens) {
-                let Place { registry, repository } = &place;
-                self.surveyor.store.delivered(digest, registry, repository, Access::Anonymous).await;
+            if opens {
+                let place = &place;
+                let proving =
+                    blobs.into_iter().map(|digest| async move { (digest, self.prove_one(place, digest).await) });
+                let proven: Vec<(Digest, bool)> = stream::iter(proving).buffer_unordered(AT_ONCE).collect().await;
+                let left: HashSet<Digest> =
+                    proven.into_iter().filter(|(_, said)| !said).map(|(left, _)| left).collect();
+                if !left.is_empty() {
+                    self.unproven.lock().entry(place.clone()).or_default().extend(left);
+                }
             }
         }
+    }
+
+    /// Asks for one blob, unless it is known to be anybody's; false: there was no answer.
+    async fn prove_one(&self, place: &Place, digest: Digest) -> bool {
+        let store = &self.surveyor.store;
+        if store.blob(&digest).await.is_some_and(|blob| blob.provenance().is_public()) {
+            return true;
+        }
+        for kind in [Kind::Blob, Kind::Manifest] {
+            match self.pull.opens_to_anybody(place, &digest, kind).await {
+                Some(true) => {
+                    store.delivered(&digest, &place.registry, &place.repository, Access::Anonymous).await;
+                    return true;
+                }
+                Some(false) => {}
+                None => return false,
+            }
+        }
+        true
     }
 
     async fn openness(&self, place: &Place) -> Option<Access> {

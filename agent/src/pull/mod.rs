@@ -178,10 +178,10 @@ impl Pull {
         }))
     }
 
-    /// Asks a registry, as anybody, for a manifest that is here: what nobody was seen to get without credentials counts as
+    /// Asks a registry, as anybody, for a blob that is here: what nobody was seen to get without credentials counts as
     /// private. `None`: it gave no answer.
-    pub async fn opens_to_anybody(&self, place: &Place, manifest: &Digest) -> Option<bool> {
-        self.0.opens_to_anybody(place, manifest).await
+    pub async fn opens_to_anybody(&self, place: &Place, digest: &Digest, kind: Kind) -> Option<bool> {
+        self.0.opens_to_anybody(place, digest, kind).await
     }
 
     /// What is counted of pulls.

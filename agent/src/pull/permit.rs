@@ -232,9 +232,9 @@ impl Inner {
         self.openness(place).await == Some(Access::Authorized)
     }
 
-    /// Asks a registry, as anybody, for a manifest, and learns from what it says. `None`: it gave no answer.
-    pub(super) async fn opens_to_anybody(&self, place: &Place, manifest: &Digest) -> Option<bool> {
-        let wanted = Wanted { place: place.clone(), grant: Grant::Anonymous, digest: *manifest, kind: Kind::Manifest };
+    /// Asks a registry, as anybody, for a blob, and learns from what it says. `None`: it gave no answer.
+    pub(super) async fn opens_to_anybody(&self, place: &Place, digest: &Digest, kind: Kind) -> Option<bool> {
+        let wanted = Wanted { place: place.clone(), grant: Grant::Anonymous, digest: *digest, kind };
         let wanted = &wanted;
         let chain = self.upstreams.of(&place.registry);
         let ask = |upstream: Arc<Upstream>| async move {

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
+use super::Inner;
 use super::share::given_by;
-use super::{Inner, Place};
 use crate::containerd::client::{Client, Content, ContentReader};
 use crate::image::{Access, Digest, MediaType, Registry};
 use crate::peers::Head;
@@ -22,26 +22,22 @@ pub(super) struct Lent {
 impl Inner {
     /// The blob, if containerd holds it, and one whose transfer is for `registry` and runs as `access` may have it.
     ///
-    /// containerd knows which repositories it pulled a blob from, and not as whom. So it is taken for protected, unless
-    /// one of them is known to open to anybody.
+    /// What is in the store too is given from there, and more widely once its registry was seen to give it to anybody.
     pub(super) async fn lent(&self, digest: &Digest, registry: &Registry, access: Access) -> Option<Lent> {
         let client = self.containerd.as_deref()?;
         let asked = tokio::time::timeout(DEADLINE, client.content(digest)).await.ok()?;
         let content = asked.inspect_err(|error| tracing::debug!(%digest, %error, "containerd doesn't say")).ok()??;
-        let (registry, access) = given_by(&self.provenance_of(&content).await, registry, access)?;
+        let (registry, access) = given_by(&provenance_of(&content), registry, access)?;
         let media_type = MediaType::octet_stream();
         let head = Head { size: content.size, media_type, registry, access, whole: true, sources: Vec::new() };
         Some(Lent { head, content, client: client.clone() })
     }
+}
 
-    async fn provenance_of(&self, content: &Content) -> Provenance {
-        let mut deliveries = Vec::with_capacity(content.sources.len());
-        for (registry, repository) in &content.sources {
-            let place = Place { registry: registry.clone(), repository: repository.clone() };
-            deliveries.push((registry.clone(), self.openness(&place).await.unwrap_or(Access::Authorized)));
-        }
-        deliveries.into_iter().collect()
-    }
+/// containerd says which repositories a blob came from, and neither as whom, nor whether it came from them at all: it calls
+/// each a source whose manifest names what it has already. So it is protected.
+fn provenance_of(content: &Content) -> Provenance {
+    content.sources.iter().map(|(registry, _)| (registry.clone(), Access::Authorized)).collect()
 }
 
 impl Lent {

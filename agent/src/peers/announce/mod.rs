@@ -106,7 +106,7 @@ impl Announcer {
             all.extend(batch.into_iter().map(|listed| (listed.digest, listed.provenance)));
         }
         if let Some(client) = &self.containerd {
-            for (digest, provenance) in runtime::lent(client, store).await {
+            for (digest, provenance) in runtime::lent(client).await {
                 all.entry(digest).or_insert(provenance);
             }
         }

@@ -2,10 +2,10 @@
 
 use crate::containerd::client::{Client, Content};
 use crate::image::{Access, Digest};
-use crate::store::{Provenance, Store};
+use crate::store::Provenance;
 
 /// What containerd holds, and where it came from; nothing while it can't be asked.
-pub(super) async fn lent(client: &Client, store: &Store) -> Vec<(Digest, Provenance)> {
+pub(super) async fn lent(client: &Client) -> Vec<(Digest, Provenance)> {
     let contents = match client.contents().await {
         Ok(contents) => contents,
         Err(error) => {
@@ -13,20 +13,11 @@ pub(super) async fn lent(client: &Client, store: &Store) -> Vec<(Digest, Provena
             return Vec::new();
         }
     };
-    let mut lent = Vec::with_capacity(contents.len());
-    for content in contents {
-        lent.push((content.digest, provenance(&content, store).await));
-    }
-    lent
+    contents.iter().map(|content| (content.digest, provenance(content))).collect()
 }
 
-/// containerd knows the repositories that a blob came from, and not as whom: it counts as protected, unless one of them is
-/// known to open to anybody.
-async fn provenance(content: &Content, store: &Store) -> Provenance {
-    let mut deliveries = Vec::with_capacity(content.sources.len());
-    for (registry, repository) in &content.sources {
-        let known = store.openness(registry, repository).await;
-        deliveries.push((registry.clone(), known.map_or(Access::Authorized, |(access, _)| access)));
-    }
-    deliveries.into_iter().collect()
+/// containerd says which repositories a blob came from, and neither as whom, nor whether it came from them at all: it calls
+/// each a source whose manifest names what it has already. So it is protected.
+fn provenance(content: &Content) -> Provenance {
+    content.sources.iter().map(|(registry, _)| (registry.clone(), Access::Authorized)).collect()
 }
