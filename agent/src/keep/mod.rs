@@ -6,10 +6,10 @@
 //! over restarts is little (`memory`): what a name meant, and when it was last used.
 //!
 //! By the catalog, tasks do the rest. What containerd holds is taken into the store without a second copy, and given up
-//! when containerd gives it up (`adopt`); its repositories are asked whether they open to anybody (`openness`). What
-//! should be whole is made whole in the background (`background`, `fetch`); among it copies
-//! of what other nodes run (`copies`). And the store is held within its bounds
-//! (`collect`), by a plan that is made without looking at anything (`plan`): images go whole, unused ones first.
+//! when containerd gives it up (`adopt`); its registries are asked whether they give it to anybody (`openness`). What
+//! should be whole is made whole in the background (`background`, `fetch`), copies of what other nodes run among it
+//! (`copies`). And the store is held within its bounds (`collect`), by a plan that is made without looking at anything
+//! (`plan`): images go whole, unused ones first.
 //!
 //! No pull waits for any of it. A blob that is being read when it goes stays readable to its end.
 
