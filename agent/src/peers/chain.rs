@@ -186,6 +186,11 @@ impl Chain {
         state.readings.get(&number).map(|reading| reading.machine.broken_sources().to_vec()).unwrap_or_default()
     }
 
+    /// Whether an owner has answered a reading, or it is over.
+    pub(super) fn is_answered(&self, number: u64) -> bool {
+        held(&self.state).readings.get(&number).is_none_or(|reading| reading.machine.is_answered())
+    }
+
     /// Tells a reading's machine something, and does at once what can't wait of what it wants.
     pub(super) fn tell(&self, number: u64, tell: impl FnOnce(&mut Follow, Duration)) {
         let (now, late) = (self.inner.now(), self.inner.late());
@@ -193,7 +198,8 @@ impl Chain {
         let is_last = state.readings.last_key_value().is_some_and(|(last, _)| *last == number);
         let State { serve, readings, .. } = &mut *state;
         let Some(reading) = readings.get_mut(&number) else { return };
-        let before = reading.machine.turn();
+        let heard = |machine: &Follow| (machine.is_answered(), machine.broken_sources().len());
+        let (before, heard_before) = (reading.machine.turn(), heard(&reading.machine));
         reading.machine.expect(late);
         tell(&mut reading.machine, now);
         let mut is_placed = false;
@@ -223,9 +229,11 @@ impl Chain {
         if before != after {
             self.turned(reading, before, after);
         }
+        // An answer may come late, and change nothing but what is known.
+        let is_news = before != after || heard_before != heard(&reading.machine);
         state.part(is_placed);
         drop(state);
-        if before != after {
+        if is_news {
             self.changed.send_replace(());
         }
         self.woken.notify_one();

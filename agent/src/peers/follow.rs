@@ -133,6 +133,23 @@ impl Follow {
         }
     }
 
+    /// Ends when an owner has said what it knows, or nobody is there to ask. Has no deadline of its own. Cancelling it
+    /// loses nothing.
+    pub async fn answered(&mut self) {
+        while !self.is_answered() {
+            self.changed().await;
+        }
+    }
+
+    fn is_answered(&self) -> bool {
+        match &self.0 {
+            Part::Alone => true,
+            Part::Chain(place) => place.chain.is_answered(place.number),
+            #[cfg(test)]
+            Part::Script(script) => !matches!(script.turn(), Turn::Wait),
+        }
+    }
+
     /// Upstreams that broke this digest for some node within the hour: what they deliver is verified before it goes out.
     #[must_use]
     pub fn broken_sources(&self) -> Vec<String> {

@@ -25,6 +25,8 @@ struct Memory {
     broke: HashMap<(String, Digest), Instant>,
     /// Broken by several, of whom one is to blame, and nobody knows who.
     unclear: HashMap<Digest, Instant>,
+    /// What others say of who broke it was taken for an explanation.
+    believed: HashMap<Digest, Instant>,
     poisoned: HashMap<Digest, (u64, Instant)>,
 }
 
@@ -49,10 +51,16 @@ impl Blame {
         memory.broke.get(&(upstream.to_owned(), *digest)).is_some_and(|at| at.elapsed() < SUSPECT_FOR)
     }
 
-    /// Whether anybody has broken this blob.
-    pub(super) fn was_broken(&self, digest: &Digest) -> bool {
-        let memory = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        memory.broke.iter().any(|((_, broken), at)| broken == digest && at.elapsed() < SUSPECT_FOR)
+    /// Others say who it was that broke `digest`, and nothing here contradicts. Whether that is believed: once, and then
+    /// it isn't unclear any more. Who is told wrongly fails once more at the most, and finds out by itself.
+    pub(super) fn believes_others(&self, digest: Digest) -> bool {
+        let mut memory = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if memory.believed.get(&digest).is_some_and(|at| at.elapsed() < SUSPECT_FOR) {
+            return false;
+        }
+        insert(&mut memory.believed, BOUND, digest, Instant::now(), |at| *at);
+        memory.unclear.remove(&digest);
+        true
     }
 
     /// What `sources` delivered together broke `digest`.
@@ -113,6 +121,20 @@ mod tests {
         assert!(blame.continues_poison(&digest, 100), "the larger holds");
         blame.delivered(&digest);
         assert!(!blame.continues_poison(&digest, 100));
+    }
+
+    #[test]
+    fn what_others_say_is_believed_once() {
+        let blame = Blame::default();
+        let (digest, other) = (Digest::of(b"x"), Digest::of(b"y"));
+        blame.is_unclear(digest);
+        blame.is_unclear(other);
+        assert!(blame.believes_others(digest));
+        assert!(!blame.needs_one_source(&digest));
+        assert!(blame.needs_one_source(&other), "of which they said nothing");
+        blame.is_unclear(digest);
+        assert!(!blame.believes_others(digest));
+        assert!(blame.needs_one_source(&digest), "it is found out here");
     }
 
     #[test]

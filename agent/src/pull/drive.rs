@@ -3,8 +3,10 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::time::timeout;
 
 use super::arrival::{Arrival, Arrived};
 use super::begin::Begun;
@@ -16,6 +18,9 @@ use super::{Inner, Kind, PullError};
 use crate::image::{Access, Digest, MediaType};
 use crate::peers::Follow;
 use crate::store::{CommitError, Ingest, Origin};
+
+/// How long the cluster may take to say who broke a blob of which it is unclear here.
+const HEARS_WITHIN: Duration = Duration::from_secs(1);
 
 /// Drives `transfer` to its end, whatever that is.
 pub(super) async fn drive(pull: Arc<Inner>, transfer: Arc<Transfer>) {
@@ -101,11 +106,7 @@ impl Driver {
         let size = leftover.as_ref().map(|ingest| ingest.size());
         let size = size.or_else(|| self.pull.sizes.of(&self.transfer.wanted.place, &digest));
         let frontier = leftover.as_ref().map_or(0, |ingest| ingest.first_gap(0).unwrap_or(ingest.size()));
-        // Who has to find out which upstream it is that lies takes nothing from others, who may have it from any.
-        let mut follow = match self.suspects.must_be_alone() {
-            true => Follow::alone(),
-            false => self.pull.join_others(&self.transfer, size, frontier),
-        };
+        let mut follow = self.join(size, frontier).await;
         if let Some(whole) = leftover.as_ref().filter(|i| i.is_whole()) {
             let arriving = Arriving::new(Arc::clone(whole), MediaType::octet_stream());
             return self.commit(arriving, &mut follow, Partings::default()).await;
@@ -150,6 +151,27 @@ impl Driver {
                 }
             }
         }
+    }
+
+    /// Takes part in the cluster's download. Who has to find out which upstream it is that lies takes nothing from others,
+    /// who may have it from any; unless they have found out.
+    async fn join(&mut self, size: Option<u64>, frontier: u64) -> Follow {
+        let mut follow = self.pull.join_others(&self.transfer, size, frontier);
+        if !self.suspects.must_be_alone() {
+            return follow;
+        }
+        // Who hears nothing in time goes alone.
+        let _ = timeout(HEARS_WITHIN, follow.answered()).await;
+        let digest = self.transfer.wanted.digest;
+        if self.pull.heed(&follow, &digest) {
+            self.sources.order();
+            if self.pull.blame.believes_others(digest) {
+                tracing::debug!(pull = %self.transfer.trace, %digest, "others have found out who sent wrong bytes");
+                self.suspects.are_explained();
+                return follow;
+            }
+        }
+        Follow::alone()
     }
 
     /// As what the sources' bytes are recorded.
@@ -264,7 +286,7 @@ impl Driver {
         match culprit {
             Culprit::Upstream(name) => follow.broke(&[name], None),
             Culprit::Peer(node) => follow.broke(&[], Some(node)),
-            Culprit::Unclear => {}
+            Culprit::Likely(_) | Culprit::Unclear => {}
         }
     }
 }

@@ -41,6 +41,8 @@ struct PeerPart {
 pub(super) enum Culprit {
     /// An upstream, by its name: here, or at the peers that they came by.
     Upstream(String),
+    /// This upstream, which gave some of them, and broke the same digest for other nodes.
+    Likely(String),
     /// A peer, whose own copy is right.
     Peer(NodeId),
     /// One of several; it is found out by taking it from one alone.
@@ -56,6 +58,11 @@ impl Suspects {
     /// Whether all of it has to come from one upstream, so that it shows whose bytes are wrong.
     pub(super) const fn must_be_alone(&self) -> bool {
         self.must_be_alone
+    }
+
+    /// Others have found out who it was: it may come from several again.
+    pub(super) const fn are_explained(&mut self) {
+        self.must_be_alone = false;
     }
 
     /// Whether a source's bytes may be added.
@@ -125,19 +132,32 @@ impl Suspects {
 
     /// The digest doesn't hold: who is to blame, which is remembered of upstreams.
     pub(super) fn have_broken_it(&self) -> Culprit {
+        let blame = &self.pull.blame;
         let culprit = if self.has_leftover { Culprit::Unclear } else { culprit(&self.from) };
-        match &culprit {
+        match culprit {
             Culprit::Upstream(name) => {
                 // When peers alone say so, and not for the first time, their word is worth little: upstream is asked.
-                if self.from.iter().all(|known| known.peer().is_some()) && self.pull.blame.was_broken(&self.digest) {
-                    self.pull.blame.is_unclear(self.digest);
+                if self.from.iter().all(|known| known.peer().is_some()) && !blame.believes_others(self.digest) {
+                    blame.is_unclear(self.digest);
                 }
-                self.pull.blame.broke(name, self.digest);
+                blame.broke(&name, self.digest);
+                Culprit::Upstream(name)
             }
-            Culprit::Unclear => self.pull.blame.is_unclear(self.digest),
-            Culprit::Peer(_) => {}
+            Culprit::Unclear => match self.broke_it_before().filter(|_| blame.believes_others(self.digest)) {
+                Some(name) => Culprit::Likely(name.to_owned()),
+                None => {
+                    blame.is_unclear(self.digest);
+                    Culprit::Unclear
+                }
+            },
+            known => known,
         }
-        culprit
+    }
+
+    /// An upstream that is known to have broken this digest, and whose bytes are among these.
+    fn broke_it_before(&self) -> Option<&str> {
+        let mut names = self.from.iter().flat_map(Contributor::upstreams);
+        names.find(|name| self.pull.blame.has_broken(name, &self.digest))
     }
 
     /// How the blob is recorded: as what came from upstream, as that. What came from peers alone is what they say, and
@@ -154,6 +174,15 @@ impl Contributor {
             (Self::Peer(part), Source::Peer(peer)) => part.node == peer.node(),
             _ => false,
         }
+    }
+
+    /// The upstreams that its bytes came from, as far as is known.
+    fn upstreams(&self) -> impl Iterator<Item = &str> {
+        let (own, peers) = match self {
+            Self::Upstream(upstream) => (Some(upstream.name()), &[][..]),
+            Self::Peer(part) => (None, part.sources.as_slice()),
+        };
+        own.into_iter().chain(peers.iter().map(String::as_str))
     }
 
     const fn peer(&self) -> Option<&PeerPart> {

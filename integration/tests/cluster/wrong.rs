@@ -3,31 +3,43 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use larder_integration::{Fault, FaultRegistry, Image, When, until};
+use larder_integration::{Cluster, Fault, FaultRegistry, Image, Rate, When, until};
 
-use super::{NAME, Stage, ensure_nothing_wrong_is_kept};
+use super::{LINK, NAME, Stage, ensure_nothing_wrong_is_kept};
 use crate::support::run;
 
 /// Every node has the image after at most one retry, and nothing wrong is kept anywhere.
 #[test]
 fn the_first_upstream_sends_wrong_bytes() {
-    run(async {
-        let image = Image::one_layer(1, 8);
-        let stage = Stage::with(&image, None)?;
-        let right = FaultRegistry::start_on(&stage.network.host(None)?)?;
-        right.add(&image, "acme/app", "v1");
-        stage.registry.fault(When::get(image.largest()), Fault::WrongByte(3_000_000));
-        let builder = larder_integration::Cluster::builder(&stage.network, 5, None)?;
-        let cluster = builder.registry("reg.test", &[&stage.registry.url(), &right.url()]).start().await?;
-        let all: Vec<usize> = (0..5).collect();
-        let first = cluster.pull_on(&all, NAME).await;
-        let failed: Vec<usize> = all.into_iter().filter(|&number| first[number].is_err()).collect();
-        for again in cluster.pull_on(&failed, NAME).await {
-            again.with_context(|| format!("again, the first time having been {first:?}"))?;
-        }
-        ensure!(stage.registry.met() > 0);
-        ensure_nothing_wrong_is_kept(&cluster).await
-    });
+    run(wrong_from_the_first_upstream(None));
+}
+
+/// So it is where the links are full, so that parents say too late what became of the whole, and a second copy by each
+/// node would take too long to be waited for.
+#[test]
+fn it_does_so_over_narrow_links() {
+    run(wrong_from_the_first_upstream(Some(LINK)));
+}
+
+async fn wrong_from_the_first_upstream(rate: Option<Rate>) -> Result<()> {
+    let image = Image::one_layer(1, 16);
+    let stage = Stage::with(&image, rate)?;
+    let right = FaultRegistry::start_on(&stage.network.host(rate)?)?;
+    right.add(&image, "acme/app", "v1");
+    stage.registry.fault(When::get(image.largest()), Fault::WrongByte(5_000_000));
+    let builder = Cluster::builder(&stage.network, 6, rate)?;
+    let cluster = builder.registry("reg.test", &[&stage.registry.url(), &right.url()]).start().await?;
+    let all: Vec<usize> = (0..6).collect();
+    let first = cluster.pull_on(&all, NAME).await;
+    let failed: Vec<usize> = all.into_iter().filter(|&number| first[number].is_err()).collect();
+    ensure!(stage.registry.met() > 0);
+    stage.registry.clear_log();
+    for again in cluster.pull_on(&failed, NAME).await {
+        again.with_context(|| format!("again, the first time having been {first:?}"))?;
+    }
+    let wrong = stage.registry.shown(&image.largest().digest);
+    ensure!(stage.registry.sent(&image.largest().digest) == 0, "who lied was asked for the layer again:{wrong}");
+    ensure_nothing_wrong_is_kept(&cluster).await
 }
 
 /// A holder's disk rots: it isn't believed, and others have it.

@@ -91,6 +91,7 @@ pub struct Follow {
     ask_again: Duration,
     told_reading: Duration,
     numbers: u64,
+    is_answered: bool,
     broken_sources: Vec<String>,
     is_over: bool,
     actions: Vec<Action>,
@@ -153,6 +154,7 @@ impl Follow {
             ask_again: ASK_AGAIN,
             told_reading: now,
             numbers: 0,
+            is_answered: false,
             broken_sources: Vec::new(),
             is_over: false,
             actions: Vec::new(),
@@ -193,6 +195,7 @@ impl Follow {
     pub fn answered(&mut self, now: Duration, number: u64, answered: Answered) {
         let Some(at) = self.pending.iter().position(|pending| pending.number == number) else { return };
         let pending = self.pending.swap_remove(at);
+        self.is_answered |= !matches!(answered.answer, Answer::NotOwner(_));
         for source in answered.broken_sources {
             if self.broken_sources.len() < MAX_BROKEN && !self.broken_sources.contains(&source) {
                 self.broken_sources.push(source);
@@ -540,6 +543,12 @@ impl Follow {
     pub fn rate(&self, now: Duration) -> u64 {
         // Truncating: nobody needs parts of a byte.
         self.meter.rate(now) as u64
+    }
+
+    /// Whether an owner has said what it knows of the blob.
+    #[must_use]
+    pub const fn is_answered(&self) -> bool {
+        self.is_answered
     }
 
     /// Upstreams that broke this digest for some node within the hour, as far as owners told.

@@ -259,6 +259,14 @@ async fn an_upstream_that_lied_to_a_peer_is_to_blame() {
     assert_eq!((first.asked().len(), second.asked().len()), (0, 1));
 }
 
+/// One reads whatever comes, and is told in time that it isn't right.
+async fn reads_wrong_bytes(node: &Node) {
+    let mut reader = node.fetch(0).await.unwrap().read();
+    while let Ok(bytes) = reader.next().await {
+        assert!(bytes.is_some(), "it was given for whole");
+    }
+}
+
 #[tokio::test]
 async fn what_turns_out_wrong_at_a_peer_is_not_finished_here() {
     let blob = blob(8);
@@ -267,15 +275,7 @@ async fn what_turns_out_wrong_at_a_peer_is_not_finished_here() {
     let wrong = Habit { wrong_byte: Some(5), broken_at: Some((6 * MIB, vec![name(&first)])), ..Habit::default() };
     script.turn(Turn::Peer(peer(1, &blob, wrong)));
     let node = in_cluster(&blob, &[&first, &second], &script);
-    let mut reader = node.fetch(0).await.unwrap().read();
-    let end = async {
-        loop {
-            if let Err(end) = reader.next().await {
-                break end;
-            }
-        }
-    };
-    assert_eq!(end.await, EndedShort);
+    reads_wrong_bytes(&node).await;
     assert_eq!(broke(&script), [(vec![name(&first)], None)]);
     script.turn(FETCH_ALL);
     node.whole().await.unwrap();
@@ -311,6 +311,86 @@ async fn when_it_is_unclear_who_lied_one_alone_is_asked() {
     assert_eq!(broke(&script), []);
     node.whole().await.unwrap();
     assert_eq!(upstream.asked(), [0..4 * MIB, 0..8 * MIB], "whatever the cluster says");
+}
+
+/// A node that has a wrong half of the first upstream and a right one of a peer that says nothing of the whole, and two
+/// upstreams to go on with.
+async fn unclear(blob: &Bytes, first: &Registry, second: &Registry, script: &Script) -> Node {
+    first.always(Manner { wrong_byte: Some(3 * MIB + 5), ..Manner::default() });
+    script.turn(Turn::Upstream { upto: 4 * MIB });
+    script.at(4 * MIB, Turn::Peer(peer(1, blob, Habit::default())));
+    let node = in_cluster(blob, &[first, second], script);
+    reads_wrong_bytes(&node).await;
+    assert_eq!(broke(script), []);
+    node
+}
+
+#[tokio::test]
+async fn where_it_is_unclear_others_may_have_found_out() {
+    let blob = blob(8);
+    let (first, second) = (Registry::start(&blob).await, Registry::start(&blob).await);
+    let script = Script::default();
+    let node = unclear(&blob, &first, &second, &script).await;
+    script.turn(Turn::Wait);
+    script.broken(&[&name(&first)]);
+    let from = peer(2, &blob, Habit::default());
+    script.at(4 * MIB, Turn::Peer(from.clone()));
+    let (whole, ()) = tokio::join!(node.whole(), async { script.turn(Turn::Upstream { upto: 4 * MIB }) });
+    whole.unwrap();
+    assert_eq!((first.asked().len(), second.asked_once()), (1, 0..4 * MIB), "who lied isn't asked again");
+    assert_eq!(opened_once(&from), 4 * MIB..u64::MAX, "and the rest may come from whoever has it");
+}
+
+#[tokio::test]
+async fn others_are_believed_once() {
+    let blob = blob(8);
+    let (first, second) = (Registry::start(&blob).await, Registry::start(&blob).await);
+    let script = Script::default();
+    let node = unclear(&blob, &first, &second, &script).await;
+    script.broken(&["innocent:443"]);
+    script.turn(Turn::Upstream { upto: 4 * MIB });
+    script.at(4 * MIB, Turn::Peer(peer(2, &blob, Habit::default())));
+    reads_wrong_bytes(&node).await;
+    script.broken(&["innocent:443", "another:443"]);
+    let unasked = peer(3, &blob, Habit::default());
+    script.turn(Turn::Peer(unasked.clone()));
+    node.whole().await.unwrap();
+    assert_eq!(unasked.opened(), []);
+    assert_eq!(second.asked_once(), 0..8 * MIB, "it is found out here who lies, before a byte goes out");
+}
+
+#[tokio::test]
+async fn who_hears_nothing_finds_out_alone() {
+    let blob = blob(8);
+    let (first, second) = (Registry::start(&blob).await, Registry::start(&blob).await);
+    let script = Script::default();
+    let node = unclear(&blob, &first, &second, &script).await;
+    script.turn(Turn::Wait);
+    let begun = Instant::now();
+    node.whole().await.unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    assert_eq!(second.asked_once(), 0..8 * MIB);
+}
+
+#[tokio::test]
+async fn who_broke_it_elsewhere_is_likely_to_have_broken_it_here() {
+    let blob = blob(8);
+    let (first, second) = (Registry::start(&blob).await, Registry::start(&blob).await);
+    let script = Script::default();
+    first.always(Manner { stall_at: Some(3 * MIB), wrong_byte: Some(MIB), ..Manner::default() });
+    script.turn(FETCH_ALL);
+    let node = in_cluster(&blob, &[&first, &second], &script);
+    tokio::join!(reads_wrong_bytes(&node), async {
+        told(&script, &Told::Arrived(3 * MIB)).await;
+        script.broken(&[&name(&first)]);
+        script.turn(Turn::Peer(peer(1, &blob, Habit::default())));
+    });
+    assert_eq!(broke(&script), [], "nobody is told what nobody knows");
+    let from = peer(2, &blob, Habit::default());
+    script.turn(Turn::Peer(from.clone()));
+    node.whole().await.unwrap();
+    assert_eq!((first.asked().len(), second.asked().len()), (1, 0));
+    assert_eq!(opened_once(&from), 0..u64::MAX, "it needn't be alone");
 }
 
 #[tokio::test]
