@@ -12,6 +12,7 @@ mod chain;
 mod cluster;
 mod debian;
 mod footprint;
+mod install;
 mod pulls;
 mod ranges;
 mod raw;
@@ -19,8 +20,10 @@ mod stats;
 
 use anyhow::{Result, bail, ensure};
 
-const ALL: [&str; 12] =
-    ["cold", "warm", "ranges", "raw", "head", "chain", "memory", "start", "cluster", "apart", "stream", "soak"];
+const ALL: [&str; 13] = [
+    "cold", "warm", "ranges", "raw", "head", "chain", "memory", "start", "install", "cluster", "apart", "stream",
+    "soak",
+];
 
 #[tokio::main]
 async fn main() -> Result<()> {
@@ -43,6 +46,7 @@ async fn main() -> Result<()> {
             "cluster" => cluster::cluster(pairs).await?,
             "apart" => cluster::apart(pairs).await?,
             "stream" => cluster::stream(pairs).await?,
+            "install" => install::install().await?,
             "memory" => footprint::memory().await?,
             _ => footprint::start().await?,
         }
