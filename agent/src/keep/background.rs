@@ -141,7 +141,7 @@ impl Background {
         let remembered = Remembered {
             target: target.digest,
             media_type: target.media_type.clone(),
-            used: seconds(Timestamp::now()),
+            used: u64::try_from(Timestamp::now().as_millisecond()).unwrap_or(0),
             prefetched_until: until.map(seconds),
             in_use: false,
         };

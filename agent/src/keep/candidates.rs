@@ -21,7 +21,7 @@ pub(super) struct Candidate {
     pub(super) in_runtime: bool,
     /// Who uses it.
     pub(super) used_by: Vec<User>,
-    /// When it was last used as far as is remembered, in seconds since 1970.
+    /// When it was last used as far as is remembered, in milliseconds since 1970.
     pub(super) used: Option<u64>,
     /// Until when it is wanted though nothing has used it, in seconds since 1970.
     pub(super) prefetched_until: Option<u64>,

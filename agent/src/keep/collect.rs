@@ -180,11 +180,12 @@ impl Collector {
             let page = self.store().list(after.as_ref(), PAGE).await;
             let Some(last) = page.last() else { break };
             after = Some(last.digest);
-            for listed in page {
+            let used = self.store().last_used(page.iter().map(|listed| listed.digest).collect()).await;
+            for (listed, used) in page.into_iter().zip(used) {
                 if listed.media_type.as_ref().is_some_and(MediaType::is_manifest) {
                     manifests.push(listed.digest);
                 }
-                blobs.push(self.blob(&listed));
+                blobs.push(self.blob(&listed, used));
             }
         }
         let mut units: Vec<Unit> = catalog.images.iter().map(|known| unit(known)).collect();
@@ -195,10 +196,10 @@ impl Collector {
         Stock { blobs, units }
     }
 
-    fn blob(&self, listed: &Listed) -> Blob {
+    fn blob(&self, listed: &Listed, used: u64) -> Blob {
         let frees = if listed.held == Held::Own { listed.size } else { 0 };
         let is_open = self.store().is_open(&listed.digest);
-        Blob { digest: listed.digest, size: listed.size, frees, used: listed.used.saturating_mul(1000), is_open }
+        Blob { digest: listed.digest, size: listed.size, frees, used, is_open }
     }
 
     async fn excess(&self) -> Option<Excess> {

@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 use crate::image::{Digest, ImageName, MediaType};
 use crate::store::{Records, Store};
 
-/// A later use is written down when it is later by so much, in seconds: what is lost by a crash is no more.
-const WORTH_WRITING: u64 = 600;
+/// A later use is written down when it is later by so much, in milliseconds: what is lost by a crash is no more.
+const WORTH_WRITING: u64 = 600_000;
 
 /// What is remembered of an image, also when containerd doesn't have it any more.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -16,7 +16,7 @@ pub(super) struct Remembered {
     pub(super) target: Digest,
     /// That one's type.
     pub(super) media_type: MediaType,
-    /// When something on this node last used it, in seconds since 1970.
+    /// When something on this node last used it, in milliseconds since 1970.
     pub(super) used: u64,
     /// Until when it is wanted though nothing has used it, in seconds since 1970.
     #[serde(default)]

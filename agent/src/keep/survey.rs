@@ -119,12 +119,15 @@ impl Surveyor {
         now: Timestamp,
     ) -> Option<Known> {
         let in_use = candidate.in_use || is_run_by_stray(&walked, inventory);
-        let seconds = u64::try_from(now.as_second()).unwrap_or(0);
-        // What is seen for the first time may have been used a moment ago.
-        let used = candidate.used.unwrap_or(seconds).max(touched / 1000);
+        let millis = u64::try_from(now.as_millisecond()).unwrap_or(0);
+        // What is seen for the first time, and by nobody before, may have been used a moment ago.
+        let used = Some(candidate.used.unwrap_or(0).max(touched)).filter(|used| *used > 0).unwrap_or(millis);
         let (used, last_used) = match in_use {
-            true => (seconds, at(now.as_second() / MINUTE * MINUTE)),
-            false => (used, at(i64::try_from(used).unwrap_or(i64::MAX))),
+            true => (millis, at(now.as_second() / MINUTE * MINUTE)),
+            false => {
+                let exact = i64::try_from(used).ok().and_then(|used| Timestamp::from_millisecond(used).ok());
+                (used, exact.unwrap_or(Timestamp::MAX))
+            }
         };
         let expires = last_used.saturating_add(self.cache.expire_unused.0).unwrap_or(Timestamp::MAX);
         let prefetched = candidate.prefetched_until.map(|until| at(i64::try_from(until).unwrap_or(i64::MAX)));

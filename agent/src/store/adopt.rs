@@ -27,6 +27,7 @@ use super::index::Change;
 use super::label::Label;
 use super::layout::{FileId, open_regular};
 use super::locks::held;
+use super::mend::modified;
 use super::record::{BlobRecord, Hold, State};
 use super::shelves::Shelves;
 use super::space::Standing;
@@ -149,8 +150,8 @@ impl Shelves {
             self.index.add_repository(digest, registry, repository);
         }
         if self.index.last_used(digest) == 0 {
-            // Without a time it would never be evicted.
-            self.index.touch(digest);
+            // Without a time it would never be evicted. containerd stamps a file when it has committed it.
+            self.index.set_used(digest, modified(&theirs.metadata).max(1));
         }
         held(&self.known_wrong).remove(digest);
         self.metrics.count_adoption(adopted);

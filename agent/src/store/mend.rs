@@ -243,7 +243,7 @@ fn short(digest: &Digest) -> u64 {
 }
 
 /// Milliseconds since 1970.
-fn modified(metadata: &Metadata) -> u64 {
+pub(super) fn modified(metadata: &Metadata) -> u64 {
     let time = metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH);
     time.duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }

@@ -59,7 +59,7 @@ fn manifest(blobs: &[u64]) -> Bytes {
 
 async fn remember(store: &Store, name: &str, target: Digest, used: u64, in_use: bool) {
     let media_type = MediaType::new(MANIFEST).unwrap();
-    let known = Remembered { target, media_type, used, prefetched_until: None, in_use };
+    let known = Remembered { target, media_type, used: used * 1000, prefetched_until: None, in_use };
     assert!(
         store
             .record(crate::store::Records::Images, &name.parse::<ImageName>().unwrap().to_string(), Some(&known))
