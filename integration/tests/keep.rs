@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use larder_integration::{Agent, Blob, Challenge, Fault, FaultRegistry, Image, Labels, Node, Release, When, until};
+use larder_integration::{Agent, Blob, Challenge, FaultRegistry, Image, Labels, Node, until};
 use serde_json::Value;
 
 use crate::support::{Case, on_every_containerd};
@@ -15,7 +15,6 @@ on_every_containerd!(over tls:
     what_is_there_already_is_kept_at_no_cost,
     a_pull_costs_nothing_twice,
     what_containerd_drops_is_still_served,
-    what_another_repository_names_stays_private,
     what_containerd_drops_above_the_mark_goes,
     patterns_and_prefetches_are_fetched,
     what_runs_is_mended,
@@ -104,31 +103,6 @@ async fn what_containerd_drops_is_still_served(case: Case) -> Result<()> {
     Ok(())
 }
 
-/// Anybody's manifest can name somebody's layer. containerd, which has the layer, calls that repository a source of it
-/// without ever asking for it there; but it isn't, and nobody gets it for that.
-async fn what_another_repository_names_stays_private(case: Case) -> Result<()> {
-    let registry = FaultRegistry::start().await?;
-    let private = Image::one_layer(16, 2);
-    for repository in ["acme/private", "acme/open"] {
-        registry.add(&private, repository, "v1");
-    }
-    registry.challenge(Some(Challenge::bearer().account("alice", "secret", "acme/private").open("acme/open")));
-    registry.fault(When::path("/acme/open/blobs/"), Fault::Status(404, Vec::new()));
-    let node = case.node(&registry).await?;
-    let alice = larder_integration::Login::password("alice", "secret");
-    node.containerd.pull_as("reg.test/acme/private:v1", &alice).await?;
-    whole(node.agent()?, "reg.test/acme/private:v1").await?;
-    node.containerd.pull("reg.test/acme/open:v1").await.context("of which containerd has all")?;
-    let asked = format!("/acme/open/blobs/{}", private.largest().digest);
-    until("the registry is asked for it as nobody", ADOPTED, async || {
-        (registry.count("HEAD", &asked) > 0).then_some(())
-    })
-    .await?;
-    node.containerd.wipe().await?;
-    ensure!(node.containerd.pull("reg.test/acme/open:v1").await.is_err(), "somebody's layer was given to anybody");
-    Ok(())
-}
-
 /// The disk is above its mark, and containerd drops an image: its bytes are free at once.
 async fn what_containerd_drops_above_the_mark_goes(case: Case) -> Result<()> {
     let registry = FaultRegistry::start().await?;
@@ -193,13 +167,7 @@ async fn what_runs_is_mended(case: Case) -> Result<()> {
     let image = Image::builder(11).layer(4 << 20).program()?.build();
     registry.add(&image, "acme/app", "v1");
     let mut builder = case.builder()?.registry("reg.test", &registry.url())?;
-    let discard = "discard_unpacked_layers = true";
-    match case.release {
-        Release::Bookworm | Release::Trixie => {
-            builder.containerd.tables = format!("[plugins.\"io.containerd.grpc.v1.cri\".containerd]\n{discard}");
-        }
-        _ => builder.containerd.images = discard.to_owned(),
-    }
+    builder.containerd.discards_layers = true;
     let mut node = builder.start().await?;
     node.containerd.pull("reg.test/acme/app:v1").await?;
     node.containerd.run("reg.test/acme/app:v1", &Labels::of_container("default", "web", "app")).await?;
