@@ -2,7 +2,7 @@
 //!
 //! A [`Follow`] is told what comes (answers, beats, bytes, failures, time), and says what to do ([`Follow::turn`]) and what
 //! to send ([`Follow::actions`]). Whatever it waits for has an end: [`Follow::next_deadline`] is known as long as bytes are
-//! missing.
+//! missing, but for those that upstream is asked for because there is nobody else.
 //!
 //! Repairs are made by the reader alone: from a parent that fell silent, or is clearly slower than the one beyond it, it
 //! goes to the one beyond; without one, to the owner. When nothing has brought bytes nearer for [two seconds](patience), it
@@ -107,7 +107,8 @@ enum Source {
     Own {
         upto: u64,
         span: u64,
-        ask_at: Duration,
+        /// When the owner is asked again; never where there is none.
+        ask_at: Option<Duration>,
     },
     Peer(Box<Reading>),
 }
@@ -306,7 +307,7 @@ impl Follow {
                 self.report_lease(now);
             }
             (Source::Peer(_), Some(_)) => self.tell_reading(now),
-            (Source::Own { ask_at, .. }, _) => *ask_at = now,
+            (Source::Own { ask_at, .. }, first) => *ask_at = first.map(|_| now),
             _ => {}
         }
     }
@@ -493,9 +494,9 @@ impl Follow {
                 }
             }
             Source::Own { ask_at, .. } => {
-                if now >= *ask_at {
+                if ask_at.is_some_and(|at| now >= at) {
                     self.ask_again = (self.ask_again * 2).min(ASK_AGAIN_AT_MOST);
-                    *ask_at = now + self.ask_again;
+                    *ask_at = Some(now + self.ask_again);
                     self.ask(now);
                 }
             }
@@ -503,24 +504,26 @@ impl Follow {
         }
     }
 
-    /// When to call [`Self::tick`] next, at the latest. `None` once all of it is here, or it was left.
+    /// When to call [`Self::tick`] next, at the latest. `None` once all of it is here, or it was left; and as long as it is
+    /// fetched from upstream, and there is no owner to ask.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Duration> {
         if self.is_over || self.has_all() {
             return None;
         }
         let own = match &self.source {
-            Source::Peer(reading) => (reading.heard + self.silence())
-                .min(self.patience_until())
-                .min(self.told_reading + REPORT_READING_EVERY),
+            Source::Peer(reading) => {
+                let heard_until = (reading.heard + self.silence()).min(self.patience_until());
+                Some(heard_until.min(self.told_reading + REPORT_READING_EVERY))
+            }
             Source::Lease(range) => {
                 let reports = range.reported + REPORT_EVERY;
-                range.waits.map_or(reports, |since| reports.min(since + self.late))
+                Some(range.waits.map_or(reports, |since| reports.min(since + self.late)))
             }
             Source::Own { ask_at, .. } => *ask_at,
-            Source::Nothing => self.nothing_until(),
+            Source::Nothing => Some(self.nothing_until()),
         };
-        Some(self.asks_until().map_or(own, |asks| asks.min(own)))
+        [own, self.asks_until()].into_iter().flatten().min()
     }
 
     /// This node's place.

@@ -231,7 +231,7 @@ impl Follow {
         self.fruitless = 0;
         let has_owner = self.ranks.owners().first.is_some();
         let upto = if has_owner { piece_after(self.frontier) } else { u64::MAX };
-        let ask_at = if has_owner { now + self.ask_again } else { Duration::MAX };
+        let ask_at = has_owner.then_some(now + self.ask_again);
         self.source = Source::Own { upto, span: PIECE, ask_at };
     }
 }

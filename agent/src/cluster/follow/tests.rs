@@ -136,7 +136,20 @@ fn a_piece_ends_with_a_chunk() {
 }
 
 #[test]
-fn without_owners_all_of_it_is_fetched_at_once() {
+fn where_nobody_owns_it_all_of_it_is_fetched_until_somebody_does() {
+    let Follow { sought, .. } = follow();
+    let mut follow = Follow::new(millis(0), node(50), sought, Some(SIZE), 0, Owners { first: None, second: None });
+    assert_eq!((follow.turn(), follow.next_deadline()), (Turn::Upstream { upto: u64::MAX }, None));
+    follow.owners_changed(millis(10), Owners { first: Some(node(1)), second: None });
+    assert_eq!(follow.next_deadline(), Some(millis(10)));
+    follow.tick(millis(10));
+    assert!(matches!(asks(&mut follow)[..], [(_, owner, _)] if owner == node(1)));
+    follow.owners_changed(millis(20), Owners { first: None, second: None });
+    assert!(follow.next_deadline().is_none_or(|at| at < Duration::from_secs(60)), "{follow:?}");
+}
+
+#[test]
+fn when_no_owner_answers_all_of_it_is_fetched_at_once() {
     let mut follow = follow();
     for _ in 0..2 {
         let [(number, ..)] = asks(&mut follow)[..] else { panic!() };
@@ -413,7 +426,9 @@ proptest! {
             }
             happens(&mut follow, now, event, &mut asked, &mut lease);
             asked.extend(asks(&mut follow).into_iter().map(|(number, ..)| number));
-            prop_assert!(follow.has_all() || follow.next_deadline().is_some());
+            let is_alone = follow.ranks.owners().first.is_none();
+            let goes_alone = is_alone && matches!(follow.turn(), Turn::Upstream { .. });
+            prop_assert!(follow.has_all() || goes_alone || follow.next_deadline().is_some());
         }
         // Silence.
         let silent_since = now;

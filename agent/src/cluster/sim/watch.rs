@@ -84,7 +84,8 @@ impl World {
                 let Some(pull) = &self.nodes[node].pulls[blob] else { continue };
                 let Some(follow) = pull.follow.as_ref().filter(|_| !pull.is_whole) else { continue };
                 let reads = pull.stream.is_some();
-                let is_late = follow.next_deadline().is_none();
+                let goes_alone = matches!(follow.turn(), Turn::Upstream { .. });
+                let is_late = follow.next_deadline().is_none() && !goes_alone;
                 let is_idle = matches!(follow.turn(), Turn::Upstream { .. } | Turn::Peer(_)) && !reads;
                 if is_late || is_idle {
                     let state = format!("{follow:?}");

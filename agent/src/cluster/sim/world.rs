@@ -295,7 +295,7 @@ impl World {
         self.obey(spot);
         let Some(blob) = &mut self.nodes[spot.node].pulls[spot.blob] else { return };
         let deadline = blob.follow.as_ref().and_then(Follow::next_deadline);
-        if let Some(at) = deadline.filter(|at| *at < Duration::MAX).map(|at| at.max(self.now))
+        if let Some(at) = deadline.map(|at| at.max(self.now))
             && blob.tick.is_none_or(|before| at < before)
         {
             blob.tick = Some(at);
