@@ -433,7 +433,11 @@ impl Index {
             for (digest, record) in changes {
                 match record {
                     _ if last.is_some_and(|last| digest > last) => {}
-                    Some(record) => drop(entries.insert(digest, Entry { digest, record, used: 0 })),
+                    Some(record) => {
+                        // When it was used is written apart from what else is known of it.
+                        let used = entries.get(&digest).map_or(0, |entry| entry.used);
+                        entries.insert(digest, Entry { digest, record, used });
+                    }
                     None => drop(entries.remove(&digest)),
                 }
             }

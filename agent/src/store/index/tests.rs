@@ -102,6 +102,22 @@ fn a_scan_goes_over_everything_once() {
 }
 
 #[test]
+fn a_change_of_what_is_known_leaves_when_it_was_used() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("index.redb");
+    let running = index(Some(path.clone()));
+    put(&running.0, 1, 9);
+    stop(running);
+    // Nobody writes: what is changed stays pending.
+    let metrics = Metrics::default();
+    let space = Arc::new(Space::new("/".into(), Standing::Writable, metrics.clone()));
+    let index = Index::open(Arc::new(RealDisk), Some(path), space, metrics);
+    index.update(&digest(1), |known| Change::Put(BlobRecord { state: State::Synced, ..known.unwrap() }, None));
+    let entries = index.scan(None, 10);
+    assert!(matches!(&entries[..], [Entry { used: 9, record, .. }] if record.state == State::Synced));
+}
+
+#[test]
 fn repositories_go_with_their_blob() {
     let running = index(None);
     let index = &running.0;
