@@ -49,8 +49,8 @@ async fn families() -> Result<BTreeMap<String, Family>> {
     builder.agent.set_text("peers", "listen", &peers);
     builder.agent.set_text("peers", "advertise", &peers);
     builder.agent.set_path("peers", "ca", &files.certificate).set_path("peers", "key", &files.key);
-    // A new owner of a budget waits for so long before it lets anybody check.
-    builder.agent.set_text("health", "interval", "2s");
+    // A new owner of a budget waits for a little more than both before it lets anybody check.
+    builder.agent.set_text("health", "interval", "2s").set_text("health", "timeout", "2s");
     let helpers = helper(builder.folder())?;
     builder.agent.set("credentials", "docker_config", format!("[{:?}]", helpers.join("config.json")));
     builder.agent.set_path("credentials", "helpers_dir", &helpers);
@@ -66,7 +66,7 @@ async fn families() -> Result<BTreeMap<String, Family>> {
         let are_there = families.as_ref().map_or(true, |families| LATE.iter().all(|name| has_samples(families, name)));
         are_there.then_some(families)
     };
-    match until("what comes late is there", Duration::from_secs(20), all).await {
+    match until("what comes late is there", Duration::from_secs(60), all).await {
         Ok(families) => families,
         Err(_) => parse(&agent.exposition().await?),
     }
