@@ -213,7 +213,7 @@ pub async fn kept(store: &Store, listed: Listed) -> view::Kept {
         digest: listed.digest,
         size: listed.size,
         media_type: listed.media_type.map(|media_type| media_type.to_string()),
-        last_used: listed.used,
+        last_used: listed.used / 1000,
         repositories: repositories.iter().map(|(registry, name)| format!("{registry}/{name}")).collect(),
     }
 }

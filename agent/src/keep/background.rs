@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::fetch::{FetchError, Fetcher, Progress, Target};
-use super::memory::Remembered;
+use super::memory::{Remembered, millis};
 use super::{Catalog, Known, Why};
 use crate::image::{Digest, ImageName};
 
@@ -141,7 +141,7 @@ impl Background {
         let remembered = Remembered {
             target: target.digest,
             media_type: target.media_type.clone(),
-            used: u64::try_from(Timestamp::now().as_millisecond()).unwrap_or(0),
+            used: millis(Timestamp::now()),
             prefetched_until: until.map(seconds),
             in_use: false,
         };

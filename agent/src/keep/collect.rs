@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::listing::Listing;
+use super::memory::millis;
 use super::metrics::Metrics;
 use super::plan::{self, Blob, Plan, Rank, Subject, Unit};
 use super::survey::Surveyor;
@@ -180,12 +181,11 @@ impl Collector {
             let page = self.store().list(after.as_ref(), PAGE).await;
             let Some(last) = page.last() else { break };
             after = Some(last.digest);
-            let used = self.store().last_used(page.iter().map(|listed| listed.digest).collect()).await;
-            for (listed, used) in page.into_iter().zip(used) {
+            for listed in page {
                 if listed.media_type.as_ref().is_some_and(MediaType::is_manifest) {
                     manifests.push(listed.digest);
                 }
-                blobs.push(self.blob(&listed, used));
+                blobs.push(self.blob(&listed));
             }
         }
         let mut units: Vec<Unit> = catalog.images.iter().map(|known| unit(known)).collect();
@@ -196,10 +196,10 @@ impl Collector {
         Stock { blobs, units }
     }
 
-    fn blob(&self, listed: &Listed, used: u64) -> Blob {
+    fn blob(&self, listed: &Listed) -> Blob {
         let frees = if listed.held == Held::Own { listed.size } else { 0 };
         let is_open = self.store().is_open(&listed.digest);
-        Blob { digest: listed.digest, size: listed.size, frees, used, is_open }
+        Blob { digest: listed.digest, size: listed.size, frees, used: listed.used, is_open }
     }
 
     async fn excess(&self) -> Option<Excess> {
@@ -220,7 +220,7 @@ fn unit(known: &Known) -> Unit {
         Why::Prefetched(_) | Why::Copy => Rank::Wanted,
         Why::Unused(_) => Rank::Unused,
     };
-    let used = u64::try_from(known.last_used.as_millisecond()).unwrap_or(0);
+    let used = millis(known.last_used);
     let parts = known.parts.iter().map(|part| part.digest).collect();
     Unit { subject: Subject::Image(known.name.clone()), rank, used, parts }
 }
@@ -252,5 +252,5 @@ fn groups(
 }
 
 fn now() -> u64 {
-    u64::try_from(Timestamp::now().as_millisecond()).unwrap_or(0)
+    millis(Timestamp::now())
 }

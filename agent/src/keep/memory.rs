@@ -1,6 +1,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::image::{Digest, ImageName, MediaType};
@@ -24,6 +25,11 @@ pub(super) struct Remembered {
     /// Whether it was in use when that was last known.
     #[serde(default)]
     pub(super) in_use: bool,
+}
+
+/// A moment as it is remembered, in milliseconds since 1970.
+pub(super) fn millis(at: Timestamp) -> u64 {
+    u64::try_from(at.as_millisecond()).unwrap_or(0)
 }
 
 /// An image, and the last use of it that was written down.

@@ -10,7 +10,7 @@ use tokio::time::timeout;
 
 use super::candidates::{Candidate, candidates};
 use super::listing::{Listing, MAX_LISTING, Platform};
-use super::memory::{Memory, Remembered};
+use super::memory::{Memory, Remembered, millis};
 use super::walk::{Listings, Sight, Walked, walk};
 use super::{Catalog, Held, Known, Why};
 use crate::config::Cache;
@@ -119,11 +119,11 @@ impl Surveyor {
         now: Timestamp,
     ) -> Option<Known> {
         let in_use = candidate.in_use || is_run_by_stray(&walked, inventory);
-        let millis = u64::try_from(now.as_millisecond()).unwrap_or(0);
+        let this_moment = millis(now);
         // What is seen for the first time, and by nobody before, may have been used a moment ago.
-        let used = Some(candidate.used.unwrap_or(0).max(touched)).filter(|used| *used > 0).unwrap_or(millis);
+        let used = Some(candidate.used.unwrap_or(0).max(touched)).filter(|used| *used > 0).unwrap_or(this_moment);
         let (used, last_used) = match in_use {
-            true => (millis, at(now.as_second() / MINUTE * MINUTE)),
+            true => (this_moment, at(now.as_second() / MINUTE * MINUTE)),
             false => {
                 let exact = i64::try_from(used).ok().and_then(|used| Timestamp::from_millisecond(used).ok());
                 (used, exact.unwrap_or(Timestamp::MAX))

@@ -1,9 +1,9 @@
 //! Copies of what runs here on other nodes, and of what runs there on this one.
 
 use std::collections::BTreeMap;
-use std::sync::PoisonError;
 
 use super::messages::MOST_WANTED;
+use super::owner::held;
 use super::{Backing, Inner, Peers};
 use crate::cluster::copies::{WantedCopies, may_hold};
 use crate::image::NodeId;
@@ -54,10 +54,10 @@ impl Inner {
 
     /// `from` runs these.
     pub(super) fn copies_wanted(&self, from: NodeId, images: Vec<WantedCopies>) {
-        self.copies.lock().unwrap_or_else(PoisonError::into_inner).told(self.now(), from, images);
+        held(&self.copies).told(self.now(), from, images);
     }
 
     fn copies_here(&self) -> Vec<WantedCopies> {
-        self.copies.lock().unwrap_or_else(PoisonError::into_inner).here(self.now(), &self.ring())
+        held(&self.copies).here(self.now(), &self.ring())
     }
 }

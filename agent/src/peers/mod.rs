@@ -44,6 +44,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+pub use announce::provenance_at_containerd;
 pub use calls::NODE_HEADER;
 pub use chain::Child;
 pub use checks::Granted;

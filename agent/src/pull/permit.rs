@@ -235,15 +235,8 @@ impl Inner {
     /// Asks a registry, as anybody, for a blob, and learns from what it says. `None`: it gave no answer.
     pub(super) async fn opens_to_anybody(&self, place: &Place, digest: &Digest, kind: Kind) -> Option<bool> {
         let wanted = Wanted { place: place.clone(), grant: Grant::Anonymous, digest: *digest, kind };
-        let wanted = &wanted;
-        let chain = self.upstreams.of(&place.registry);
-        let ask = |upstream: Arc<Upstream>| async move {
-            let access = head(&upstream, wanted).await?;
-            Ok((access, access))
-        };
-        let asked = self.across(&chain, place, &wanted.grant, ask);
-        match tokio::time::timeout(self.options.reply_deadline, asked).await.ok()? {
-            Ok((_, access)) => Some(access == Access::Anonymous),
+        match tokio::time::timeout(self.options.reply_deadline, self.look_for(&wanted)).await.ok()? {
+            Ok(access) => Some(access == Access::Anonymous),
             Err(said) => said.iter().any(|error| error.is_answer()).then_some(false),
         }
     }
@@ -258,12 +251,19 @@ impl Inner {
         let stop = self.stop.clone();
         self.tasks.spawn(stop.run_until_cancelled_owned(async move {
             // What is said is learnt from; nobody waits for it.
-            let wanted = &wanted;
-            let ask = |upstream: Arc<Upstream>| async move { Ok(((), head(&upstream, wanted).await?)) };
-            let chain = pull.upstreams.of(&wanted.place.registry);
-            let _ = pull.across(&chain, &wanted.place, &wanted.grant, ask).await;
+            let _ = pull.look_for(&wanted).await;
             drop(place);
         }));
+    }
+
+    /// Asks the upstreams whether they have it, as whom its grant says, and learns from what they say.
+    async fn look_for(&self, wanted: &Wanted) -> Result<Access, Vec<Arc<UpstreamError>>> {
+        let ask = |upstream: Arc<Upstream>| async move {
+            let access = head(&upstream, wanted).await?;
+            Ok((access, access))
+        };
+        let chain = self.upstreams.of(&wanted.place.registry);
+        self.across(&chain, &wanted.place, &wanted.grant, ask).await.map(|(_, access)| access)
     }
 
     async fn is_remembered(&self, place: &Place, grant: &Grant) -> bool {

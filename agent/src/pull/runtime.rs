@@ -6,8 +6,7 @@ use super::Inner;
 use super::share::given_by;
 use crate::containerd::client::{Client, Content, ContentReader};
 use crate::image::{Access, Digest, MediaType, Registry};
-use crate::peers::Head;
-use crate::store::Provenance;
+use crate::peers::{Head, provenance_at_containerd};
 
 /// How long containerd is waited for, while a peer waits for us.
 const DEADLINE: Duration = Duration::from_secs(1);
@@ -27,17 +26,11 @@ impl Inner {
         let client = self.containerd.as_deref()?;
         let asked = tokio::time::timeout(DEADLINE, client.content(digest)).await.ok()?;
         let content = asked.inspect_err(|error| tracing::debug!(%digest, %error, "containerd doesn't say")).ok()??;
-        let (registry, access) = given_by(&provenance_of(&content), registry, access)?;
+        let (registry, access) = given_by(&provenance_at_containerd(&content), registry, access)?;
         let media_type = MediaType::octet_stream();
         let head = Head { size: content.size, media_type, registry, access, whole: true, sources: Vec::new() };
         Some(Lent { head, content, client: client.clone() })
     }
-}
-
-/// containerd says which repositories a blob came from, and neither as whom, nor whether it came from them at all: it calls
-/// each a source whose manifest names what it has already. So it is protected.
-fn provenance_of(content: &Content) -> Provenance {
-    content.sources.iter().map(|(registry, _)| (registry.clone(), Access::Authorized)).collect()
 }
 
 impl Lent {

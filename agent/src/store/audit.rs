@@ -18,7 +18,7 @@ pub struct Listed {
     pub media_type: Option<MediaType>,
     /// Where it came from.
     pub provenance: Provenance,
-    /// When it was last used, in seconds since 1970; 0 for never.
+    /// When it was last used, in milliseconds since 1970; 0 for never.
     pub used: u64,
     /// Whose bytes of the disk it has.
     pub held: Held,
@@ -78,7 +78,7 @@ impl Shelves {
             State::Unsynced(boot) if boot == self.boot => Condition::Syncing,
             State::Unsynced(_) | State::Suspect => Condition::Suspect,
         };
-        Listed { digest, size, media_type, provenance, used: used / 1000, held: hold.held(), condition }
+        Listed { digest, size, media_type, provenance, used, held: hold.held(), condition }
     }
 
     /// Hashes one blob whole, whatever is known of it. Blocks as long as that takes.

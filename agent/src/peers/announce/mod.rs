@@ -8,6 +8,8 @@
 mod holdings;
 mod runtime;
 
+pub use runtime::provenance_at_containerd;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;

@@ -13,11 +13,12 @@ pub(super) async fn lent(client: &Client) -> Vec<(Digest, Provenance)> {
             return Vec::new();
         }
     };
-    contents.iter().map(|content| (content.digest, provenance(content))).collect()
+    contents.iter().map(|content| (content.digest, provenance_at_containerd(content))).collect()
 }
 
 /// containerd says which repositories a blob came from, and neither as whom, nor whether it came from them at all: it calls
 /// each a source whose manifest names what it has already. So it is protected.
-fn provenance(content: &Content) -> Provenance {
+#[must_use]
+pub fn provenance_at_containerd(content: &Content) -> Provenance {
     content.sources.iter().map(|(registry, _)| (registry.clone(), Access::Authorized)).collect()
 }
