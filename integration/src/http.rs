@@ -22,7 +22,14 @@ pub struct Http(Client<Dialer, Full<Bytes>>);
 
 /// Connects to IPv4 addresses, from a network namespace.
 #[derive(Debug, Clone)]
-struct Dialer(Option<Namespace>);
+pub(crate) struct Dialer(Option<Namespace>);
+
+impl Dialer {
+    /// One whose connections begin in this network namespace.
+    pub(crate) fn within(namespace: Option<Namespace>) -> Self {
+        Self(namespace)
+    }
+}
 
 /// What came back.
 #[derive(Debug)]

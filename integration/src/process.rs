@@ -70,12 +70,24 @@ impl Process {
         environment: &[(String, String)],
         log: PathBuf,
     ) -> Result<Self> {
+        let wrapper = namespace.map(|namespace| namespace.wrapper().to_vec()).unwrap_or_default();
+        Self::start_wrapped(&wrapper, program, arguments, environment, log)
+    }
+
+    /// The same by a wrapper, which runs what follows on its line.
+    pub(crate) fn start_wrapped(
+        wrapper: &[String],
+        program: &Path,
+        arguments: impl IntoIterator<Item = impl AsRef<OsStr>>,
+        environment: &[(String, String)],
+        log: PathBuf,
+    ) -> Result<Self> {
         let name = program.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
         let output = File::options().create(true).append(true).open(&log).context("opening a log")?;
         // setpriv: it dies with us, also when we are killed.
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", "--"]);
-        command.args(namespace.iter().flat_map(|namespace| namespace.wrapper())).arg(program).args(arguments);
+        command.args(wrapper).arg(program).args(arguments);
         command.envs(environment.iter().map(|(name, value)| (name, value)));
         command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
         std::os::unix::process::CommandExt::process_group(&mut command, 0);

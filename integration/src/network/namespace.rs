@@ -44,7 +44,7 @@ impl Namespace {
     }
 
     /// Where others find it, for as long as this process has it.
-    pub(super) fn path(&self) -> PathBuf {
+    pub(crate) fn path(&self) -> PathBuf {
         format!("/proc/{}/fd/{}", std::process::id(), self.file.as_raw_fd()).into()
     }
 

@@ -1,0 +1,3 @@
+//! What is installed on Kubernetes.
+
+mod live;
