@@ -188,3 +188,15 @@ appArmorProfile:
 {{- define "larder.volumeName" -}}
 {{- . | trimAll "/" | lower | replace "/" "-" | replace "." "-" | replace "_" "-" | trunc 63 | trimAll "-" -}}
 {{- end }}
+
+{{/* Of what cleans up: made after everything else is gone, and gone itself when it is done. */}}
+{{- define "larder.cleanup.metadata" -}}
+namespace: {{ .context.Release.Namespace }}
+labels:
+  {{- include "larder.labels" .context | nindent 2 }}
+  app.kubernetes.io/component: clean-up
+annotations:
+  helm.sh/hook: post-delete
+  helm.sh/hook-weight: {{ .weight | quote }}
+  helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded,hook-failed
+{{- end }}
