@@ -46,8 +46,10 @@ impl ControlPlane {
         let url = format!("https://{address}:{PORT}");
         let kubeconfig = authority.kubeconfig(&url, "admin", MASTERS)?;
         let admin = authority.issue("admin-of-the-test", MASTERS, &[], &[])?;
-        let tokens = folder.path().join("pki/service-accounts.key");
-        std::fs::write(&tokens, KeyPair::generate()?.serialize_pem())?;
+        let [tokens, tokens_public] = ["key", "pub"].map(|kind| accounts(&folder, kind));
+        let key = KeyPair::generate()?;
+        std::fs::write(&tokens, key.serialize_pem())?;
+        std::fs::write(&tokens_public, key.public_key_pem())?;
 
         let etcd = Process::start_in(
             Some(host.namespace()),
@@ -78,7 +80,7 @@ impl ControlPlane {
                 flag("kubelet-client-key", server.key.display()),
                 flag("kubelet-preferred-address-types", "InternalIP"),
                 flag("service-account-issuer", "https://kubernetes.default.svc.cluster.local"),
-                flag("service-account-key-file", tokens.display()),
+                flag("service-account-key-file", tokens_public.display()),
                 flag("service-account-signing-key-file", tokens.display()),
                 flag("service-cluster-ip-range", SERVICES),
                 flag("authorization-mode", "Node,RBAC"),
@@ -105,7 +107,7 @@ impl ControlPlane {
     /// Starts the controllers, which make Pods of a DaemonSet, and the scheduler, which gives them to nodes.
     pub fn run_controllers(&mut self) -> Result<()> {
         let manager = [
-            flag("service-account-private-key-file", self.folder.path().join("pki/service-accounts.key").display()),
+            flag("service-account-private-key-file", accounts(&self.folder, "key").display()),
             flag("root-ca-file", self.authority.ca().display()),
             flag("cluster-signing-cert-file", self.authority.ca().display()),
             flag("cluster-signing-key-file", self.authority.key().display()),
@@ -166,6 +168,11 @@ impl ControlPlane {
         let output = tokio::time::timeout(Duration::from_secs(120), command.output());
         Ok(output.await.with_context(|| format!("{} {arguments:?} hangs", program.display()))??)
     }
+}
+
+/// The key that signs the tokens of service accounts, or its public half.
+fn accounts(folder: &Folder, kind: &str) -> PathBuf {
+    folder.path().join("pki/service-accounts").with_extension(kind)
 }
 
 fn flag(name: &str, value: impl std::fmt::Display) -> String {
