@@ -20,6 +20,7 @@ mod keep;
 mod kubernetes;
 mod mirror;
 mod outage;
+mod packaging;
 mod page;
 mod private;
 mod pull;
