@@ -49,7 +49,7 @@ pub use folder::{Folder, SmallDisk};
 pub use front::Front;
 pub use http::{Http, Reply};
 pub use image::{Blob, Image, ImageBuilder, digest_of};
-pub use kubernetes::{Api, ControlPlane, Joining, KubernetesNode, Refusal};
+pub use kubernetes::{Api, ClusterDns, ControlPlane, Joining, KubernetesNode, Refusal};
 pub use machine::Machine;
 pub use network::{Host, Namespace, Network, Rate};
 pub use nginx::Nginx;

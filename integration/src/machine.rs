@@ -43,8 +43,8 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// A new one at this place of the network, whose resolver asks `name_server`.
-    pub fn new(host: &Host, name_server: Option<std::net::IpAddr>) -> Result<Self> {
+    /// A new one at this place of the network. Its resolver knows nobody to ask.
+    pub fn new(host: &Host) -> Result<Self> {
         let folder = Folder::new()?;
         let mut script = "mount --make-rprivate /\n".to_owned();
         for own in OWN {
@@ -70,8 +70,7 @@ impl Machine {
             }
         }
         std::fs::write(etc.join("hosts"), "127.0.0.1 localhost\n::1 localhost\n")?;
-        let name_server = name_server.map_or_else(String::new, |address| format!("nameserver {address}\n"));
-        std::fs::write(etc.join("resolv.conf"), name_server)?;
+        std::fs::write(etc.join("resolv.conf"), "")?;
 
         // A thread can have mounts of its own; the thread ends, the file stays.
         let made = std::thread::scope(|scope| {

@@ -80,30 +80,70 @@ async fn answer(socket: UdpSocket, shared: &Shared) -> std::io::Result<()> {
     }
 }
 
+/// A packet's one question.
+#[derive(Debug)]
+pub(crate) struct Question<'a> {
+    packet: &'a [u8],
+    /// After its name, its kind and its class.
+    end: usize,
+}
+
+impl<'a> Question<'a> {
+    pub(crate) fn parse(packet: &'a [u8]) -> Option<Self> {
+        let end = HEAD + packet.get(HEAD..)?.iter().position(|&byte| byte == 0)? + 5;
+        (end <= packet.len()).then_some(Self { packet, end })
+    }
+
+    /// The name as it stands in a question.
+    fn labels(&self) -> &'a [u8] {
+        &self.packet[HEAD..self.end - 4]
+    }
+
+    /// The name with dots.
+    pub(crate) fn name(&self) -> String {
+        let (mut name, mut rest) = (String::new(), self.labels());
+        while let Some((&length, after)) = rest.split_first().filter(|(length, _)| **length > 0) {
+            let (label, after) = after.split_at(after.len().min(usize::from(length)));
+            name += &format!("{}.", String::from_utf8_lossy(label));
+            rest = after;
+        }
+        name
+    }
+
+    /// Whether it is addresses of four bytes that are asked for.
+    fn asks_for_addresses(&self) -> bool {
+        self.packet[self.end - 4..self.end - 2] == A
+    }
+
+    /// What is answered when the name has these addresses, or doesn't exist.
+    pub(crate) fn reply(&self, addresses: Option<&[Ipv4Addr]>) -> Vec<u8> {
+        let is_known = addresses.is_some();
+        let addresses = addresses.filter(|_| self.asks_for_addresses()).unwrap_or_default();
+        let mut reply = self.packet[..2].to_vec();
+        // A reply, with authority, of a server that asks others; there is no such name, or no error.
+        reply.extend_from_slice(&[0x85, if is_known { 0x80 } else { 0x83 }]);
+        for count in [1, addresses.len() as u16, 0, 0] {
+            reply.extend_from_slice(&count.to_be_bytes());
+        }
+        reply.extend_from_slice(&self.packet[HEAD..self.end]);
+        for address in addresses {
+            // The name of the question; A, IN; for a second; four bytes.
+            reply.extend_from_slice(&[0xc0, HEAD as u8, 0, 1, 0, 1, 0, 0, 0, 1, 0, 4]);
+            reply.extend_from_slice(&address.octets());
+        }
+        reply
+    }
+}
+
 /// The reply to a packet of one question.
 fn reply(packet: &[u8], shared: &Shared) -> Option<Vec<u8>> {
-    let end = HEAD + packet.get(HEAD..)?.iter().position(|&byte| byte == 0)? + 1;
-    let (name, kind) = (&packet[HEAD..end], packet.get(end..end + 2)?);
-    let question = packet.get(HEAD..end + 4)?;
-    let is_known = name.eq_ignore_ascii_case(&shared.name);
-    let addresses = match is_known && kind == A {
-        true => {
-            shared.asked.fetch_add(1, Ordering::Relaxed);
-            shared.addresses.lock().unwrap_or_else(PoisonError::into_inner).clone()
-        }
-        false => Vec::new(),
-    };
-    let mut reply = packet[..2].to_vec();
-    // A reply, with authority, of a server that asks others; there is no such name, or no error.
-    reply.extend_from_slice(&[0x85, if is_known { 0x80 } else { 0x83 }]);
-    for count in [1, addresses.len() as u16, 0, 0] {
-        reply.extend_from_slice(&count.to_be_bytes());
+    let question = Question::parse(packet)?;
+    if !question.labels().eq_ignore_ascii_case(&shared.name) {
+        return Some(question.reply(None));
     }
-    reply.extend_from_slice(question);
-    for address in addresses {
-        // The name of the question; A, IN; for a second; four bytes.
-        reply.extend_from_slice(&[0xc0, HEAD as u8, 0, 1, 0, 1, 0, 0, 0, 1, 0, 4]);
-        reply.extend_from_slice(&address.octets());
+    if question.asks_for_addresses() {
+        shared.asked.fetch_add(1, Ordering::Relaxed);
     }
-    Some(reply)
+    let addresses = shared.addresses.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    Some(question.reply(Some(&addresses)))
 }

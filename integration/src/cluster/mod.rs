@@ -4,7 +4,7 @@
 //! upstream itself: a [`FaultRegistry`] on a machine of the same network.
 
 mod authority;
-mod dns;
+pub(crate) mod dns;
 mod knock;
 mod member;
 

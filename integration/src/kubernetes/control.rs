@@ -17,7 +17,7 @@ const START: Duration = Duration::from_secs(90);
 const PORT: u16 = 6443;
 const ETCD: &str = "http://127.0.0.1:2379";
 // The first address of the range is the apiserver's own.
-const SERVICES: &str = "10.96.0.0/16";
+pub(super) const SERVICES: &str = "10.96.0.0/16";
 const SERVICE: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 1);
 /// Whom RBAC lets do everything.
 const MASTERS: &str = "system:masters";

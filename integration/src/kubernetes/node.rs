@@ -1,6 +1,5 @@
 //! A node: a machine with containerd and kubelet, in the places where every distribution's defaults have them.
 
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -8,6 +7,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use super::control::{ControlPlane, program};
+use super::dns::ClusterDns;
 use crate::{Host, Machine, Process, Release, tool, until};
 
 // Two cores that also build take many times what an idle machine takes, which is 5 s.
@@ -17,6 +17,7 @@ const CONTAINERD_SOCKET: &str = "/run/containerd/containerd.sock";
 const HOSTS_DIR: &str = "/etc/containerd/certs.d";
 const KUBELET_CONFIG: &str = "/etc/kubernetes/kubelet.json";
 const NETWORKS: &str = "/etc/cni/net.d";
+const NETWORK_PROGRAMS: &str = "/etc/cni/bin";
 /// Where runc keeps what it knows.
 const RUNC_STATE: &str = "/run/runc";
 
@@ -29,12 +30,10 @@ pub struct Joining<'a> {
     pub release: Release,
     /// Where `reg.test` is, `http://…`: from there it has the image of sandboxes, `reg.test/pause:3`.
     pub registry: &'a str,
-    /// What its own resolver asks, and what kubelet gives to Pods as the cluster's.
-    pub name_server: Option<IpAddr>,
 }
 
-/// A node of a cluster, with kubelet and containerd on a [`Machine`]. Pods are on the node's own network. Dropped, all of
-/// it ends.
+/// A node of a cluster, with kubelet and containerd on a [`Machine`]. Pods get addresses; no Service has one that works.
+/// Dropped, all of it ends.
 #[derive(Debug)]
 pub struct KubernetesNode {
     name: String,
@@ -47,16 +46,15 @@ pub struct KubernetesNode {
 impl KubernetesNode {
     /// Starts a node on a machine of the network, and waits until the cluster finds it ready.
     pub async fn join(control: &ControlPlane, host: &Host, node: Joining<'_>) -> Result<Self> {
-        let machine = Machine::new(host, node.name_server)?;
+        host.add_route(ClusterDns::NETWORK)?;
+        let machine = Machine::new(host)?;
         write(&machine, CONTAINERD_CONFIG, containerd_config()?)?;
         // A table of hosts too, as a user would have it.
         let hosts =
             format!("server = {0:?}\n\n[host.{0:?}]\n  capabilities = [\"pull\", \"resolve\"]\n", node.registry);
         write(&machine, &format!("{HOSTS_DIR}/reg.test/hosts.toml"), hosts)?;
-        // No Pod has a network of its own; containerd wants to be told of one before it says that it is ready.
-        let network = json!({ "cniVersion": "0.4.0", "name": "none", "plugins": [{ "type": "none" }] });
-        write(&machine, &format!("{NETWORKS}/none.conflist"), network.to_string())?;
-        write(&machine, KUBELET_CONFIG, kubelet_config(control, host, node.name_server).to_string())?;
+        network_of_pods(&machine)?;
+        write(&machine, KUBELET_CONFIG, kubelet_config(control, host).to_string())?;
         let mut joined = Self { name: node.name.to_owned(), release: node.release, processes: Vec::new(), machine };
 
         joined.run(&node.release.program("containerd")?, &[format!("--config={CONTAINERD_CONFIG}")])?;
@@ -142,6 +140,19 @@ fn write(machine: &Machine, path: &str, text: String) -> Result<()> {
     std::fs::write(&path, text).with_context(|| format!("writing {}", path.display()))
 }
 
+/// What gives Pods a network where they want one of their own.
+fn network_of_pods(machine: &Machine) -> Result<()> {
+    let script = include_str!("network_of_pods.sh");
+    // containerd's own configuration of loopback names the other one.
+    for name in ["network-of-pods", "loopback"] {
+        let path = format!("{NETWORK_PROGRAMS}/{name}");
+        write(machine, &path, script.to_owned())?;
+        std::fs::set_permissions(machine.path(&path), std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    }
+    let list = json!({ "cniVersion": "0.4.0", "name": "pods", "plugins": [{ "type": "network-of-pods" }] });
+    write(machine, &format!("{NETWORKS}/pods.conflist"), list.to_string())
+}
+
 fn containerd_config() -> Result<String> {
     let runc = tool("runc/usr/sbin/runc")?;
     Ok(format!(
@@ -160,7 +171,7 @@ state = "/run/containerd"
   # To lower a process's score takes a capability that root in a container may lack.
   restrict_oom_score_adj = true
 [plugins."io.containerd.cri.v1.runtime".cni]
-  bin_dir = "/etc/cni/bin"
+  bin_dir = {NETWORK_PROGRAMS:?}
   conf_dir = {NETWORKS:?}
 [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc]
   runtime_type = "io.containerd.runc.v2"
@@ -175,14 +186,14 @@ state = "/run/containerd"
     ))
 }
 
-fn kubelet_config(control: &ControlPlane, host: &Host, name_server: Option<IpAddr>) -> Value {
+fn kubelet_config(control: &ControlPlane, host: &Host) -> Value {
     json!({
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
         "kind": "KubeletConfiguration",
         "containerRuntimeEndpoint": format!("unix://{CONTAINERD_SOCKET}"),
         "address": host.address(),
         "authentication": { "x509": { "clientCAFile": control.ca() } },
-        "clusterDNS": name_server.as_slice(),
+        "clusterDNS": [ClusterDns::address()],
         "clusterDomain": "cluster.local",
         // What a machine may lack: a newer cgroup, its own part of a hierarchy, no swap, a disk with room.
         "failCgroupV1": false,

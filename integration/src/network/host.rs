@@ -74,6 +74,16 @@ impl Host {
         self.address
     }
 
+    /// One more address of it.
+    pub fn add_address(&self, address: Ipv4Addr) -> Result<()> {
+        self.namespace.batch("ip", &format!("addr add {address}/32 dev eth0\n"))
+    }
+
+    /// From now on, it finds the addresses of a network, `10.96.0.0/16`, on its link.
+    pub fn add_route(&self, network: &str) -> Result<()> {
+        self.namespace.batch("ip", &format!("route add {network} dev eth0\n"))
+    }
+
     /// From now on, its link passes so much in each direction; `None`: all.
     pub fn set_rate(&self, rate: Option<Rate>) -> Result<()> {
         let lines = |device: &str| match rate {
