@@ -17,7 +17,7 @@ const FOLDERS: [(&str, bool); 20] = [
     ("/etc/containerd/hosts.d", true),
     ("/etc/cri", false),
     ("/etc/cri/conf.d/hosts", true),
-    ("/etc/pki", false),
+    ("/etc/pki/ca-trust/extracted", false),
     ("/etc/ssl/certs", false),
     ("/run/containerd", false),
     ("/run/k3s/containerd", false),
