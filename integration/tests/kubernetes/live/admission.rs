@@ -2,44 +2,31 @@
 
 use anyhow::{Context, Result, ensure};
 use http::StatusCode;
-use larder_integration::tool;
 use serde_json::{Value, json};
 
-use super::{NAMESPACE, Site, chart, daemonset, documents, names_in};
+use super::super::render::{Helm, PRESETS, kustomize, object};
+use super::{NAMESPACE, Site};
 use crate::support::run;
 
 /// What others define that the chart can make objects of, as far as it takes for the apiserver to know the kind.
 const MONITORING: [(&str, &str); 3] =
     [("PodMonitor", "podmonitors"), ("ServiceMonitor", "servicemonitors"), ("PrometheusRule", "prometheusrules")];
 
-/// What the chart renders for a preset, with everything in it that can be switched on.
-async fn rendered_by_helm(site: &Site, preset: &str) -> Result<Vec<Value>> {
-    let preset = format!("preset={preset}");
-    let mut arguments = vec!["template", "larder", "--set", &preset, "--set", "namespace.create=true"];
-    for switch in ["serviceMonitor", "podMonitor", "prometheusRule", "dashboard"] {
-        arguments.extend(["--set", ["metrics", switch, "enabled=true"].join(".").leak()]);
-    }
-    let chart = chart();
-    arguments.push(&chart);
-    documents(&site.helm(&arguments).await?)
-}
-
-async fn rendered_by_kustomize(site: &Site, overlay: &str) -> Result<Vec<Value>> {
-    let folder = daemonset().join("kustomize").join(overlay).display().to_string();
-    documents(&site.say(&tool("kustomize/usr/bin/kustomize")?, &["build", &folder]).await?)
-}
+/// Everything in the chart that can be switched on.
+const SWITCHES: &str = "namespace.create=true,metrics.serviceMonitor.enabled=true,metrics.podMonitor.enabled=true,\
+    metrics.prometheusRule.enabled=true,metrics.dashboard.enabled=true";
 
 /// Everything that can be installed, by the name of how.
-async fn everything(site: &Site) -> Result<Vec<(String, Vec<Value>)>> {
+fn everything() -> Result<Vec<(String, Vec<Value>)>> {
     let mut all = Vec::new();
-    for preset in names_in(&daemonset().join("chart/larder/presets"))? {
-        let preset = preset.trim_end_matches(".yaml");
-        all.push((format!("the chart for {preset}"), rendered_by_helm(site, preset).await?));
-    }
-    for folder in ["presets", "clean-up"] {
-        for preset in names_in(&daemonset().join("kustomize").join(folder))? {
+    for preset in PRESETS {
+        let values = format!("preset={preset},{SWITCHES}");
+        for helm in [Helm::Three, Helm::Four] {
+            all.push((format!("the chart for {preset} by {helm:?}"), helm.template(&["--set", &values])?));
+        }
+        for folder in ["presets", "clean-up"] {
             let overlay = format!("{folder}/{preset}");
-            all.push((overlay.clone(), rendered_by_kustomize(site, &overlay).await?));
+            all.push((format!("kustomize/{overlay}"), kustomize(&overlay)?));
         }
     }
     Ok(all)
@@ -88,7 +75,7 @@ fn the_apiserver_takes_everything_that_can_be_installed() {
         define_monitoring(&site).await?;
         namespace(&site, NAMESPACE, "privileged").await?;
         accounts(&site, NAMESPACE).await?;
-        for (how, documents) in everything(&site).await? {
+        for (how, documents) in everything()? {
             ensure!(documents.iter().any(|document| document["kind"] == "DaemonSet"), "{how} has no DaemonSet");
             for document in documents {
                 let taken = site.control.api().try_apply(&document).await.with_context(|| how.clone())?;
@@ -105,9 +92,9 @@ fn the_apiserver_refuses_what_has_a_mistake() {
     run(async {
         let site = Site::new().await?;
         namespace(&site, NAMESPACE, "privileged").await?;
-        let documents = rendered_by_kustomize(&site, "presets/plain").await?;
-        let right = documents.into_iter().find(|document| document["kind"] == "DaemonSet").context("no DaemonSet")?;
-        site.control.api().try_apply(&right).await??;
+        let documents = kustomize("presets/plain")?;
+        let right = object(&documents, "DaemonSet", "larder")?;
+        site.control.api().try_apply(right).await??;
         let mistakes: [(&str, Value); 3] = [
             ("/spec/template/spec/hostNetworks", json!(true)),
             ("/spec/updateStrategy/rollingUpdate/maxSurge", json!("one")),
@@ -135,11 +122,10 @@ fn pod_security_admits_the_agent_by_the_label_of_its_namespace() {
             namespace(&site, level, level).await?;
             accounts(&site, level).await?;
         }
-        let documents = rendered_by_kustomize(&site, "presets/plain").await?;
-        let of_kind = |kind: &str| documents.iter().find(|document| document["kind"] == kind).context("missing");
-        site.apply(of_kind("Namespace")?).await?;
+        let documents = kustomize("presets/plain")?;
+        site.apply(object(&documents, "Namespace", NAMESPACE)?).await?;
         accounts(&site, NAMESPACE).await?;
-        let template = &of_kind("DaemonSet")?["spec"]["template"];
+        let template = &object(&documents, "DaemonSet", "larder")?["spec"]["template"];
         let agent = pod_in(NAMESPACE, template);
         site.control.api().try_apply(&agent).await??;
         for level in ["baseline", "restricted"] {
@@ -154,9 +140,9 @@ fn pod_security_admits_the_agent_by_the_label_of_its_namespace() {
             }
         }
 
-        let hooks = rendered_by_helm(&site, "plain").await?;
-        let waits = hooks.into_iter().find(|document| document["kind"] == "Pod").context("no Pod waits")?;
-        site.control.api().try_apply(&pod_in("restricted", &waits)).await??;
+        let hooks = Helm::Four.template(&[])?;
+        let waits = object(&hooks, "Pod", "larder-clean-up-await")?;
+        site.control.api().try_apply(&pod_in("restricted", waits)).await??;
         Ok(())
     });
 }

@@ -4,7 +4,7 @@ mod admission;
 mod nodes;
 mod releases;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -12,6 +12,8 @@ use larder_integration::{
     ClusterDns, ControlPlane, FaultRegistry, Image, Joining, KubernetesNode, Network, Release, tool, until,
 };
 use serde_json::Value;
+
+use super::render;
 
 /// On two cores that also do other things, a Pod takes seconds to start, and more than a minute to be replaced.
 const SOON: Duration = Duration::from_secs(120);
@@ -81,26 +83,7 @@ impl Site {
     }
 }
 
-fn daemonset() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../daemonset")
-}
-
+/// The chart's folder, for Helm.
 fn chart() -> String {
-    daemonset().join("chart/larder").display().to_string()
-}
-
-/// The documents of a stream of YAML.
-fn documents(text: &str) -> Result<Vec<Value>> {
-    let documents = yaml_serde::Deserializer::from_str(text).map(<Value as serde::Deserialize>::deserialize);
-    let documents = documents.collect::<Result<Vec<_>, _>>()?;
-    Ok(documents.into_iter().filter(|document| !document.is_null()).collect())
-}
-
-/// The names of what is in a folder, in order.
-fn names_in(folder: &Path) -> Result<Vec<String>> {
-    let entries = std::fs::read_dir(folder)?.collect::<std::io::Result<Vec<_>>>()?;
-    let mut names: Vec<String> = entries.iter().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
-    ensure!(!names.is_empty(), "{} is empty", folder.display());
-    names.sort();
-    Ok(names)
+    render::chart().to_string_lossy().into_owned()
 }

@@ -6,6 +6,7 @@ use anyhow::{Context, Result, ensure};
 use larder_integration::{LarderImage, tool};
 use serde_json::{Value, json};
 
+use super::super::render::objects;
 use super::{NAMESPACE, Site, chart};
 use crate::support::run;
 
@@ -107,7 +108,7 @@ fn a_ca_of_the_users_own_is_left_alone() {
             .output()
             .await?;
         ensure!(certs.status.success(), "{}", String::from_utf8_lossy(&certs.stderr));
-        let documents = super::documents(std::str::from_utf8(&certs.stdout)?)?;
+        let documents = objects(std::str::from_utf8(&certs.stdout)?)?;
         let [secret] = documents.as_slice() else { anyhow::bail!("{} documents", documents.len()) };
         site.apply(secret).await?;
         let data = async || site.control.api().get(SECRET).await.map(|secret| secret["data"].clone());
