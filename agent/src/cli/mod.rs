@@ -74,7 +74,12 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Certs(certs) => return certs::run(certs),
         _ => {}
     }
-    let config = Config::load(file.as_deref(), environment())?;
+    let config = Config::load(file.as_deref(), environment());
+    if let Command::Status(status::Arguments { probe: Some(probe), .. }) = &arguments.command {
+        let socket = config.unwrap_or_default().admin.socket;
+        return status::probe(*probe, &socket);
+    }
+    let config = config?;
     match arguments.command {
         Command::Run(run) => run::run(&run, &config, file.as_deref()),
         Command::Images(images) => images::run(&images, &config),
