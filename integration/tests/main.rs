@@ -24,4 +24,6 @@ mod private;
 mod pull;
 mod ranges;
 mod status;
+mod uninstall;
+mod upgrade;
 mod upstreams;
