@@ -4,13 +4,18 @@ CARGO ?= cargo
 BUILD := $(CARGO) build --workspace --bins
 TARGET := $${CARGO_TARGET_DIR:-target}
 
-.PHONY: help setup test lint demo bench
+# The image's architecture; for another than this machine's, with BINARY=, which was built elsewhere.
+ARCH ?= amd64
+IMAGE ?= ghcr.io/larder/larder
+
+.PHONY: help setup test lint demo image bench
 
 help:
 	@echo 'make setup   packages for the build, and into .tools/ what the tests run (containerd in four versions, a registry)'
 	@echo 'make test    all tests; those in integration/ drive real containerds and take root'
 	@echo 'make lint    formatting, clippy, and licences where cargo-deny is there'
 	@echo 'make demo    a pull through Larder, the registry stopped, the pull again: seconds, after the build'
+	@echo 'make image   the container image, as an OCI archive below target/image/; ARCH=arm64 BINARY=… for a binary built elsewhere'
 	@echo 'make bench   what a pull costs with Larder, without it, and with nginx, and a soak: more than an hour'
 
 setup:
@@ -30,6 +35,14 @@ lint: setup
 demo: setup
 	$(BUILD) --release
 	$(TARGET)/release/demo
+
+# At most 25 MiB, compressed.
+image: VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
+image:
+	integration/setup --image
+	$(if $(BINARY),,$(BUILD) --release)
+	daemonset/image/build --binary $(or $(BINARY),$(TARGET)/release/larder) --arch $(ARCH) --max-mib 25 \
+		--output oci-archive:target/image/larder-$(VERSION)-$(ARCH).tar:$(IMAGE):$(VERSION)
 
 bench:
 	integration/setup --bench

@@ -19,6 +19,7 @@ mod inventory;
 mod keep;
 mod mirror;
 mod outage;
+mod packaging;
 mod page;
 mod private;
 mod pull;

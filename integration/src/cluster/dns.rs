@@ -33,7 +33,16 @@ impl NameServer {
     /// One that answers for `name` with no address yet.
     pub async fn start_on(host: &Host, name: &str) -> Result<Self> {
         let address = SocketAddr::from((host.address(), 53));
-        let socket = host.namespace().inside(|| std::net::UdpSocket::bind(address))?;
+        Self::start(host.namespace().inside(|| std::net::UdpSocket::bind(address))?, name)
+    }
+
+    /// The same at an address of this machine's loopback, also at port 53.
+    pub async fn start_at(address: Ipv4Addr, name: &str) -> Result<Self> {
+        Self::start(std::net::UdpSocket::bind((address, 53))?, name)
+    }
+
+    fn start(socket: std::net::UdpSocket, name: &str) -> Result<Self> {
+        let address = socket.local_addr()?;
         socket.set_nonblocking(true)?;
         let socket = UdpSocket::from_std(socket)?;
         let labels = name.split('.').flat_map(|label| std::iter::once(label.len() as u8).chain(label.bytes()));

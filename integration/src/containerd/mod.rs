@@ -154,6 +154,12 @@ impl Containerd {
         self.running.start(&self.client()?, image, labels).await
     }
 
+    /// Runs an image by `ctr run`, in CRI's namespace, with these options; returns what it prints. The command takes the
+    /// place of the image's entrypoint and command, unless it is empty. It ends with this containerd, if not by itself.
+    pub async fn run_with(&self, image: &str, options: &[&str], command: &[&str]) -> Result<String> {
+        self.running.run(&self.client()?, image, &self.running.name(), options, command).await
+    }
+
     /// Runs an image, [runnable](crate::Image::runnable) as that of the sandbox, `reg.test/pause:3`, as the one container
     /// of a Pod, through CRI and on the node's own network; returns the container's id.
     pub async fn run_pod(&self, namespace: &str, pod: &str, image: &str) -> Result<String> {

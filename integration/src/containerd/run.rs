@@ -52,18 +52,34 @@ impl Running {
     }
 
     pub(super) async fn start(&self, ctr: &Ctr, image: &str, labels: &Labels) -> Result<String> {
-        // Of the whole machine: cgroups are named after it.
+        let labels: Vec<String> = labels.0.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        let mut options = vec!["--detach", "--null-io"];
+        options.extend(labels.iter().flat_map(|label| ["--label", label]));
+        let id = self.name();
+        // An end of its own, should nobody be left to end it.
+        self.run(ctr, image, &id, &options, &["/busybox", "sleep", "600"]).await?;
+        Ok(id)
+    }
+
+    /// Runs any image by `ctr run` with these options; returns what that prints.
+    pub(super) async fn run(
+        &self,
+        ctr: &Ctr,
+        image: &str,
+        id: &str,
+        options: &[&str],
+        command: &[&str],
+    ) -> Result<String> {
+        let (runc, state) = (tool("runc/usr/sbin/runc")?.display().to_string(), self.state.display().to_string());
+        let runtime = ["run", "--runc-binary", &runc, "--runc-root", &state];
+        ctr.run(KUBERNETES, &[&runtime, options, &[image, id], command].concat()).await
+    }
+
+    /// The name of a container to be. It is one of the whole machine: cgroups are named after it.
+    pub(super) fn name(&self) -> String {
         let id = format!("larder-{:016x}", rand::random::<u64>());
         self.remember(id.clone());
-        let (runc, state) = (tool("runc/usr/sbin/runc")?, self.state.display().to_string());
-        let runc = runc.display().to_string();
-        let labels: Vec<String> = labels.0.iter().map(|(name, value)| format!("{name}={value}")).collect();
-        let mut arguments = vec!["run", "--detach", "--null-io", "--runc-binary", &runc, "--runc-root", &state];
-        arguments.extend(labels.iter().flat_map(|label| ["--label", label]));
-        // An end of its own, should nobody be left to end it.
-        arguments.extend([image, &id, "/busybox", "sleep", "600"]);
-        ctr.run(KUBERNETES, &arguments).await?;
-        Ok(id)
+        id
     }
 
     /// One that CRI has started.

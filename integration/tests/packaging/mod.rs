@@ -1,0 +1,3 @@
+//! What users install: that it is made right, and that it works where it is installed.
+
+mod image;
