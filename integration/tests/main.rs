@@ -17,6 +17,7 @@ mod hosts;
 mod images;
 mod inventory;
 mod keep;
+mod kubernetes;
 mod mirror;
 mod outage;
 mod packaging;
