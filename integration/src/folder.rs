@@ -1,5 +1,7 @@
 //! Folders that go away, with all that is mounted in them.
 
+use std::collections::BTreeMap;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -24,6 +26,33 @@ impl Folder {
     pub fn path(&self) -> &Path {
         &self.path
     }
+}
+
+/// All that is below a folder, by name: kind, mode, and content or target. What `skip` names is left out with all that is
+/// below it.
+pub fn listing(folder: &Path, skip: &[&Path]) -> Result<BTreeMap<PathBuf, String>> {
+    let (mut found, mut left) = (BTreeMap::new(), vec![folder.to_owned()]);
+    while let Some(path) = left.pop() {
+        if skip.contains(&path.as_path()) {
+            continue;
+        }
+        let metadata = path.symlink_metadata().with_context(|| format!("{}", path.display()))?;
+        let kind = metadata.file_type();
+        let what = if kind.is_symlink() {
+            format!("-> {}", std::fs::read_link(&path)?.display())
+        } else if kind.is_dir() {
+            for entry in std::fs::read_dir(&path)? {
+                left.push(entry?.path());
+            }
+            "folder".to_owned()
+        } else if kind.is_file() {
+            crate::digest_of(&std::fs::read(&path)?)
+        } else {
+            format!("{kind:?}")
+        };
+        found.insert(path, format!("{:o} {what}", metadata.permissions().mode() & 0o7777));
+    }
+    Ok(found)
 }
 
 impl Drop for Folder {

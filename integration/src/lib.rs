@@ -45,7 +45,7 @@ pub use cluster::{Answer, Authority, Cluster, ClusterBuilder, Files, Member, Nam
 pub use containerd::{Containerd, ContainerdConfig, Ctr, Labels, Login};
 pub use failover::{Failover, Ill, Outcome, Place, Summary, Trial};
 pub use fault::{Challenge, Cut, Face, Fault, FaultRegistry, Request, Transport, When};
-pub use folder::{Folder, SmallDisk};
+pub use folder::{Folder, SmallDisk, listing};
 pub use front::Front;
 pub use http::{Http, Reply};
 pub use image::{Blob, Image, ImageBuilder, digest_of};

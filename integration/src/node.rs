@@ -52,6 +52,11 @@ impl Node {
         &self.hosts_dir
     }
 
+    /// The folder of the whole node.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
     /// Starts an agent on a node that was built without one.
     pub async fn install_agent(&mut self) -> Result<()> {
         let agent = Agent::start(&self.folder.path().join("larder"), &self.config).await?;

@@ -26,4 +26,6 @@ mod private;
 mod pull;
 mod ranges;
 mod status;
+mod uninstall;
+mod upgrade;
 mod upstreams;

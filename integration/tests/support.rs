@@ -63,8 +63,22 @@ pub(crate) fn asked_by_agent(request: &larder_integration::Request) -> bool {
     request.header("user-agent").is_some_and(|agent| agent.starts_with("larder/"))
 }
 
-/// Tests of the async functions named, each of a [`Case`], on every containerd; over TLS and plain, or over TLS alone.
+/// Tests of the async functions named, each of a [`Case`], on every containerd; over TLS and plain, or over TLS alone; or
+/// by one containerd, where it makes no difference which.
 macro_rules! on_every_containerd {
+    (over tls by one: $($scenario:ident),+ $(,)?) => {$(
+        mod $scenario {
+            use larder_integration::Release;
+
+            use super::$scenario as scenario;
+            use crate::support::{Case, run};
+
+            #[test]
+            fn containerd_sid() {
+                run(scenario(Case { release: Release::Sid, tls: true }));
+            }
+        }
+    )+};
     ($($scenario:ident),+ $(,)?) => {$(
         mod $scenario {
             use super::$scenario as scenario;

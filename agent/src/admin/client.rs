@@ -81,6 +81,22 @@ impl Client {
         self.call(Method::GET, "/v1/status").await
     }
 
+    /// Whether the process at this socket is alive: whether it answers.
+    ///
+    /// # Errors
+    /// When there is no agent, or it doesn't answer.
+    pub async fn live(&self) -> Result<(), ClientError> {
+        self.call(Method::GET, "/v1/probe/live").await
+    }
+
+    /// Whether the process at this socket is ready, see [`super::Standing::ready`].
+    ///
+    /// # Errors
+    /// When it isn't, with the reason; when there is no agent, or it doesn't answer.
+    pub async fn ready(&self) -> Result<(), ClientError> {
+        self.call(Method::GET, "/v1/probe/ready").await
+    }
+
     /// The cluster as the agent sees it; `None` where none is configured.
     ///
     /// # Errors

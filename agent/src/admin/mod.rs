@@ -12,6 +12,7 @@ pub mod page;
 mod port;
 mod process;
 mod socket;
+mod standing;
 mod stock;
 mod textfile;
 pub mod view;
@@ -30,6 +31,7 @@ pub use flows::{Bytes, Flows, Minute, Origin};
 pub use metrics_port::MetricsPort;
 pub use page::Page;
 pub use socket::Socket;
+pub use standing::Standing;
 pub use stock::{Goes, KeptImage, KeptImages, KeptRest, Prefetching};
 pub use textfile::Textfile;
 

@@ -18,12 +18,12 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::Serialize;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::Agent;
 use super::view::Failed;
+use super::{Agent, Standing};
 use crate::peers::Peers;
 
 type Body = UnsyncBoxBody<Bytes, Infallible>;
@@ -64,8 +64,8 @@ impl Socket {
         Ok(Self(listener))
     }
 
-    /// Serves until `stop`.
-    pub async fn serve(self, agent: Arc<Agent>, stop: CancellationToken) {
+    /// Serves until `stop`. Before the agent has its store, it answers probes alone.
+    pub async fn serve(self, standing: watch::Receiver<Standing>, stop: CancellationToken) {
         let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         let connections = TaskTracker::new();
         while let Some(accepted) = stop.run_until_cancelled(self.0.accept()).await {
@@ -73,9 +73,9 @@ impl Socket {
                 tokio::time::sleep(Duration::from_millis(20)).await;
                 continue;
             };
-            let (agent, stop) = (Arc::clone(&agent), stop.clone());
+            let (standing, stop) = (standing.clone(), stop.clone());
             connections.spawn(async move {
-                stop.run_until_cancelled(connection(stream, agent)).await;
+                stop.run_until_cancelled(connection(stream, standing)).await;
                 drop(place);
             });
         }
@@ -84,10 +84,10 @@ impl Socket {
     }
 }
 
-async fn connection(stream: UnixStream, agent: Arc<Agent>) {
+async fn connection(stream: UnixStream, standing: watch::Receiver<Standing>) {
     let service = service_fn(move |request: Request<Incoming>| {
-        let agent = Arc::clone(&agent);
-        async move { Ok::<_, Infallible>(answer(agent, &request).await) }
+        let standing = standing.borrow().clone();
+        async move { Ok::<_, Infallible>(answer(&standing, &request).await) }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -98,7 +98,18 @@ async fn connection(stream: UnixStream, agent: Arc<Agent>) {
     }
 }
 
-async fn answer(agent: Arc<Agent>, request: &Request<Incoming>) -> Response<Body> {
+async fn answer(standing: &Standing, request: &Request<Incoming>) -> Response<Body> {
+    let refused = |error: &str| json(StatusCode::SERVICE_UNAVAILABLE, &Failed { error: error.to_owned() });
+    match (request.uri().path(), standing.agent()) {
+        // That there is an answer is the answer; whether the mirror gives one is watched by the parent process.
+        ("/v1/probe/live", _) => json(StatusCode::OK, &()),
+        ("/v1/probe/ready", _) => standing.ready().map_or_else(refused, |()| json(StatusCode::OK, &())),
+        (_, Some(agent)) => show(agent, request).await,
+        (_, None) => refused("this agent doesn't serve yet: it waits for the cache, which another process holds"),
+    }
+}
+
+async fn show(agent: Arc<Agent>, request: &Request<Incoming>) -> Response<Body> {
     match (request.method(), request.uri().path()) {
         (&Method::GET, "/v1/status") => json(StatusCode::OK, &agent.status().await),
         (&Method::GET, "/v1/peers") => json(StatusCode::OK, &agent.peers.as_ref().map(Peers::shown)),

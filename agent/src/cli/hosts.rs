@@ -78,7 +78,11 @@ fn apply(out: &mut impl Write, dir: &Path, config: &Config, ca_pem: Option<Strin
     }
 }
 
-fn restore(out: &mut impl Write, dir: &Path) -> anyhow::Result<()> {
+/// Takes back every entry in `dir`, and says what became of each.
+///
+/// # Errors
+/// When anything could not be put back; what could be is.
+pub(super) fn restore(out: &mut impl Write, dir: &Path) -> anyhow::Result<()> {
     let restored = HostsDir::restore(dir).with_context(|| format!("nothing was restored in {}", dir.display()))?;
     let rows: Vec<_> = restored
         .folders

@@ -11,6 +11,7 @@ pub mod prefetch;
 pub mod run;
 pub mod status;
 mod table;
+pub mod uninstall;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -52,6 +53,8 @@ enum Command {
     Certs(certs::Arguments),
     /// Check the configuration, or print the default one
     Config(config::Arguments),
+    /// Take back all that was made on this node: entries in the hosts folder, the cache, sockets
+    Uninstall(uninstall::Arguments),
 }
 
 /// Runs the command that the arguments name. Errors go to standard error, with their causes.
@@ -74,7 +77,12 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Certs(certs) => return certs::run(certs),
         _ => {}
     }
-    let config = Config::load(file.as_deref(), environment())?;
+    let config = Config::load(file.as_deref(), environment());
+    if let Command::Status(status::Arguments { probe: Some(probe), .. }) = &arguments.command {
+        let socket = config.unwrap_or_default().admin.socket;
+        return status::probe(*probe, &socket);
+    }
+    let config = config?;
     match arguments.command {
         Command::Run(run) => run::run(&run, &config, file.as_deref()),
         Command::Images(images) => images::run(&images, &config),
@@ -89,6 +97,7 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         })?,
         Command::Prefetch(prefetch) => prefetch::run(&prefetch, &config),
         Command::Cache(cache) => cache::run(&cache, &config),
+        Command::Uninstall(uninstall) => uninstall::run(&uninstall, &config),
         Command::Config(_) | Command::Certs(_) => Ok(ExitCode::SUCCESS),
     }
 }

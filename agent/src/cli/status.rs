@@ -3,9 +3,11 @@
 mod peers;
 
 use std::fmt::Write as _;
+use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use jiff::{SpanRound, Timestamp, Unit};
 
 use super::block_on;
@@ -24,6 +26,39 @@ pub struct Arguments {
     /// The other nodes: who they are, what is read from and sent to them
     #[arg(long)]
     peers: bool,
+    /// Say by the exit status alone whether the agent is alive, or ready: for the probes of a Pod
+    #[arg(long, value_enum, value_name = "WHAT", conflicts_with_all = ["json", "peers"])]
+    pub(super) probe: Option<Probe>,
+}
+
+/// What is asked of the process at the admin socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Probe {
+    /// Whether it answers. What the mirror doesn't answer is watched from within, and ends the agent.
+    Live,
+    /// Whether it serves containerd, or stands by to take over from the one that does.
+    Ready,
+}
+
+/// How long a probe waits for an answer: less than kubelet waits for the probe.
+const PROBE_DEADLINE: Duration = Duration::from_secs(3);
+
+/// Asks the process at `socket`. It is all that a probe needs: a configuration that was changed for the worse since the
+/// agent was started is no reason to end it.
+///
+/// # Errors
+/// When the answer is no, or there is none.
+pub(super) fn probe(probe: Probe, socket: &Path) -> anyhow::Result<ExitCode> {
+    let client = Client::new(socket);
+    let asked = async {
+        match probe {
+            Probe::Live => client.live().await,
+            Probe::Ready => client.ready().await,
+        }
+    };
+    let answer = block_on(async { tokio::time::timeout(PROBE_DEADLINE, asked).await })?;
+    answer.map_err(|_| anyhow::anyhow!("no answer within {PROBE_DEADLINE:?}"))??;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Asks the running agent.
@@ -50,7 +85,7 @@ fn text(status: &Status, now: Timestamp) -> String {
         let _ = writeln!(out, "{key:<12}{value}");
     };
     let Status { version, pid, uptime_seconds, resident_bytes, mirror, .. } = status;
-    let up = humantime::format_duration(std::time::Duration::from_secs(*uptime_seconds));
+    let up = humantime::format_duration(Duration::from_secs(*uptime_seconds));
     line("larder", &format!("{version}, pid {pid}, up {up}, {} resident", Bytes(*resident_bytes)));
     let scheme = if mirror.tls { "https" } else { "http" };
     line("mirror", &format!("{scheme}://{}, {} requests", mirror.listen, mirror.requests));

@@ -1,6 +1,7 @@
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::reply::Body;
+use super::unanswered::{Expected, Unanswered};
 use super::{Mirror, MirrorMetrics};
 
 /// The first byte of a TLS record that carries a handshake.
@@ -29,6 +31,9 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const HEAD_TIMEOUT: Duration = Duration::from_secs(75);
 /// More connections at a time than any node's containerd opens.
 const MAX_CONNECTIONS: usize = 1024;
+/// How long a connection that was just let in may take to ask for something when the agent ends. Some never do: Go opens
+/// one for a request that another one then takes.
+const FIRST_REQUEST: Duration = Duration::from_millis(150);
 /// How long replies under way may go on when the agent ends.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -44,6 +49,7 @@ pub struct BindError {
 pub struct Listener {
     listener: TcpListener,
     address: SocketAddr,
+    unanswered: Unanswered,
 }
 
 /// By which of the port's two protocols a request came.
@@ -67,7 +73,38 @@ impl Listener {
             socket.listen(1024)
         };
         let listener = listen().map_err(|source| BindError { address, source })?;
-        Ok(Self { listener, address })
+        Ok(Self { listener, address, unanswered: Unanswered::default() })
+    }
+
+    /// The port as another process had it, with all who wait in its queue.
+    ///
+    /// # Errors
+    /// When it isn't at this address, or can't be used.
+    pub fn inherit(door: std::net::TcpListener, address: SocketAddr) -> Result<Self, BindError> {
+        let listen = || {
+            if door.local_addr()? != address {
+                return Err(io::Error::new(io::ErrorKind::InvalidInput, "the door that was handed over is elsewhere"));
+            }
+            door.set_nonblocking(true)?;
+            TcpListener::from_std(door)
+        };
+        let listener = listen().map_err(|source| BindError { address, source })?;
+        Ok(Self { listener, address, unanswered: Unanswered::default() })
+    }
+
+    /// The same port, for another process: as long as one of the two is open, nobody is refused, and nobody who waits in
+    /// the queue is lost.
+    ///
+    /// # Errors
+    /// When the process has too many files open.
+    pub fn share(&self) -> io::Result<OwnedFd> {
+        self.listener.as_fd().try_clone_to_owned()
+    }
+
+    /// Who was let in and has no answer yet.
+    #[must_use]
+    pub fn unanswered(&self) -> Unanswered {
+        self.unanswered.clone()
     }
 
     #[cfg(test)]
@@ -75,7 +112,7 @@ impl Listener {
         self.listener.local_addr().unwrap()
     }
 
-    /// Serves until `stop`, then lets replies under way end.
+    /// Serves until `stop`, then lets replies under way end, for twenty seconds at most. Nobody is let in meanwhile.
     pub async fn serve(self, mirror: Arc<Mirror>, tls: Arc<ServerConfig>, stop: CancellationToken) {
         let acceptor = TlsAcceptor::from(tls);
         let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
@@ -96,9 +133,10 @@ impl Listener {
                 continue;
             };
             let (mirror, acceptor, draining) = (Arc::clone(&mirror), acceptor.clone(), draining.clone());
+            let expected = self.unanswered.expect();
             connections.spawn(async move {
                 let open = Open::count(mirror.metrics());
-                connection(stream, mirror, acceptor, draining).await;
+                connection(stream, mirror, acceptor, draining, expected).await;
                 drop((open, place));
             });
         }
@@ -111,7 +149,13 @@ impl Listener {
     }
 }
 
-async fn connection(stream: TcpStream, mirror: Arc<Mirror>, acceptor: TlsAcceptor, draining: CancellationToken) {
+async fn connection(
+    stream: TcpStream,
+    mirror: Arc<Mirror>,
+    acceptor: TlsAcceptor,
+    draining: CancellationToken,
+    expected: Expected,
+) {
     // Replies are written in one go; waiting for more to send would only delay their ends.
     let _ = stream.set_nodelay(true);
     let Ok(local) = stream.local_addr() else { return };
@@ -125,10 +169,10 @@ async fn connection(stream: TcpStream, mirror: Arc<Mirror>, acceptor: TlsAccepto
         }
     }
     if first[0] != TLS_HANDSHAKE {
-        return http(stream, mirror, Scheme::Plain, local, draining).await;
+        return http(stream, mirror, Scheme::Plain, local, draining, expected).await;
     }
     match timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
-        Ok(Ok(stream)) => http(stream, mirror, Scheme::Tls, local, draining).await,
+        Ok(Ok(stream)) => http(stream, mirror, Scheme::Tls, local, draining, expected).await,
         Ok(Err(e)) => {
             mirror.metrics().handshakes_failed.inc();
             tracing::debug!(error = %e, "a TLS handshake failed");
@@ -137,31 +181,42 @@ async fn connection(stream: TcpStream, mirror: Arc<Mirror>, acceptor: TlsAccepto
     }
 }
 
-async fn http<S>(stream: S, mirror: Arc<Mirror>, scheme: Scheme, local: SocketAddr, draining: CancellationToken)
-where
+async fn http<S>(
+    stream: S,
+    mirror: Arc<Mirror>,
+    scheme: Scheme,
+    local: SocketAddr,
+    draining: CancellationToken,
+    expected: Expected,
+) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let service = service_fn(move |request: Request<Incoming>| answer(Arc::clone(&mirror), request, scheme, local));
+    let first = expected.first();
+    let service = service_fn(move |request: Request<Incoming>| {
+        let (mirror, asked) = (Arc::clone(&mirror), expected.begin());
+        async move {
+            let response = mirror.answer(request, scheme, local).await;
+            drop(asked);
+            Ok::<Response<Body>, Infallible>(response)
+        }
+    });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
         .serve_connection(TokioIo::new(stream), service);
     tokio::pin!(connection);
-    // An error is a caller that left, or a reply that we ended short; either is known where it arose.
+    // An error is a caller that left, or a reply that we ended short; either is known where it arose. Whoever was just let
+    // in is heard first: a new connection that closes without an answer is an error to Go, which asks again only on one
+    // that it used before.
+    let ending = async {
+        draining.cancelled().await;
+        let _ = timeout(FIRST_REQUEST, first.cancelled()).await;
+    };
     tokio::select! {
         _ = &mut connection => return,
-        () = draining.cancelled() => connection.as_mut().graceful_shutdown(),
+        () = ending => connection.as_mut().graceful_shutdown(),
     }
     let _ = connection.await;
-}
-
-async fn answer(
-    mirror: Arc<Mirror>,
-    request: Request<Incoming>,
-    scheme: Scheme,
-    local: SocketAddr,
-) -> Result<Response<Body>, Infallible> {
-    Ok(mirror.answer(request, scheme, local).await)
 }
 
 /// One open connection, in the gauge.

@@ -16,6 +16,7 @@ mod reply;
 mod request;
 mod serve;
 mod token;
+mod unanswered;
 
 #[cfg(test)]
 mod tests;
@@ -24,3 +25,4 @@ pub use identity::{Identity, IdentityError};
 pub use listen::{BindError, Listener};
 pub use metrics::MirrorMetrics;
 pub use serve::Mirror;
+pub use unanswered::Unanswered;

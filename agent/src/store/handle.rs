@@ -96,8 +96,10 @@ impl Store {
         Ok(Self { inner: Arc::new(Inner { shelves, threads }) })
     }
 
-    /// Writes what is not yet written and ends the threads. Other clones go on serving what is open, no more.
+    /// Writes what is not yet written, ends the threads, and lets go of the folder: another process can open it from then
+    /// on. Other clones go on serving what is open, no more.
     pub async fn close(self) {
+        self.shelves().space.turn_off();
         self.shelves().end();
         let threads = std::mem::take(&mut *held(&self.inner.threads));
         let joined = tokio::task::spawn_blocking(move || {
@@ -107,9 +109,10 @@ impl Store {
                 }
             }
         });
-        // A disk that hangs must not keep the process from ending.
-        if tokio::time::timeout(Duration::from_secs(10), joined).await.is_err() {
-            tracing::warn!("the store's disk does not answer: its last second of the index may be lost");
+        // A disk that hangs must not keep the process from ending. The folder is ours until then: a thread may yet write.
+        match tokio::time::timeout(Duration::from_secs(10), joined).await {
+            Ok(_) => self.shelves().let_go(),
+            Err(_) => tracing::warn!("the store's disk does not answer: its last second of the index may be lost"),
         }
     }
 

@@ -55,6 +55,7 @@ mod secret;
 mod shelves;
 mod space;
 mod syncer;
+mod traces;
 mod verify;
 
 #[cfg(test)]
@@ -76,6 +77,7 @@ pub use record::TagRecord;
 pub use records::Records;
 pub use scrub::{Scrub, Scrubbed};
 pub use secret::Secret;
+pub use traces::{Hold, traces};
 pub use verify::Proof;
 
 /// The unit of checksums, reads and transfers, in bytes. The last chunk of a blob may be shorter.

@@ -164,6 +164,11 @@ impl Shelves {
         self.index.stop();
     }
 
+    /// Leaves the folder to the next process. Nothing is written any more.
+    pub(super) fn let_go(&self) {
+        drop(held(&self.lock).take());
+    }
+
     /// Holds a blob's name: nobody else moves a file to it or away from it.
     pub(super) fn hold_name(&self, digest: &Digest) -> MutexGuard<'_, ()> {
         held(&self.names[stripe(digest)])

@@ -19,6 +19,8 @@ pub use upstream::Upstream;
 
 use crate::{Http, Namespace, Process, free_port, until};
 
+/// The variable that sets `admin.socket`.
+const SOCKET: &str = "LARDER__ADMIN__SOCKET";
 const START: Duration = Duration::from_secs(10);
 
 /// An agent. Dropped, it is killed.
@@ -56,6 +58,35 @@ impl Agent {
         };
         std::fs::write(agent.config(), config.text(folder, mirror, metrics))?;
         Ok(agent)
+    }
+
+    /// Another one on the same node, as an upgrade starts it beside this one: of the same configuration, ports and
+    /// folders, with an admin socket of its own. It isn't started yet.
+    pub fn beside(&self, name: &str) -> Result<Self> {
+        let folder = self.folder.join(name);
+        std::fs::create_dir_all(&folder)?;
+        std::fs::copy(self.config(), folder.join("larder.toml"))?;
+        let socket = folder.join("larder.sock").display().to_string();
+        let mut environment = self.environment.clone();
+        environment.retain(|(name, _)| name != SOCKET);
+        environment.push((SOCKET.to_owned(), socket));
+        let (namespace, http) = (self.namespace.clone(), Http::within(self.namespace.clone()));
+        Ok(Self { folder, environment, namespace, http, process: None, ..*self })
+    }
+
+    /// Whether `larder status --probe` says so.
+    pub async fn probe(&self, what: &str) -> Result<bool> {
+        Ok(self.command(&["status", "--probe", what]).await?.status.success())
+    }
+
+    /// Waits until its own probe says that it is ready: it serves, or waits to take over.
+    pub async fn stands_by(&mut self) -> Result<()> {
+        until("the agent stands by", START, async || self.probe("ready").await.is_ok_and(|yes| yes).then_some(())).await
+    }
+
+    /// SIGTERM, and no waiting.
+    pub fn tell_to_end(&self) -> Result<()> {
+        Ok(kill(Pid::from_raw(self.process()?.id().cast_signed()), Signal::SIGTERM)?)
     }
 
     /// Runs it (again), and waits until it is ready.
@@ -169,10 +200,15 @@ impl Agent {
 
     /// Runs `larder` with these arguments and this agent's configuration, whether the agent runs or not.
     pub async fn command(&self, arguments: &[&str]) -> Result<Output> {
+        self.command_for(arguments, Duration::from_secs(60)).await
+    }
+
+    /// The same for a command that may take long. It is killed when this is dropped.
+    pub async fn command_for(&self, arguments: &[&str], limit: Duration) -> Result<Output> {
         let mut command = tokio::process::Command::new(program()?);
         command.args(arguments).arg("--config").arg(self.config()).kill_on_drop(true);
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
-        let output = tokio::time::timeout(Duration::from_secs(60), command.output());
+        let output = tokio::time::timeout(limit, command.output());
         Ok(output.await.with_context(|| format!("larder {arguments:?} hangs"))??)
     }
 

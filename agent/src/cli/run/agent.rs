@@ -12,7 +12,9 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::admin::{self, Agent, Figures, Flows, MetricsPort, Page, Socket, Textfile, view};
+use super::takeover::{self, Offer, Taken};
+use super::word::{Teller, Word};
+use crate::admin::{self, Agent, Figures, Flows, MetricsPort, Page, Socket, Standing, Textfile, view};
 use crate::config::{Config, HostsTarget};
 use crate::containerd::canary::Canary;
 use crate::containerd::client::Client;
@@ -24,18 +26,21 @@ use crate::mirror::{Identity, Listener, Mirror};
 use crate::peers::{self, Peers};
 use crate::pull::Pull;
 use crate::sharing::{Callers, Sharing};
-use crate::store::{self, Store};
+use crate::store::Store;
 use crate::upstream::Upstreams;
 use crate::wire;
 
 /// How long background work may take to end.
 const END: Duration = Duration::from_secs(5);
 
+/// How long those who were let in may take to be answered, when another process waits to serve the others.
+const ANSWERS: Duration = Duration::from_secs(1);
+
 /// How long the user's own hosts.toml files may take to be read before the mirror opens.
 const LOOK: Duration = Duration::from_secs(5);
 
 /// Runs the agent until a signal ends it.
-pub(super) fn run(config: &Config) -> anyhow::Result<ExitCode> {
+pub(super) fn run(config: &Config, teller: Teller) -> anyhow::Result<ExitCode> {
     // The process that watches us is ended with `kill -9`: go with it, rather than hold port and store as an orphan.
     nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)?;
     // Started by way of /proc/self/exe, it would be "exe" in every list of processes.
@@ -53,24 +58,34 @@ pub(super) fn run(config: &Config) -> anyhow::Result<ExitCode> {
         .thread_stack_size(1 << 20)
         .enable_all()
         .build()?;
-    let outcome = runtime.block_on(serve(config));
+    let outcome = runtime.block_on(serve(config, teller));
     runtime.shutdown_timeout(END);
     outcome
 }
 
 /// Puts the house together, opens its doors, and closes them before anything behind them ends.
-async fn serve(config: &Config) -> anyhow::Result<ExitCode> {
+async fn serve(config: &Config, mut teller: Teller) -> anyhow::Result<ExitCode> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     // The doors close first; what they stand before goes on until the last reply has ended.
     let (stop, end, tasks) = (CancellationToken::new(), CancellationToken::new(), TaskTracker::new());
 
-    let store = open_store(config).await?;
+    // What may be wrong is found before the store is asked for: one that waits for its turn must be able to take it.
     let upstreams = Arc::new(Upstreams::new(config)?);
     let containerd = Arc::new(Client::new(&config.containerd)?);
+    hosts_dir(config)?;
+    let standing = watch::Sender::new(Standing::Starting);
+    let desk =
+        Socket::bind(&config.admin.socket).map(|socket| tasks.spawn(socket.serve(standing.subscribe(), stop.clone())));
+    let taken = tokio::select! {
+        taken = takeover::take(config, &standing, &mut teller) => taken?,
+        _ = terminate.recv() => return Ok(ExitCode::SUCCESS),
+        _ = interrupt.recv() => return Ok(ExitCode::SUCCESS),
+    };
+    let Taken { store, door, has_waited } = taken;
     let canary = Arc::new(Canary::new());
     let ends = peers::Ends { stop: stop.clone(), end: end.clone() };
-    let (peers, port) = join(config, &store, &containerd, &tasks, &ends).await.unzip();
+    let (peers, port) = join(config, &store, &containerd, &tasks, &ends, has_waited).await.unzip();
     let pull = Pull::new(
         config,
         store.clone(),
@@ -90,8 +105,17 @@ async fn serve(config: &Config) -> anyhow::Result<ExitCode> {
         let _ = tokio::time::timeout(LOOK, look).await;
     }
     let identity = Arc::new(Identity::open(&config.cache.dir.join("tls"), config.mirror.listen)?);
-    let listener = Listener::bind(config.mirror.listen)?;
+    let listener = match door.map(|door| Listener::inherit(door, config.mirror.listen)) {
+        Some(Ok(listener)) => listener,
+        _ => takeover::bind(has_waited, || Listener::bind(config.mirror.listen)).await?,
+    };
+    let offer = listener.share().and_then(|door| Offer::open(&config.cache.dir, door));
+    let mut offer = offer
+        .inspect_err(|error| tracing::info!(%error, "the next agent can't take over from this one without a gap"))
+        .ok();
+    let unanswered = listener.unanswered();
     let serving = tokio::spawn(listener.serve(Arc::clone(&mirror), identity.server_config()?, stop.clone()));
+    teller.say(Word::Serves);
     tasks.spawn(Arc::clone(&identity).keep_fresh(stop.clone()));
     let watched = inventory::Metrics::default();
     let parts = keep::Parts {
@@ -202,9 +226,13 @@ async fn serve(config: &Config) -> anyhow::Result<ExitCode> {
         }
         Err(e) => tracing::error!(error = %e, "no status page"),
     }
-    match Socket::bind(&config.admin.socket) {
-        Ok(socket) => drop(tasks.spawn(socket.serve(agent, stop.clone()))),
-        Err(e) => tracing::error!(error = %e, "no admin socket: larder status and its like find no agent"),
+    standing.send_replace(Standing::Serving { agent, is_ready: ready.subscribe() });
+    if desk.is_err() {
+        // It was the process's before; now it isn't any more.
+        match takeover::bind(has_waited, || Socket::bind(&config.admin.socket)).await {
+            Ok(socket) => drop(tasks.spawn(socket.serve(standing.subscribe(), stop.clone()))),
+            Err(e) => tracing::error!(error = %e, "no admin socket: larder status and its like find no agent"),
+        }
     }
     tracing::info!(mirror = %config.mirror.listen, cache = %config.cache.dir.display(), version = env!("CARGO_PKG_VERSION"), "serving");
 
@@ -212,22 +240,50 @@ async fn serve(config: &Config) -> anyhow::Result<ExitCode> {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
-    tracing::info!("ending: replies under way go on, hosts.toml stays");
+    let is_followed = match &mut offer {
+        Some(offer) => offer.end().await,
+        None => false,
+    };
+    tracing::info!(is_followed, "ending: replies under way go on, hosts.toml stays");
     stop.cancel();
-    serving.await.context("the mirror's listener")?;
-    if let Some(sharing) = sharing {
-        sharing.await.context("the listener for peers")?;
+    let doors = async {
+        serving.await.context("the mirror's listener")?;
+        match sharing {
+            Some(sharing) => sharing.await.context("the listener for peers"),
+            None => Ok(()),
+        }
+    };
+    if is_followed {
+        // At the door they wait for the one that follows, and it waits for the store. What arrives is suspended, and gone
+        // on with by it; whoever reads along is cut short, and comes back.
+        if tokio::time::timeout(ANSWERS, unanswered.none()).await.is_err() {
+            tracing::warn!("requests without an answer are left behind");
+        }
+        end_work(&end, &tasks).await;
+        store.close().await;
+        if let Some(offer) = offer {
+            offer.let_go().await;
+        }
+        tracing::info!("the store is free");
+        doors.await?;
+    } else {
+        doors.await?;
+        end_work(&end, &tasks).await;
+        store.close().await;
     }
+    if tokio::time::timeout(END, upstreams.close()).await.is_err() {
+        tracing::warn!("connections to upstreams are cut off");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Ends what works behind the doors.
+async fn end_work(end: &CancellationToken, tasks: &TaskTracker) {
     end.cancel();
     tasks.close();
     if tokio::time::timeout(END, tasks.wait()).await.is_err() {
         tracing::warn!(tasks = tasks.len(), "background work is cut off");
     }
-    if tokio::time::timeout(END, upstreams.close()).await.is_err() {
-        tracing::warn!("connections to upstreams are cut off");
-    }
-    store.close().await;
-    Ok(ExitCode::SUCCESS)
 }
 
 /// Joins the cluster, if one is configured. One that can't be joined is no reason not to serve.
@@ -237,6 +293,7 @@ async fn join(
     containerd: &Arc<Client>,
     tasks: &TaskTracker,
     ends: &peers::Ends,
+    has_waited: bool,
 ) -> Option<(Peers, peers::Port)> {
     if !config.peers.is_on() {
         return None;
@@ -247,7 +304,11 @@ async fn join(
     let joined = match opened {
         Ok(Ok(identity)) => {
             let containerd = Some(Arc::clone(containerd));
-            Peers::join(config, identity, dir, store.clone(), containerd, tasks, ends)
+            let join = || {
+                let (identity, dir, containerd) = (Arc::clone(&identity), dir.clone(), containerd.clone());
+                Peers::join(config, identity, dir, store.clone(), containerd, tasks, ends)
+            };
+            takeover::bind(has_waited, join).await
         }
         Ok(Err(error)) => Err(error.into()),
         // Only a runtime that ends cancels it.
@@ -262,12 +323,6 @@ async fn join(
 fn chain(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(error.source(), |cause| cause.source());
     causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
-}
-
-async fn open_store(config: &Config) -> anyhow::Result<Store> {
-    let options = store::Options::from(&config.cache);
-    let opened = tokio::task::spawn_blocking(move || Store::open(options)).await?;
-    opened.with_context(|| format!("the cache in {}", config.cache.dir.display()))
 }
 
 /// The folder that hosts.toml files are written to. With named registries alone, the canary gets an entry too: it has

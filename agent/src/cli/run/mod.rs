@@ -6,13 +6,16 @@
 //! that is stopped or starved as a whole, and in a container PID 1 could not be ended from within.
 
 mod agent;
+mod takeover;
 mod watch;
+mod word;
 
 use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Args;
 
+use self::word::Teller;
 use super::log;
 use crate::config::Config;
 
@@ -22,13 +25,16 @@ pub struct Arguments {
     /// Run the agent alone, in this process, without the process that watches it
     #[arg(long)]
     unwatched: bool,
+    /// Tell the process that watches, through standard input, how far it is
+    #[arg(long, hide = true, requires = "unwatched")]
+    telling: bool,
 }
 
 /// Runs until a signal ends it.
 ///
 /// # Errors
-/// When the agent can't start: the store is another process's, the mirror's port is taken, a CA file can't be read.
+/// When the agent can't start: the mirror's port is taken, a CA file can't be read.
 pub fn run(arguments: &Arguments, config: &Config, file: Option<&Path>) -> anyhow::Result<ExitCode> {
     log::begin(&config.log)?;
-    if arguments.unwatched { agent::run(config) } else { watch::run(config, file) }
+    if arguments.unwatched { agent::run(config, Teller::new(arguments.telling)) } else { watch::run(config, file) }
 }

@@ -1,6 +1,6 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
-use std::process::{ExitCode, ExitStatus};
+use std::process::{ExitCode, ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -12,6 +12,7 @@ use tokio::process::{Child, Command};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep, timeout};
 
+use super::word::{self, Hearer};
 use crate::config::Config;
 
 /// How long an answer may take. Within it, containerd's pulls wait.
@@ -33,13 +34,14 @@ pub(super) fn run(config: &Config, file: Option<&Path>) -> anyhow::Result<ExitCo
 async fn watch(mirror: SocketAddr, file: Option<&Path>) -> anyhow::Result<ExitCode> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut child = start(file).context("the agent can't be started")?;
+    let (hearer, stdin) = word::channel()?;
+    let mut child = start(file, stdin).context("the agent can't be started")?;
     let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).map(Pid::from_raw).context("the agent has no pid")?;
     tokio::select! {
         status = child.wait() => return Ok(code(status?)),
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
-        () = hangs(mirror) => {
+        () = hangs(mirror, hearer) => {
             tracing::error!(%mirror, "the mirror does not answer: the agent is ended, and containerd goes to its upstreams");
             child.kill().await?;
             return Ok(ExitCode::from(HUNG));
@@ -57,9 +59,9 @@ async fn watch(mirror: SocketAddr, file: Option<&Path>) -> anyhow::Result<ExitCo
     }
 }
 
-fn start(file: Option<&Path>) -> std::io::Result<Child> {
+fn start(file: Option<&Path>, stdin: Stdio) -> std::io::Result<Child> {
     let mut command = Command::new("/proc/self/exe");
-    command.arg0("larder").args(["run", "--unwatched"]);
+    command.arg0("larder").args(["run", "--unwatched", "--telling"]).stdin(stdin);
     if let Some(file) = file {
         command.arg("--config").arg(file);
     }
@@ -93,8 +95,12 @@ enum Answer {
     Silence,
 }
 
-/// Ends when the mirror takes a request and gives no answer in time, or never begins to listen.
-async fn hangs(mirror: SocketAddr) {
+/// Ends when the mirror takes a request and gives no answer in time, or never begins to listen; or when the agent doesn't
+/// even say that it waits for its turn.
+async fn hangs(mirror: SocketAddr, hearer: Hearer) {
+    if !hearer.serves().await {
+        return;
+    }
     let address = reachable(mirror);
     let started = Instant::now();
     let mut has_answered = false;
@@ -109,6 +115,11 @@ async fn hangs(mirror: SocketAddr) {
             Answer::Refused | Answer::Silence => return,
         }
     }
+}
+
+/// Whether somebody answers at the mirror's port.
+pub(super) async fn answers(mirror: SocketAddr) -> bool {
+    matches!(ask(reachable(mirror)).await, Answer::Some)
 }
 
 async fn ask(mirror: SocketAddr) -> Answer {

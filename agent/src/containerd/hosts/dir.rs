@@ -186,6 +186,22 @@ impl HostsDir {
         Ok(restored)
     }
 
+    /// The files of ours that stand there: what [`Self::restore`] would take back. Nothing for a missing `hosts_dir`.
+    /// Blocking.
+    ///
+    /// # Errors
+    /// When `hosts_dir` or a folder in it can't be read.
+    pub fn traces(dir: &Path) -> Result<Vec<PathBuf>, HostsError> {
+        if !dir.exists() {
+            return Ok(vec![]);
+        }
+        let mut traces = root::traces(dir);
+        for name in root::names(dir)? {
+            traces.extend(Folder::new(dir.join(name)).traces()?);
+        }
+        Ok(traces)
+    }
+
     /// What stands there, folder by folder; nothing for a missing `hosts_dir`. Blocking.
     ///
     /// # Errors

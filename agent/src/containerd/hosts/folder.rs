@@ -223,6 +223,25 @@ impl Folder {
         Ok(Some(back))
     }
 
+    /// The files of ours in it.
+    pub(super) fn traces(&self) -> Result<Vec<PathBuf>, HostsError> {
+        if !self.path.is_dir() {
+            return Ok(vec![]);
+        }
+        let contents = self.contents()?;
+        let mut traces = Vec::new();
+        if matches!(contents.file, Current::Ours(_)) {
+            traces.push(self.at(FILE));
+        }
+        if contents.has_kept {
+            traces.push(self.at(KEPT));
+        }
+        if contents.ca.as_deref().is_some_and(is_our_ca) {
+            traces.push(self.at(CA));
+        }
+        Ok(traces)
+    }
+
     /// Removes the folder, at once and whole, if nothing but ours is in it.
     fn retire(&self, aside: &Path) -> Result<bool, HostsError> {
         let names = [self.at(FILE), self.at(CA), disk::temporary(&self.at(FILE)), disk::temporary(&self.at(CA))];

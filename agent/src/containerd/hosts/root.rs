@@ -20,6 +20,9 @@ const LOCK_WAIT: Duration = Duration::from_secs(10);
 /// Says that we made `hosts_dir` itself.
 const MADE: &str = ".made-by-larder";
 
+/// See [`Root::aside`].
+const ASIDE: &str = ".larder-aside";
+
 /// `hosts_dir`, locked against other processes of ours.
 #[derive(Debug)]
 pub(super) struct Root {
@@ -69,7 +72,7 @@ impl Root {
 
     /// Where a folder is while it isn't whole. containerd looks for no such name.
     pub(super) fn aside(&self) -> PathBuf {
-        self.path.join(".larder-aside")
+        self.path.join(ASIDE)
     }
 
     /// What `_default` says without us, for a folder beside it.
@@ -109,6 +112,11 @@ impl Root {
         disk::remove_dir(&aside)?;
         Ok(true)
     }
+}
+
+/// What of ours stands in the folder itself.
+pub(super) fn traces(path: &Path) -> Vec<PathBuf> {
+    [path.join(MADE), path.join(ASIDE)].into_iter().filter(|path| disk::exists(path)).collect()
 }
 
 /// Removes what a crash may have left beside a folder that isn't there.

@@ -1,0 +1,76 @@
+//! The process before, as the one that will follow it sees it.
+
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::AsRawFd as _;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use super::{HOLD, NAME, door};
+
+/// How long it may take for what it does at once. One that is stopped accepts, and says nothing.
+const DEADLINE: Duration = Duration::from_secs(2);
+
+/// The process that serves now, and the copy of its door.
+pub(super) struct Before {
+    door: TcpListener,
+    stream: UnixStream,
+    left: Option<Instant>,
+}
+
+impl Before {
+    /// Asks the process that serves from the store in `dir` for its door at `listen`.
+    pub(super) async fn find(dir: &Path, listen: SocketAddr) -> Option<Self> {
+        let dir: PathBuf = dir.to_owned();
+        let asked = tokio::task::spawn_blocking(move || Self::ask(&dir));
+        match tokio::time::timeout(2 * DEADLINE, asked).await {
+            Ok(Ok(Ok(before))) => match before.door.local_addr() {
+                Ok(at) if at == listen => Some(before),
+                // With another address, this one binds its own when it is its turn.
+                at => {
+                    tracing::debug!(?at, %listen, "the agent before listens elsewhere");
+                    None
+                }
+            },
+            Ok(Ok(Err(error))) => {
+                tracing::debug!(%error, "no agent hands its door over");
+                None
+            }
+            _ => None,
+        }
+    }
+
+    fn ask(dir: &Path) -> io::Result<Self> {
+        let folder = File::open(dir)?;
+        let mut stream = UnixStream::connect(format!("/proc/self/fd/{}/{NAME}", folder.as_raw_fd()))?;
+        stream.set_read_timeout(Some(DEADLINE))?;
+        let door = TcpListener::from(door::receive(&stream)?);
+        stream.write_all(&[door::RECEIVED])?;
+        stream.set_nonblocking(true)?;
+        Ok(Self { door, stream, left: None })
+    }
+
+    /// Whether it lets nobody in any more: it ends, or was killed. Nobody answers at the door then until we have the
+    /// store.
+    pub(super) fn has_left(&mut self) -> bool {
+        let says = io::Read::read(&mut &self.stream, &mut [0]);
+        let is_silent = matches!(says, Err(error) if error.kind() == io::ErrorKind::WouldBlock);
+        if !is_silent && self.left.is_none() {
+            self.left = Some(Instant::now());
+        }
+        self.left.is_some()
+    }
+
+    /// Whether its door is worth holding: for a while after it left. A door behind which nobody is makes containerd wait,
+    /// where a closed one sends it to its next host.
+    pub(super) fn is_awaited(&self) -> bool {
+        self.left.is_none_or(|left| left.elapsed() < HOLD)
+    }
+
+    /// The door, to be opened.
+    pub(super) fn into_door(self) -> TcpListener {
+        self.door
+    }
+}

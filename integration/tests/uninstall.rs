@@ -1,0 +1,125 @@
+//! What was installed is taken back.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use larder_integration::{Agent, FaultRegistry, Image, Node, Release, listing, until};
+
+use crate::support::{Case, run};
+
+const CASE: Case = Case { release: Release::Sid, tls: true };
+
+/// An agent that has pulled something, on a node with a hosts.toml of its own; and what the node was like before, its
+/// containerd and the agent's own folder left out.
+async fn node(registry: &FaultRegistry) -> Result<(Node, impl Fn(&Node) -> Result<String>)> {
+    let image = Image::many_layers(1, 3, 1500);
+    registry.add(&image, "acme/app", "v1");
+    let mut node = CASE.builder()?.registry("reg.test", &registry.url())?.without_agent().start().await?;
+    let seen = |node: &Node| {
+        let (containerd, larder) = (node.folder().join("containerd"), node.folder().join("larder"));
+        let seen = listing(node.folder(), &[&containerd, &larder])?;
+        Ok(seen.into_iter().map(|(path, what)| format!("{} {what}\n", path.display())).collect::<String>())
+    };
+    let before = seen(&node)?;
+    node.install_agent().await?;
+    node.containerd.pull("reg.test/acme/app:v1").await?;
+    ensure!(seen(&node)? != before, "nothing was installed");
+    let same = move |node: &Node| {
+        let now = seen(node)?;
+        ensure!(now == before, "before:\n{before}\nnow:\n{now}");
+        Ok(now)
+    };
+    Ok((node, same))
+}
+
+async fn fails(agent: &Agent, arguments: &[&str]) -> Result<String> {
+    let output = agent.command(arguments).await?;
+    ensure!(!output.status.success(), "{arguments:?} has succeeded: {output:?}");
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr))
+}
+
+#[test]
+fn nothing_is_left() {
+    run(async {
+        let registry = FaultRegistry::start().await?;
+        let (mut node, as_before) = node(&registry).await?;
+        let agent = node.agent_mut()?;
+        let refused = fails(agent, &["uninstall"]).await?;
+        ensure!(refused.contains("stop it first"), "{refused}");
+        ensure!(agent.probe("ready").await?, "the agent goes on");
+        let left = fails(agent, &["uninstall", "--check"]).await?;
+        ensure!(left.contains("hosts.toml") && left.contains("index.redb") && left.contains("larder.sock"), "{left}");
+
+        agent.stop()?;
+        let mine = agent.cache().join("blobs/mine");
+        std::fs::write(&mine, "precious")?;
+        let said = agent.say(&["uninstall"]).await?;
+        ensure!(said.contains("the original is back") && said.contains(&mine.display().to_string()), "{said}");
+        ensure!(std::fs::read_to_string(&mine)? == "precious");
+        ensure!(listing(&agent.cache(), &[])?.len() == 3, "{:?}", listing(&agent.cache(), &[])?);
+        as_before(&node)?;
+
+        // Again, as often as one likes.
+        let agent = node.agent()?;
+        let left = fails(agent, &["uninstall", "--check"]).await?;
+        ensure!(left.trim() == agent.cache().join("blobs").display().to_string(), "{left}");
+        std::fs::remove_file(mine)?;
+        agent.say(&["uninstall"]).await?;
+        ensure!(!agent.cache().exists());
+        ensure!(agent.say(&["uninstall", "--check"]).await?.is_empty());
+        ensure!(agent.say(&["uninstall"]).await?.contains("nothing else of larder's"));
+        node.containerd.wipe().await?;
+        node.containerd.pull("reg.test/acme/app:v1").await?;
+        as_before(&node).map(drop)
+    });
+}
+
+#[test]
+fn the_cache_may_stay() {
+    run(async {
+        let mut registry = FaultRegistry::start().await?;
+        let (mut node, as_before) = node(&registry).await?;
+        node.agent_mut()?.stop()?;
+        let agent = node.agent()?;
+        agent.say(&["uninstall", "--keep-cache"]).await?;
+        as_before(&node)?;
+        agent.say(&["uninstall", "--keep-cache", "--check"]).await?;
+        ensure!(!agent.cache().join("tls").exists() && agent.cache().join("index.redb").exists());
+        registry.refuse();
+        node.containerd.wipe().await?;
+        node.agent_mut()?.start_again().await?;
+        node.containerd.pull("reg.test/acme/app:v1").await.map(drop)
+    });
+}
+
+/// One that stays waits for the agent's end, and takes back what comes again.
+#[test]
+fn one_that_stays_waits_for_the_agent() {
+    run(async {
+        let registry = FaultRegistry::start().await?;
+        let (mut node, as_before) = node(&registry).await?;
+        let stays = node.agent()?.beside("stays")?;
+        let cleaning = async {
+            let output = stays.command_for(&["uninstall", "--linger"], Duration::from_secs(60)).await?;
+            ensure!(output.status.success(), "{output:?}");
+            anyhow::Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+        };
+        let clean =
+            async || stays.command(&["uninstall", "--check"]).await.is_ok_and(|o| o.status.success()).then_some(());
+        let ending = async {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            ensure!(node.agent()?.probe("ready").await?, "the agent goes on");
+            node.agent_mut()?.stop()?;
+            until("the node is clean", Duration::from_secs(20), clean).await?;
+            as_before(&node)?;
+            node.agent_mut()?.start_again().await?;
+            node.agent_mut()?.stop()?;
+            until("the node is clean again", Duration::from_secs(30), clean).await?;
+            as_before(&node)
+        };
+        tokio::select! {
+            ended = cleaning => anyhow::bail!("it doesn't stay: {ended:?}"),
+            ended = ending => ended.map(drop),
+        }
+    });
+}
