@@ -36,7 +36,7 @@ impl LarderImage {
         let archive = binary.with_extension("image.tar");
         // Another process may be at the same.
         let mine = binary.with_extension(format!("{}.image.tar", std::process::id()));
-        Self::build(&binary, "amd64", &format!("oci-archive:{}:{}", mine.display(), Self::NAME)).await?;
+        Self::build(&binary, &format!("oci-archive:{}:{}", mine.display(), Self::NAME), &[]).await?;
         tokio::fs::rename(&mine, &archive).await?;
         Ok(Self { archive })
     }
@@ -57,12 +57,13 @@ impl LarderImage {
         Ok(STRIPPED.get_or_try_init(strip).await?.clone())
     }
 
-    /// Runs the script on any binary; returns what it says. `output` is a place as skopeo writes it.
-    pub async fn build(binary: &Path, arch: &str, output: &str) -> Result<String> {
-        let libraries = tool(&format!("image-{arch}"))?;
+    /// Runs the script on any binary, with more options for it; returns what it says. `output` is a place as skopeo
+    /// writes it. Without `--arch` and `--libraries` among the options, it is for amd64.
+    pub async fn build(binary: &Path, output: &str, options: &[&str]) -> Result<String> {
         let mut build = Command::new(BUILD);
-        build.arg("--binary").arg(binary).args(["--arch", arch, "--output", output]).arg("--libraries").arg(libraries);
-        said(&mut build).await
+        build.arg("--libraries").arg(tool("image-amd64")?).arg("--binary").arg(binary);
+        // The commit's time, whatever the tests run in.
+        said(build.args(["--output", output]).args(options).env_remove("SOURCE_DATE_EPOCH")).await
     }
 
     /// The OCI archive.
