@@ -112,7 +112,7 @@ impl Machine {
     }
 
     /// Every process on this machine: those whose network is the machine's, whoever started them.
-    fn processes(&self) -> Vec<i32> {
+    pub fn processes(&self) -> Vec<i32> {
         let network = |path: PathBuf| std::fs::metadata(path).ok().map(|file| (file.dev(), file.ino()));
         let own = network(self.host.namespace().path());
         let Ok(processes) = std::fs::read_dir("/proc") else { return Vec::new() };

@@ -40,14 +40,19 @@ impl Case {
 
 /// Runs a scenario to its end. An error fails the test, with the whole chain of causes.
 pub(crate) fn run(scenario: impl Future<Output = Result<()>>) {
+    run_within(LIMIT, scenario);
+}
+
+/// The same for one that is known to take longer.
+pub(crate) fn run_within(limit: Duration, scenario: impl Future<Output = Result<()>>) {
     larder_integration::show_logs();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    let outcome = runtime.block_on(async { tokio::time::timeout(LIMIT, scenario).await });
+    let outcome = runtime.block_on(async { tokio::time::timeout(limit, scenario).await });
     runtime.shutdown_background();
     match outcome {
         Ok(Ok(())) => {}
         Ok(Err(error)) => panic!("{error:#}"),
-        Err(_) => panic!("not done within {LIMIT:?}"),
+        Err(_) => panic!("not done within {limit:?}"),
     }
 }
 

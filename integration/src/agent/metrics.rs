@@ -16,7 +16,7 @@ struct Sample {
 
 impl Metrics {
     /// Parses the text format.
-    pub(super) fn parse(text: &str) -> Result<Self> {
+    pub fn parse(text: &str) -> Result<Self> {
         let samples = text.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
         samples
             .map(|line| Sample::parse(line).with_context(|| format!("not a sample: {line}")))

@@ -1,36 +1,191 @@
-//! What runs on nodes.
+//! What becomes of Larder on nodes: installed, pulled through, upgraded under load, and removed without a trace.
 
-use anyhow::Result;
-use larder_integration::Image;
-use serde_json::json;
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
 
-use super::Site;
-use crate::support::run;
+use anyhow::{Context, Result, ensure};
+use bytes::Bytes;
+use http::Method;
+use larder_integration::{Http, Image, KubernetesNode, LarderImage, Metrics, until};
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+
+use super::{NAMESPACE, SOON, Site, chart};
+use crate::support::{asked_by_agent, run_within};
+
+/// Two nodes start, an agent on each is started, replaced, and removed.
+const LIMIT: Duration = Duration::from_secs(400);
+
+const PODS: &str = "/api/v1/namespaces/larder/pods";
+
+impl Site {
+    /// Runs an image of the registry as a Pod of that name on a node, and waits until it does.
+    async fn run_pod(&self, node: &KubernetesNode, name: &str, image: &str) -> Result<()> {
+        // Pods are refused until the controllers have made the namespace's account.
+        self.until("an account", "/api/v1/namespaces/default/serviceaccounts/default", |_| true).await?;
+        self.apply(&json!({
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": { "name": name, "namespace": "default" },
+            "spec": {
+                "nodeName": node.name(),
+                "automountServiceAccountToken": false,
+                "containers": [{ "name": name, "image": image }],
+                // A program that is the first of its Pod doesn't end by being told to.
+                "terminationGracePeriodSeconds": 0,
+            },
+        }))
+        .await?;
+        let is_running = |pod: &Value| pod["status"]["phase"] == "Running";
+        self.until("the Pod runs", &format!("/api/v1/namespaces/default/pods/{name}"), is_running).await.map(drop)
+    }
+
+    /// The names of the agents' Pods that are ready.
+    async fn agents(&self) -> Result<Vec<String>> {
+        let pods = self.control.api().list(PODS).await?;
+        let is_ready = |pod: &&Value| {
+            let conditions = pod["status"]["conditions"].as_array().into_iter().flatten();
+            let mut ready = conditions.filter(|condition| condition["type"] == "Ready");
+            ready.any(|condition| condition["status"] == "True") && pod["metadata"]["deletionTimestamp"].is_null()
+        };
+        Ok(pods.iter().filter(is_ready).filter_map(|pod| Some(pod["metadata"]["name"].as_str()?.to_owned())).collect())
+    }
+
+    /// What Larder's containers have written, on every node.
+    fn logs(&self) -> String {
+        self.nodes.iter().map(|node| node.logs_of("larder")).collect()
+    }
+}
+
+/// What a node shows to Prometheus.
+async fn metrics(node: &KubernetesNode) -> Result<Metrics> {
+    let http = Http::within(Some(node.machine().host().namespace().clone()));
+    let reply = http.get("http://127.0.0.1:7442/metrics").await?;
+    Metrics::parse(std::str::from_utf8(&reply.body)?)
+}
+
+/// Every file below a folder, by its path in it.
+fn files(folder: &Path) -> Result<BTreeMap<String, Vec<u8>>> {
+    let mut all = BTreeMap::new();
+    for entry in std::fs::read_dir(folder).with_context(|| format!("reading {}", folder.display()))? {
+        let path = entry?.path();
+        let name = path.file_name().context("a name")?.to_string_lossy().into_owned();
+        match path.is_dir() {
+            true => all.extend(files(&path)?.into_iter().map(|(below, bytes)| (format!("{name}/{below}"), bytes))),
+            false => drop(all.insert(name, std::fs::read(&path)?)),
+        }
+    }
+    Ok(all)
+}
+
+/// How often a node's mirror was asked until told to stop, and each time that it didn't answer.
+async fn knock(node: &KubernetesNode, stop: CancellationToken) -> (usize, Vec<String>) {
+    let (mut asked, mut unanswered) = (0, Vec::new());
+    while !stop.is_cancelled() {
+        // A connection of its own for each, as after a pause.
+        let http = Http::within(Some(node.machine().host().namespace().clone()));
+        let reply = http.send(Method::GET, "http://127.0.0.1:7439/v2/", &[], Bytes::new());
+        match tokio::time::timeout(Duration::from_secs(5), reply).await {
+            Ok(Ok(reply)) if reply.status == 200 => {}
+            other => unanswered.push(format!("{other:?}")),
+        }
+        asked += 1;
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    (asked, unanswered)
+}
+
+/// The whole life of an installation on two nodes.
+async fn life(site: &Site) -> Result<()> {
+    let [first, second] = site.nodes.as_slice() else { anyhow::bail!("two nodes") };
+    let registry = &site.registry;
+    for (seed, name) in [(1, "app"), (2, "other"), (4, "after")] {
+        registry.add(&Image::runnable(seed)?, &format!("acme/{name}"), "v1");
+    }
+    // The default name of the image, so that the chart is installed as it is.
+    let image = LarderImage::shared().await?.archive().display().to_string();
+    let mut before = Vec::new();
+    for node in &site.nodes {
+        node.ctr(&["images", "import", &image]).await?;
+        before.push(files(&node.hosts_dir())?);
+    }
+
+    // Installed.
+    let chart = chart();
+    site.helm(&["install", "larder", &chart, "--create-namespace", "--wait", "--timeout", "110s"]).await?;
+    ensure!(site.agents().await?.len() == 2, "agents: {:?}", site.agents().await?);
+    for node in &site.nodes {
+        for registry in ["_default", "reg.test"] {
+            let hosts = std::fs::read_to_string(node.hosts_dir().join(registry).join("hosts.toml"))?;
+            ensure!(hosts.contains("127.0.0.1:7439"), "{}: {registry}: {hosts}", node.name());
+        }
+    }
+    // Each has found the other by the cluster's DNS, and both believe the chart's authority.
+    for node in &site.nodes {
+        until("the nodes know each other", SOON, async || {
+            let settled = metrics(node).await.ok()?.sum("larder_peer_members", &["state=\"settled\""]);
+            (settled == 2.0).then_some(())
+        })
+        .await?;
+    }
+
+    // Pulled through: one download for both nodes, and nobody but agents downloads.
+    site.run_pod(first, "app", "reg.test/acme/app:v1").await?;
+    let blobs = || registry.requests().iter().filter(|request| request.path().contains("/acme/app/blobs/")).count();
+    let downloads = blobs();
+    ensure!(downloads > 0);
+    site.run_pod(second, "app-too", "reg.test/acme/app:v1").await?;
+    ensure!(blobs() == downloads, "{} more downloads for the second node", blobs() - downloads);
+    let past = registry.requests().into_iter().find(|request| request.path().contains("/acme/") && !asked_by_agent(request));
+    ensure!(past.is_none(), "containerd went past the agent: {past:?}");
+
+    // Upgraded: each node's mirror answers all the time, and a pull goes on.
+    let agents = site.agents().await?;
+    let stop = CancellationToken::new();
+    let upgrade = async {
+        let upgraded = site
+            .helm(&["upgrade", "larder", &chart, "--set", "config.log.level=debug", "--wait", "--timeout", "110s"])
+            .await;
+        stop.cancel();
+        upgraded
+    };
+    let (upgraded, knocked, knocked_too) = tokio::join!(upgrade, knock(first, stop.clone()), knock(second, stop.clone()));
+    upgraded?;
+    for (asked, unanswered) in [knocked, knocked_too] {
+        ensure!(unanswered.is_empty(), "{} of {asked} unanswered: {:?}", unanswered.len(), unanswered.first());
+        ensure!(asked > 50, "asked {asked} times only");
+    }
+    let replaced = site.agents().await?;
+    ensure!(replaced.len() == 2 && replaced.iter().all(|agent| !agents.contains(agent)), "{agents:?} {replaced:?}");
+    site.run_pod(second, "other", "reg.test/acme/other:v1").await?;
+    let past = registry.requests().into_iter().find(|request| request.path().contains("/acme/") && !asked_by_agent(request));
+    ensure!(past.is_none(), "containerd went past the agent: {past:?}");
+
+    // Removed: Helm comes back when every node is as it was.
+    let said = site.helm(&["uninstall", "larder", "--wait", "--timeout", "110s"]).await?;
+    for (node, before) in site.nodes.iter().zip(&before) {
+        let after = files(&node.hosts_dir())?;
+        ensure!(after == *before, "{}: {:?} became {:?}: {said}", node.name(), before.keys(), after.keys());
+        let cache = node.machine().path("/var/lib/containerd/larder");
+        ensure!(!cache.exists(), "{}: the cache is left: {said}", node.name());
+    }
+    for kind in ["daemonsets", "deployments"] {
+        let left = site.control.api().names(&format!("/apis/apps/v1/namespaces/{NAMESPACE}/{kind}")).await?;
+        ensure!(left.is_empty(), "{left:?} is left");
+    }
+    site.run_pod(first, "after", "reg.test/acme/after:v1").await
+}
 
 #[test]
 #[cfg_attr(not(kubernetes), ignore = "Kubernetes isn't built: Go isn't here")]
-fn a_pod_runs() {
-    run(async {
-        let site = Site::with_nodes(1).await?;
-        site.registry.add(&Image::runnable(1)?, "acme/app", "v1");
-        let pod = json!({
-            "apiVersion": "v1",
-            "kind": "Pod",
-            "metadata": { "name": "app", "namespace": "default" },
-            "spec": {
-                "hostNetwork": true,
-                "containers": [{ "name": "app", "image": "reg.test/acme/app:v1" }],
-            },
-        });
-        until_account(&site).await?;
-        site.control.api().apply(&pod).await??;
-        let is_running = |pod: &serde_json::Value| pod["status"]["phase"] == "Running";
-        site.until("the Pod runs", "/api/v1/namespaces/default/pods/app", is_running).await?;
-        Ok(())
+fn larder_is_installed_upgraded_and_removed() {
+    run_within(LIMIT, async {
+        let site = Site::with_nodes(2).await?;
+        let lived = life(&site).await;
+        if lived.is_err() {
+            println!("{}", site.logs());
+        }
+        lived
     });
-}
-
-/// Pods are refused until the controllers have made the namespace's account.
-async fn until_account(site: &Site) -> Result<()> {
-    site.until("an account", "/api/v1/namespaces/default/serviceaccounts/default", |_| true).await.map(drop)
 }
