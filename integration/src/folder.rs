@@ -67,6 +67,12 @@ impl Drop for Folder {
     }
 }
 
+/// Makes a folder a mount whose own mounts others may follow, as all of a host's are with systemd.
+pub fn share_mounts(folder: &Path) -> Result<()> {
+    run(Command::new("mount").arg("--bind").arg(folder).arg(folder))?;
+    run(Command::new("mount").arg("--make-shared").arg(folder))
+}
+
 /// A containerd killed in the middle of unpacking leaves its mounts behind.
 fn unmount_below(folder: &Path) {
     let Ok(mounts) = std::fs::read_to_string("/proc/self/mounts") else { return };
@@ -100,6 +106,28 @@ impl SmallDisk {
     /// Where it is mounted.
     pub fn path(&self) -> &Path {
         &self.mount
+    }
+
+    /// The loop device that it lies on has let go of it: nobody has it mounted any more, wherever.
+    pub fn is_free(&self) -> Result<bool> {
+        let image = self.folder.path().join("disk.img");
+        let output = Command::new("losetup").arg("--associated").arg(image).output().context("starting losetup")?;
+        ensure!(output.status.success(), "losetup: {}", String::from_utf8_lossy(&output.stderr));
+        Ok(output.stdout.is_empty())
+    }
+
+    /// Moves the mount to this folder, which may be in a shared mount.
+    pub fn move_to(&mut self, folder: &Path) -> Result<()> {
+        run(Command::new("umount").arg(&self.mount))?;
+        std::fs::create_dir_all(folder)?;
+        run(Command::new("mount").args(["-o", "loop"]).arg(self.folder.path().join("disk.img")).arg(folder))?;
+        folder.clone_into(&mut self.mount);
+        Ok(())
+    }
+
+    /// Unmounts it, as the host does with a volume that no Pod uses any more; fails when it is busy.
+    pub fn unmount(&self) -> Result<()> {
+        run(Command::new("umount").arg(&self.mount))
     }
 
     /// Makes it read-only, as the kernel does after an IO error, or writable again.

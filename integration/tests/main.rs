@@ -6,6 +6,7 @@ mod support;
 
 mod cluster;
 mod crash;
+mod daemonset;
 mod dashboards;
 mod disk;
 mod doctor;

@@ -1,5 +1,7 @@
 //! What was installed is taken back.
 
+use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
@@ -9,27 +11,29 @@ use crate::support::{Case, run};
 
 const CASE: Case = Case { release: Release::Sid, tls: true };
 
-/// An agent that has pulled something, on a node with a hosts.toml of its own; and what the node was like before, its
-/// containerd and the agent's own folder left out.
-async fn node(registry: &FaultRegistry) -> Result<(Node, impl Fn(&Node) -> Result<String>)> {
+/// What is on a node besides its containerd and the agent's own folder.
+type Seen = BTreeMap<PathBuf, String>;
+
+fn seen(node: &Node) -> Result<Seen> {
+    listing(node.folder(), &[&node.folder().join("containerd"), &node.folder().join("larder")])
+}
+
+/// An agent that has pulled something, on a node with a hosts.toml of its own; and what the node was like before.
+async fn node(registry: &FaultRegistry) -> Result<(Node, Seen)> {
     let image = Image::many_layers(1, 3, 1500);
     registry.add(&image, "acme/app", "v1");
     let mut node = CASE.builder()?.registry("reg.test", &registry.url())?.without_agent().start().await?;
-    let seen = |node: &Node| {
-        let (containerd, larder) = (node.folder().join("containerd"), node.folder().join("larder"));
-        let seen = listing(node.folder(), &[&containerd, &larder])?;
-        Ok(seen.into_iter().map(|(path, what)| format!("{} {what}\n", path.display())).collect::<String>())
-    };
     let before = seen(&node)?;
     node.install_agent().await?;
     node.containerd.pull("reg.test/acme/app:v1").await?;
     ensure!(seen(&node)? != before, "nothing was installed");
-    let same = move |node: &Node| {
-        let now = seen(node)?;
-        ensure!(now == before, "before:\n{before}\nnow:\n{now}");
-        Ok(now)
-    };
-    Ok((node, same))
+    Ok((node, before))
+}
+
+fn ensure_same(node: &Node, before: &Seen) -> Result<()> {
+    let now = seen(node)?;
+    ensure!(now == *before, "before: {before:#?}\nnow: {now:#?}");
+    Ok(())
 }
 
 async fn fails(agent: &Agent, arguments: &[&str]) -> Result<String> {
@@ -42,7 +46,7 @@ async fn fails(agent: &Agent, arguments: &[&str]) -> Result<String> {
 fn nothing_is_left() {
     run(async {
         let registry = FaultRegistry::start().await?;
-        let (mut node, as_before) = node(&registry).await?;
+        let (mut node, before) = node(&registry).await?;
         let agent = node.agent_mut()?;
         let refused = fails(agent, &["uninstall"]).await?;
         ensure!(refused.contains("stop it first"), "{refused}");
@@ -57,7 +61,7 @@ fn nothing_is_left() {
         ensure!(said.contains("the original is back") && said.contains(&mine.display().to_string()), "{said}");
         ensure!(std::fs::read_to_string(&mine)? == "precious");
         ensure!(listing(&agent.cache(), &[])?.len() == 3, "{:?}", listing(&agent.cache(), &[])?);
-        as_before(&node)?;
+        ensure_same(&node, &before)?;
 
         // Again, as often as one likes.
         let agent = node.agent()?;
@@ -70,7 +74,7 @@ fn nothing_is_left() {
         ensure!(agent.say(&["uninstall"]).await?.contains("nothing else of larder's"));
         node.containerd.wipe().await?;
         node.containerd.pull("reg.test/acme/app:v1").await?;
-        as_before(&node).map(drop)
+        ensure_same(&node, &before)
     });
 }
 
@@ -78,11 +82,11 @@ fn nothing_is_left() {
 fn the_cache_may_stay() {
     run(async {
         let mut registry = FaultRegistry::start().await?;
-        let (mut node, as_before) = node(&registry).await?;
+        let (mut node, before) = node(&registry).await?;
         node.agent_mut()?.stop()?;
         let agent = node.agent()?;
         agent.say(&["uninstall", "--keep-cache"]).await?;
-        as_before(&node)?;
+        ensure_same(&node, &before)?;
         agent.say(&["uninstall", "--keep-cache", "--check"]).await?;
         ensure!(!agent.cache().join("tls").exists() && agent.cache().join("index.redb").exists());
         registry.refuse();
@@ -97,7 +101,7 @@ fn the_cache_may_stay() {
 fn one_that_stays_waits_for_the_agent() {
     run(async {
         let registry = FaultRegistry::start().await?;
-        let (mut node, as_before) = node(&registry).await?;
+        let (mut node, before) = node(&registry).await?;
         let stays = node.agent()?.beside("stays")?;
         let cleaning = async {
             let output = stays.command_for(&["uninstall", "--linger"], Duration::from_secs(60)).await?;
@@ -111,15 +115,15 @@ fn one_that_stays_waits_for_the_agent() {
             ensure!(node.agent()?.probe("ready").await?, "the agent goes on");
             node.agent_mut()?.stop()?;
             until("the node is clean", Duration::from_secs(20), clean).await?;
-            as_before(&node)?;
+            ensure_same(&node, &before)?;
             node.agent_mut()?.start_again().await?;
             node.agent_mut()?.stop()?;
             until("the node is clean again", Duration::from_secs(30), clean).await?;
-            as_before(&node)
+            ensure_same(&node, &before)
         };
         tokio::select! {
             ended = cleaning => anyhow::bail!("it doesn't stay: {ended:?}"),
-            ended = ending => ended.map(drop),
+            ended = ending => ended,
         }
     });
 }

@@ -95,12 +95,14 @@ impl Cri {
             (text("io.kubernetes.pod.name"), text(pod)),
         ]);
         let network = NamespaceOption { network: NamespaceMode::Node.into() };
-        let context = LinuxSandboxSecurityContext { namespace_options: Some(network) };
+        let context =
+            LinuxSandboxSecurityContext { namespace_options: Some(network), ..LinuxSandboxSecurityContext::default() };
         let metadata = PodSandboxMetadata { name: text(pod), uid: text(pod), namespace: text(namespace) };
         let config = PodSandboxConfig {
             metadata: Some(metadata),
             labels: labels.clone(),
             linux: Some(LinuxPodSandboxConfig { security_context: Some(context) }),
+            ..PodSandboxConfig::default()
         };
         let request = RunPodSandboxRequest { config: Some(config.clone()) };
         let sandbox = runtime.run_pod_sandbox(request).await.map_err(|status| said(&status))?.into_inner();
@@ -112,6 +114,7 @@ impl Cri {
                 metadata: Some(ContainerMetadata { name: text("main") }),
                 image: Some(ImageSpec { image: text(image), ..ImageSpec::default() }),
                 labels,
+                ..ContainerConfig::default()
             }),
             sandbox_config: Some(config),
         };
@@ -119,6 +122,11 @@ impl Cri {
         let request = StartContainerRequest { container_id: container.container_id.clone() };
         runtime.start_container(request).await.map_err(|status| said(&status))?;
         Ok((sandbox.pod_sandbox_id, container.container_id))
+    }
+
+    /// The runtime, for calls of others.
+    pub(super) async fn runtime(&self) -> Result<RuntimeServiceClient<Channel>> {
+        Ok(RuntimeServiceClient::new(self.connect().await?))
     }
 
     async fn connect(&self) -> Result<Channel> {
@@ -133,6 +141,6 @@ impl Cri {
 }
 
 /// containerd's own message, as kubelet shows it.
-fn said(status: &Status) -> anyhow::Error {
+pub(super) fn said(status: &Status) -> anyhow::Error {
     anyhow!("{}", status.message())
 }

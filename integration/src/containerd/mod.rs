@@ -3,6 +3,7 @@
 mod config;
 mod cri;
 mod ctr;
+mod pod;
 mod run;
 
 use std::path::{Path, PathBuf};
@@ -13,6 +14,7 @@ use anyhow::{Context, Result, bail};
 pub use config::ContainerdConfig;
 pub use cri::Login;
 pub use ctr::Ctr;
+pub use pod::{HostMount, Pod, StartedPod};
 pub use run::Labels;
 
 use crate::{Namespace, Process, Release, until};
@@ -188,6 +190,13 @@ impl Containerd {
     /// Runs `ctr` with these arguments, in CRI's namespace; returns what it prints.
     pub async fn ctr_of_cri(&self, arguments: &[&str]) -> Result<String> {
         self.ctr_in(KUBERNETES, arguments).await
+    }
+
+    /// Removes an image by its id, as CRI gave it, with the names that begin so, and waits until its content is gone.
+    pub async fn forget(&self, names: &str, id: &str) -> Result<()> {
+        let all = self.ctr_of_cri(&["images", "ls", "--quiet"]).await?;
+        let of_it: Vec<&str> = all.lines().filter(|name| *name == id || name.starts_with(names)).collect();
+        self.ctr_of_cri(&[&["images", "rm", "--sync"], of_it.as_slice()].concat()).await.map(drop)
     }
 
     /// Where it keeps a blob.
