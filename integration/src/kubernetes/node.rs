@@ -26,7 +26,7 @@ const RUNC_STATE: &str = "/run/runc";
 pub struct Joining<'a> {
     /// Its name in the cluster.
     pub name: &'a str,
-    /// Its containerd, 2.0 or newer, as kubelet wants it.
+    /// Its containerd, 2.1 or newer.
     pub release: Release,
     /// Where `reg.test` is, `http://…`: from there it has the image of sandboxes, `reg.test/pause:3`.
     pub registry: &'a str,
@@ -171,7 +171,7 @@ state = "/run/containerd"
   # To lower a process's score takes a capability that root in a container may lack.
   restrict_oom_score_adj = true
 [plugins."io.containerd.cri.v1.runtime".cni]
-  bin_dir = {NETWORK_PROGRAMS:?}
+  bin_dirs = [{NETWORK_PROGRAMS:?}]
   conf_dir = {NETWORKS:?}
 [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc]
   runtime_type = "io.containerd.runc.v2"

@@ -131,7 +131,7 @@ fn pod_security_admits_the_agent_by_the_label_of_its_namespace() {
         for level in ["baseline", "restricted"] {
             let refused = site.control.api().try_apply(&pod_in(level, template)).await?.err().context(level)?;
             ensure!(refused.status == StatusCode::FORBIDDEN, "{level}: {refused}");
-            for what in ["violates PodSecurity", "host namespaces", "hostPath volumes"] {
+            for what in ["violates PodSecurity", "host namespaces", "hostPath"] {
                 ensure!(refused.message.contains(what), "{level}: {refused}");
             }
             // All that is privileged about it: no capability, no flag, no profile.
