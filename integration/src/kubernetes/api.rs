@@ -141,7 +141,8 @@ impl Api {
         if answer.status.is_success() {
             return Ok(Ok(value));
         }
-        let message = value["message"].as_str().map_or_else(|| String::from_utf8_lossy(&answer.body).into(), Into::into);
+        let message =
+            value["message"].as_str().map_or_else(|| String::from_utf8_lossy(&answer.body).into(), Into::into);
         Ok(Err(Refusal { status: answer.status, message }))
     }
 

@@ -77,7 +77,8 @@ impl KubernetesNode {
         let conditions = node["status"]["conditions"].as_array().context("a node without conditions")?;
         // The taint that new nodes have goes a moment later.
         let is_tainted = node["spec"]["taints"].as_array().is_some_and(|taints| !taints.is_empty());
-        Ok(!is_tainted && conditions.iter().any(|condition| condition["type"] == "Ready" && condition["status"] == "True"))
+        Ok(!is_tainted
+            && conditions.iter().any(|condition| condition["type"] == "Ready" && condition["status"] == "True"))
     }
 
     /// Its name in the cluster.

@@ -104,7 +104,8 @@ fn the_apiserver_refuses_what_has_a_mistake() {
             let mut wrong = right.clone();
             let (parent, field) = at.rsplit_once('/').context("a path")?;
             wrong.pointer_mut(parent).with_context(|| format!("no {parent}"))?[field] = value;
-            let refused = site.control.api().try_apply(&wrong).await?.err().with_context(|| format!("{at} is taken"))?;
+            let refused =
+                site.control.api().try_apply(&wrong).await?.err().with_context(|| format!("{at} is taken"))?;
             ensure!(refused.message.contains(field), "{at}: {refused}");
         }
         Ok(())

@@ -17,6 +17,9 @@ use crate::support::{asked_by_agent, run_within};
 /// Two nodes start, an agent on each is started, replaced, and removed.
 const LIMIT: Duration = Duration::from_secs(400);
 
+/// The machine's own disk may be fuller than a node's should be, on which less is kept.
+const ROOM: [&str; 2] = ["--set", "config.cache.max_disk_percent=99"];
+
 const PODS: &str = "/api/v1/namespaces/larder/pods";
 
 impl Site {
@@ -113,7 +116,8 @@ async fn life(site: &Site) -> Result<()> {
 
     // Installed.
     let chart = chart();
-    site.helm(&["install", "larder", &chart, "--create-namespace", "--wait", "--timeout", "110s"]).await?;
+    let waited = ["larder", &chart, "--wait", "--timeout", "110s", ROOM[0], ROOM[1]];
+    site.helm(&[&["install", "--create-namespace"], waited.as_slice()].concat()).await?;
     ensure!(site.agents().await?.len() == 2, "agents: {:?}", site.agents().await?);
     for node in &site.nodes {
         for registry in ["_default", "reg.test"] {
@@ -137,20 +141,21 @@ async fn life(site: &Site) -> Result<()> {
     ensure!(downloads > 0);
     site.run_pod(second, "app-too", "reg.test/acme/app:v1").await?;
     ensure!(blobs() == downloads, "{} more downloads for the second node", blobs() - downloads);
-    let past = registry.requests().into_iter().find(|request| request.path().contains("/acme/") && !asked_by_agent(request));
+    let past =
+        registry.requests().into_iter().find(|request| request.path().contains("/acme/") && !asked_by_agent(request));
     ensure!(past.is_none(), "containerd went past the agent: {past:?}");
 
     // Upgraded: each node's mirror answers all the time, and a pull goes on.
     let agents = site.agents().await?;
     let stop = CancellationToken::new();
     let upgrade = async {
-        let upgraded = site
-            .helm(&["upgrade", "larder", &chart, "--set", "config.log.level=debug", "--wait", "--timeout", "110s"])
-            .await;
+        let changed = [&["upgrade", "--set", "config.log.level=debug"], waited.as_slice()].concat();
+        let upgraded = site.helm(&changed).await;
         stop.cancel();
         upgraded
     };
-    let (upgraded, knocked, knocked_too) = tokio::join!(upgrade, knock(first, stop.clone()), knock(second, stop.clone()));
+    let (upgraded, knocked, knocked_too) =
+        tokio::join!(upgrade, knock(first, stop.clone()), knock(second, stop.clone()));
     upgraded?;
     for (asked, unanswered) in [knocked, knocked_too] {
         ensure!(unanswered.is_empty(), "{} of {asked} unanswered: {:?}", unanswered.len(), unanswered.first());
@@ -159,7 +164,8 @@ async fn life(site: &Site) -> Result<()> {
     let replaced = site.agents().await?;
     ensure!(replaced.len() == 2 && replaced.iter().all(|agent| !agents.contains(agent)), "{agents:?} {replaced:?}");
     site.run_pod(second, "other", "reg.test/acme/other:v1").await?;
-    let past = registry.requests().into_iter().find(|request| request.path().contains("/acme/") && !asked_by_agent(request));
+    let past =
+        registry.requests().into_iter().find(|request| request.path().contains("/acme/") && !asked_by_agent(request));
     ensure!(past.is_none(), "containerd went past the agent: {past:?}");
 
     // Removed: Helm comes back when every node is as it was.

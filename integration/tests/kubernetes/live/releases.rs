@@ -45,9 +45,7 @@ async fn a_release_comes_changes_and_goes(helm: PathBuf) -> Result<()> {
     let site = Site::new().await?;
     let api = site.control.api();
     let chart = chart();
-    let helm = async |arguments: &[&str]| {
-        site.say(&helm, &[arguments, &["--namespace", NAMESPACE]].concat()).await
-    };
+    let helm = async |arguments: &[&str]| site.say(&helm, &[arguments, &["--namespace", NAMESPACE]].concat()).await;
     let before = names(&site, &KINDS_NOT_MADE).await?;
 
     let notes = helm(&["install", "larder", &chart, "--create-namespace"]).await?;
