@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use tokio::process::Command;
 use tokio::sync::OnceCell;
 
-use crate::{Containerd, agent, tool};
+use crate::{Containerd, agent, tool, until};
 
 /// The script that makes it.
 const BUILD: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../daemonset/image/build");
@@ -71,10 +71,13 @@ impl LarderImage {
         &self.archive
     }
 
-    /// Imports it for CRI, as [`LarderImage::NAME`].
+    /// Imports it as [`LarderImage::NAME`], and waits until CRI lists it.
     pub async fn import_into(&self, containerd: &Containerd) -> Result<()> {
         let archive = self.archive.to_str().context("the build folder isn't UTF-8")?;
-        containerd.ctr_of_cri(&["images", "import", archive]).await.map(drop)
+        containerd.ctr_of_cri(&["images", "import", archive]).await?;
+        // It hears of it by an event.
+        let listed = async || containerd.images().await.ok()?.iter().any(|name| name == Self::NAME).then_some(());
+        until("CRI lists the image", Duration::from_secs(20), listed).await
     }
 }
 

@@ -15,9 +15,6 @@ on_every_containerd!(over tls: it_runs_and_resolves_names);
 async fn it_runs_and_resolves_names(case: Case) -> Result<()> {
     let node = case.builder()?.without_agent().start().await?;
     LarderImage::shared().await?.import_into(&node.containerd).await?;
-    let images = node.containerd.images().await?;
-    ensure!(images.iter().any(|name| name == LarderImage::NAME), "CRI doesn't list it: {images:?}");
-
     let say = async |command: &[&str]| node.containerd.run_with(LarderImage::NAME, &["--rm"], command).await;
     let version = say(&["larder", "--version"]).await?;
     ensure!(version.trim() == concat!("larder ", env!("CARGO_PKG_VERSION")), "{version}");
