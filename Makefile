@@ -61,7 +61,7 @@ build:
 
 # Shell completion and the manual, made by the program itself.
 papers:
-	systemd/papers "$(INSTALLED)" target/papers
+	systemd/papers "$(INSTALLED)" "$(TARGET)/release/papers"
 
 # The one that setup installed, or whichever is there.
 deb: build papers

@@ -127,7 +127,7 @@ impl Machine {
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        if crate::process::logs_are_shown() {
+        if crate::process::logs_are_shown() && self.systemd != 0 {
             let journal =
                 ["--all", "--target", &self.systemd.to_string(), "--", "journalctl", "--no-pager", "-o", "cat"];
             let journal =

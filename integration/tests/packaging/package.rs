@@ -16,25 +16,25 @@ pub(super) fn repository() -> PathBuf {
 pub(super) fn package() -> Result<PathBuf> {
     static MADE: Mutex<Option<PathBuf>> = Mutex::new(None);
     let mut made = MADE.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(package) = made.as_ref() {
-        return Ok(package.clone());
+    if made.is_none() {
+        *made = Some(make()?);
     }
-    let package = Path::new(env!("CARGO_TARGET_TMPDIR")).join("larder.deb");
-    papers()?;
-    let profile = program()?.parent().and_then(Path::file_name).context("a program without a folder")?.to_owned();
-    let profile = if profile == "debug" { "dev".into() } else { profile };
-    let mut build = Command::new(tool("cargo-deb/bin/cargo-deb")?);
-    build.arg("deb").args(["--no-build", "--fast", "--compress-type", "gzip"]).arg("--profile").arg(profile);
-    build.arg("--manifest-path").arg(repository().join("agent/Cargo.toml")).arg("--output").arg(&package);
-    run(&mut build)?;
-    *made = Some(package.clone());
-    Ok(package)
+    made.clone().context("it was made")
 }
 
-/// Completions and manual, where the package takes them from.
-fn papers() -> Result<()> {
-    let root = repository();
-    run(Command::new(root.join("systemd/papers")).arg(program()?).arg(root.join("target/papers"))).map(drop)
+/// As `make deb` does, but of the program that is tested.
+fn make() -> Result<PathBuf> {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let (package, release) = (folder.join("larder.deb"), folder.join("release"));
+    std::fs::create_dir_all(&release)?;
+    let (whole, stripped) = (program()?, release.join("larder"));
+    run(Command::new("strip").arg("-o").arg(&stripped).arg(whole))?;
+    run(Command::new(repository().join("systemd/papers")).arg(&stripped).arg(release.join("papers")))?;
+    let mut build = Command::new(tool("cargo-deb/bin/cargo-deb")?);
+    build.args(["deb", "--no-build", "--no-strip", "--fast"]).env("CARGO_TARGET_DIR", folder);
+    build.arg("--manifest-path").arg(repository().join("agent/Cargo.toml")).arg("--output").arg(&package);
+    run(&mut build)?;
+    Ok(package)
 }
 
 /// Runs a command that must succeed; returns what it prints.

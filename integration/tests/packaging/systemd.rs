@@ -64,7 +64,7 @@ fn installed_it_serves_and_purged_it_is_gone() {
 fn what_hangs_is_started_again() {
     run(async {
         let scene = Scene::new().await?;
-        scene.machine.write(DROP_IN, "[Service]\nWatchdogSec=3\n")?;
+        scene.machine.write(DROP_IN, "[Service]\nWatchdogSec=8\n")?;
         scene.install().await?;
         let watcher = scene.main_pid().await?;
         let agents = scene.machine.run(&["pgrep", "--parent", &watcher]).await?;
