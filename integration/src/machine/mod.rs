@@ -119,6 +119,11 @@ impl Machine {
         self.run(&arguments).await.map(drop)
     }
 
+    /// What a unit has logged, and what systemd has said of it.
+    pub async fn journal(&self, unit: &str) -> Result<String> {
+        self.run(&["journalctl", "--no-pager", "--unit", unit]).await
+    }
+
     /// All that it has written since it was made.
     pub fn trace(&self) -> Result<Trace> {
         Trace::of(&self.disk.path().join("upper"), &self.disk.path().join("lib"))

@@ -47,8 +47,8 @@ fn installed_it_serves_and_purged_it_is_gone() {
         ensure!(scene.main_pid().await? != old, "the old program still runs");
         ensure!(scene.machine.property("larder", "Result").await? == "success");
         ensure!(scene.machine.property("larder", "NRestarts").await? == "0");
-        let journal = scene.machine.run(&["journalctl", "--no-pager", "--unit", "larder"]).await?;
-        ensure!(!journal.contains("Failed"), "{journal}");
+        let journal = scene.machine.journal("larder").await?;
+        ensure!(journal.contains("Started larder.service") && !journal.contains("larder.service: Failed"), "{journal}");
 
         scene.machine.run(&["dpkg", "--purge", "larder"]).await?;
         let left = scene.machine.trace()?.since(&before);
@@ -64,6 +64,7 @@ fn installed_it_serves_and_purged_it_is_gone() {
 fn what_hangs_is_started_again() {
     run(async {
         let scene = Scene::new().await?;
+        // More than the 6 s in which the watcher may be silent while it waits for the agent.
         scene.machine.write(DROP_IN, "[Service]\nWatchdogSec=8\n")?;
         scene.install().await?;
         let watcher = scene.main_pid().await?;
@@ -74,7 +75,7 @@ fn what_hangs_is_started_again() {
         let second = scene.started_again(&watcher).await.context("the agent hangs")?;
         scene.machine.run(&["kill", "-STOP", &second]).await?;
         let third = scene.started_again(&second).await.context("the watcher hangs")?;
-        let journal = scene.machine.run(&["journalctl", "--no-pager", "--unit", "larder"]).await?;
+        let journal = scene.machine.journal("larder").await?;
         ensure!(journal.contains("does not answer") && journal.contains("Watchdog timeout"), "{journal}");
         // Killed, it leaves nobody behind who would hold the port.
         scene.machine.run(&["kill", "-KILL", &third]).await?;
@@ -140,7 +141,7 @@ fn peers_are_joined_by_credentials() {
         scene.machine.run(&["systemctl", "daemon-reload"]).await?;
         scene.machine.run(&["systemctl", "restart", "larder"]).await?;
         let peers = scene.machine.run(&["larder", "status", "--peers"]).await?;
-        let journal = scene.machine.run(&["journalctl", "--no-pager", "--unit", "larder"]).await?;
+        let journal = scene.machine.journal("larder").await?;
         ensure!(!journal.contains("no peers"), "{journal}");
         ensure!(peers.contains("10.77.0.1:7441"), "{peers}");
         Ok(())
