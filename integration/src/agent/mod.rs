@@ -230,8 +230,8 @@ impl Agent {
     }
 }
 
-/// The binary that was built beside this one: `target/<profile>/larder` for `target/<profile>/deps/scenarios-…`.
-pub(crate) fn program() -> Result<PathBuf> {
+/// The agent's binary, which was built beside this one: `target/<profile>/larder` for `target/<profile>/deps/scenarios-…`.
+pub fn program() -> Result<PathBuf> {
     let own = std::env::current_exe()?;
     let found = own.ancestors().skip(1).take(2).map(|folder| folder.join("larder")).find(|path| path.is_file());
     found.with_context(|| format!("no larder beside {}: run cargo build -p larder", own.display()))

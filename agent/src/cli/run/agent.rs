@@ -234,6 +234,13 @@ async fn serve(config: &Config, mut teller: Teller) -> anyhow::Result<ExitCode> 
             Err(e) => tracing::error!(error = %e, "no admin socket: larder status and its like find no agent"),
         }
     }
+    let mut entered = ready.subscribe();
+    tasks.spawn(stop.clone().run_until_cancelled_owned(async move {
+        // Up is who containerd knows of.
+        if entered.wait_for(|entered| *entered).await.is_ok() {
+            teller.say(Word::Ready);
+        }
+    }));
     tracing::info!(mirror = %config.mirror.listen, cache = %config.cache.dir.display(), version = env!("CARGO_PKG_VERSION"), "serving");
 
     tokio::select! {
