@@ -8,12 +8,19 @@ TARGET := $${CARGO_TARGET_DIR:-target}
 ARCH ?= amd64
 IMAGE ?= ghcr.io/larder/larder
 
-.PHONY: help setup test lint demo image bench
+# What is installed, and where: a test installs another program by BINARY=, who makes a package sets DESTDIR.
+INSTALLED := $(or $(BINARY),$(TARGET)/release/larder)
+DESTDIR ?=
+PREFIX ?= /usr/local
+
+.PHONY: help setup test lint demo build papers deb install uninstall image bench
 
 help:
 	@echo 'make setup   packages for the build, and into .tools/ what the tests run (containerd in four versions, a registry)'
 	@echo 'make test    all tests; those in integration/ drive real containerds and take root'
 	@echo 'make lint    formatting, clippy, and licences where cargo-deny is there'
+	@echo 'make build   the program, for a machine to be installed on; make install DESTDIR= PREFIX=/usr/local, make uninstall'
+	@echo 'make deb     a Debian package of it, by cargo-deb'
 	@echo 'make demo    a pull through Larder, the registry stopped, the pull again: seconds, after the build'
 	@echo 'make image   the container image, as an OCI archive below target/image/; ARCH=arm64 BINARY=… for a binary built elsewhere'
 	@echo 'make bench   what a pull costs with Larder, without it, and with nginx, and a soak: more than an hour'
@@ -52,3 +59,20 @@ bench:
 	integration/setup --bench
 	$(BUILD) --release
 	$(TARGET)/release/bench
+
+build:
+	$(BUILD) --release
+
+# Shell completion and the manual, made by the program itself.
+papers:
+	systemd/papers "$(INSTALLED)" "$(TARGET)/release/papers"
+
+# The one that setup installed, or whichever is there.
+deb: build papers
+	PATH="$${LARDER_TOOLS:-$(CURDIR)/.tools}/cargo-deb/bin:$$PATH" $(CARGO) deb --no-build --manifest-path agent/Cargo.toml
+
+install:
+	systemd/install "$(INSTALLED)" "$(DESTDIR)" "$(PREFIX)"
+
+uninstall:
+	systemd/uninstall "$(DESTDIR)" "$(PREFIX)"

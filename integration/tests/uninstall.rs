@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use larder_integration::{Agent, FaultRegistry, Image, Node, Release, listing, until};
+use larder_integration::{Agent, AgentConfig, FaultRegistry, Folder, Image, Node, Release, listing, until};
 
 use crate::support::{Case, run};
 
@@ -125,5 +125,45 @@ fn one_that_stays_waits_for_the_agent() {
             ended = cleaning => anyhow::bail!("it doesn't stay: {ended:?}"),
             ended = ending => ended,
         }
+    });
+}
+
+/// The names of two Services, as this machine's own resolver finds them in a file of its own.
+#[test]
+fn one_waits_until_every_node_is_clean() {
+    run(async {
+        let folder = Folder::new()?;
+        let agent = Agent::prepare(&folder.path().join("larder"), &AgentConfig::without_containerd(folder.path()))?;
+        let (hosts, log) = (folder.path().join("hosts"), folder.path().join("log"));
+        let start = |timeout: &str, more: &[&str]| {
+            let script = format!("mount --bind {} /etc/hosts && exec \"$@\"", hosts.display());
+            let mut words = vec!["uninstall", "--await", "clean-up.test", "--timeout", timeout];
+            words.extend(more);
+            agent.start_within(&["unshare", "--mount", "sh", "-c", &script, "sh"], &words, &log)
+        };
+        let all = "10.0.0.1 clean-up.test-all\n10.0.0.2 clean-up.test-all\n";
+        std::fs::write(&hosts, all.to_owned() + "10.0.0.1 clean-up.test\n")?;
+        let mut waiting = start("60s", &["--strict"])?;
+        let seen = async || waiting.log().contains("1 of 2 nodes are clean").then_some(());
+        until("it sees both nodes", Duration::from_secs(20), seen).await?;
+        ensure!(waiting.is_running());
+        std::fs::write(&hosts, all.to_owned() + "10.0.0.1 clean-up.test\n10.0.0.2 clean-up.test\n")?;
+        let ended = async || (!waiting.is_running()).then_some(());
+        until("it is done", Duration::from_secs(30), ended).await?;
+        ensure!(waiting.has_succeeded() && waiting.log().contains("2 of 2"), "{}", waiting.log());
+
+        // A node that is down keeps nobody waiting for ever, and is named.
+        std::fs::write(&hosts, all.to_owned() + "10.0.0.1 clean-up.test\n")?;
+        for (more, succeeds) in [(&[][..], true), (&["--strict"], false)] {
+            let mut waiting = start("3s", more)?;
+            let ended = async || (!waiting.is_running()).then_some(());
+            until("its time is over", Duration::from_secs(20), ended).await?;
+            ensure!(
+                waiting.has_succeeded() == succeeds && waiting.log().contains("not clean within 3s: 10.0.0.2"),
+                "{}",
+                waiting.log()
+            );
+        }
+        Ok(())
     });
 }

@@ -6,11 +6,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use http::StatusCode;
-use larder_integration::{Agent, Fault, FaultRegistry, Image, When, until};
+use larder_integration::{Agent, Challenge, Fault, FaultRegistry, Image, Login, When, until};
 
 use crate::support::{Case, on_every_containerd};
 
-on_every_containerd!(over tls: no_pull_fails_in_an_upgrade, a_pull_that_is_cut_short_goes_on_with_the_next_agent);
+on_every_containerd!(over tls:
+    no_pull_fails_in_an_upgrade,
+    no_private_pull_fails_in_an_upgrade,
+    a_pull_that_is_cut_short_goes_on_with_the_next_agent);
 on_every_containerd!(over tls by one:
     nobody_is_refused,
     the_agent_before_is_killed,
@@ -41,17 +44,33 @@ async fn serves(agent: &Agent) -> Result<()> {
 
 /// The registry is gone, and containerd can't reach it past the agent: whoever isn't served by an agent, is not served.
 async fn no_pull_fails_in_an_upgrade(case: Case) -> Result<()> {
+    pulls_go_on(case, None).await
+}
+
+/// What has to be asked for with credentials: tokens and redirects are those of one process.
+async fn no_private_pull_fails_in_an_upgrade(case: Case) -> Result<()> {
+    pulls_go_on(case, Some(Login::password("alice", "wonder:land"))).await
+}
+
+async fn pulls_go_on(case: Case, login: Option<Login>) -> Result<()> {
     let mut registry = FaultRegistry::start().await?;
     let image = Image::many_layers(1, 6, 1500);
     registry.add(&image, "acme/app", "v1");
+    if login.is_some() {
+        registry.challenge(Some(Challenge::bearer().account("alice", "wonder:land", "acme/app")));
+    }
     let node = case.node_of_the_agent_alone(&registry).await?;
-    node.containerd.pull("reg.test/acme/app:v1").await?;
+    let pull = async || match &login {
+        Some(login) => node.containerd.pull_as("reg.test/acme/app:v1", login).await,
+        None => node.containerd.pull("reg.test/acme/app:v1").await,
+    };
+    pull().await?;
     registry.refuse();
     let (done, pulls) = (AtomicBool::new(false), AtomicUsize::new(0));
     let pulling = async {
         while !done.load(Ordering::Relaxed) {
             node.containerd.wipe().await?;
-            node.containerd.pull("reg.test/acme/app:v1").await?;
+            pull().await?;
             pulls.fetch_add(1, Ordering::Relaxed);
         }
         anyhow::Ok(())

@@ -2,11 +2,13 @@
 
 pub mod cache;
 pub mod certs;
+pub mod completions;
 pub mod config;
 pub mod doctor;
 pub mod hosts;
 pub mod images;
 mod log;
+pub mod man;
 pub mod prefetch;
 pub mod run;
 pub mod status;
@@ -16,7 +18,7 @@ pub mod uninstall;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 
 use crate::admin::Client;
 use crate::config::Config;
@@ -55,6 +57,11 @@ enum Command {
     Config(config::Arguments),
     /// Take back all that was made on this node: entries in the hosts folder, the cache, sockets
     Uninstall(uninstall::Arguments),
+    /// Print what completes our arguments in a shell
+    Completions(completions::Arguments),
+    /// Write the manual, a page a command
+    #[command(hide = true)]
+    Man(man::Arguments),
 }
 
 /// Runs the command that the arguments name. Errors go to standard error, with their causes.
@@ -75,6 +82,8 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     match &arguments.command {
         Command::Config(config) => return config::run(config, file.as_deref()),
         Command::Certs(certs) => return certs::run(certs),
+        Command::Completions(completions) => return completions::run(completions, Arguments::command()),
+        Command::Man(man) => return man::run(man, Arguments::command()),
         _ => {}
     }
     let config = Config::load(file.as_deref(), environment());
@@ -98,7 +107,7 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Prefetch(prefetch) => prefetch::run(&prefetch, &config),
         Command::Cache(cache) => cache::run(&cache, &config),
         Command::Uninstall(uninstall) => uninstall::run(&uninstall, &config),
-        Command::Config(_) | Command::Certs(_) => Ok(ExitCode::SUCCESS),
+        Command::Config(_) | Command::Certs(_) | Command::Completions(_) | Command::Man(_) => Ok(ExitCode::SUCCESS),
     }
 }
 

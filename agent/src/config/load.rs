@@ -65,14 +65,16 @@ impl Config {
         config.check().map_err(|(key, why)| wrong(format!("line {}: {why}", line_of(&text, &key))))?;
         let mut table: toml::Table = toml::from_str(&text).map_err(|e| wrong(explain(&text, &e)))?;
         let mut config = config;
+        // Variables that need each other come one after the other: what counts is whether the last leaves all sound.
+        let mut unsound = None;
         for (name, value) in environment {
             let Some(path) = name.strip_prefix("LARDER").and_then(|rest| rest.strip_prefix(DIVIDER)) else { continue };
             let keys: Vec<String> = path.split(DIVIDER).map(str::to_ascii_lowercase).collect();
             let wrong = |message: String| ConfigError::Environment { name: name.clone(), message };
             config = set(&mut table, &keys, &value).map_err(wrong)?;
-            config.check().map_err(|(_, why)| wrong(why))?;
+            unsound = config.check().err().map(|(_, why)| unsound.unwrap_or_else(|| wrong(why)));
         }
-        Ok(config)
+        unsound.map_or(Ok(config), Err)
     }
 
     /// What the types can't say: the key at fault, and why.
@@ -276,5 +278,17 @@ mod tests {
         assert_eq!(config.peers.max_upload.unwrap().0, 100 << 20);
         let error = load("", &[("LARDER__MIRROR__TSL", "false")]).unwrap_err();
         assert!(error.contains("LARDER__MIRROR__TSL") && error.contains("tls"), "{error}");
+    }
+
+    #[test]
+    fn variables_that_need_each_other_come_in_any_order() {
+        let pair = [("LARDER__PEERS__CA", "/run/ca.pem"), ("LARDER__PEERS__KEY", "/run/ca.key")];
+        for variables in [[pair[0], pair[1]], [pair[1], pair[0]]] {
+            assert!(load("", &variables).unwrap().peers.is_on());
+        }
+        for alone in pair {
+            let error = load("", &[alone, ("LARDER__LOG__LEVEL", "debug")]).unwrap_err();
+            assert!(error.contains(alone.0), "{error}");
+        }
     }
 }

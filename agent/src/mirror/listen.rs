@@ -160,7 +160,11 @@ async fn connection(
     let _ = stream.set_nodelay(true);
     let Ok(local) = stream.local_addr() else { return };
     let mut first = [0];
-    match timeout(HANDSHAKE_TIMEOUT, stream.peek(&mut first)).await {
+    let peeked = tokio::select! {
+        peeked = timeout(HANDSHAKE_TIMEOUT, stream.peek(&mut first)) => peeked,
+        () = is_late(&draining) => return,
+    };
+    match peeked {
         Ok(Ok(1)) => {}
         Ok(Ok(_)) => return,
         _ => {
@@ -179,6 +183,12 @@ async fn connection(
         }
         Err(_) => drop(mirror.metrics().handshakes_failed.inc()),
     }
+}
+
+/// The end has come, and whoever was just let in has had the time to say something.
+async fn is_late(draining: &CancellationToken) {
+    draining.cancelled().await;
+    tokio::time::sleep(FIRST_REQUEST).await;
 }
 
 async fn http<S>(

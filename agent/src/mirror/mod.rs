@@ -6,6 +6,7 @@
 //! know who asks, so does the mirror, with a token endpoint of its own ([`token`]). Nothing here opens a file or asks an
 //! upstream.
 
+mod bequest;
 mod caller;
 mod identity;
 mod listen;
@@ -21,6 +22,7 @@ mod unanswered;
 #[cfg(test)]
 mod tests;
 
+pub use bequest::MOST_LEFT;
 pub use identity::{Identity, IdentityError};
 pub use listen::{BindError, Listener};
 pub use metrics::MirrorMetrics;

@@ -3,7 +3,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use aws_lc_rs::{constant_time, hmac};
+use zeroize::Zeroizing;
 
+use super::bequest::{Bequest, Left};
 use crate::image::Digest;
 use crate::pull::Place;
 use crate::upstream::Grant;
@@ -21,9 +23,10 @@ const SIGNATURE_LIFE: Duration = Duration::from_secs(60);
 
 /// Who came to the token endpoint, and for what: in memory alone, like the credentials behind it.
 ///
-/// A token is a pass's number and a hash of it under a key of this process. The same key signs redirects to plain HTTP,
-/// which stand for the pass that was shown before, for one blob.
+/// A token is a pass's number and a hash of it under a key of this process, and of the one that takes over from it. The
+/// same key signs redirects to plain HTTP, which stand for the pass that was shown before, for one blob.
 pub(super) struct Passes {
+    secret: Zeroizing<[u8; 32]>,
     key: hmac::Key,
     began: Instant,
     shelf: Mutex<Shelf>,
@@ -52,12 +55,42 @@ pub(super) struct Pass {
 
 impl Default for Passes {
     fn default() -> Self {
-        let key = hmac::Key::new(hmac::HMAC_SHA256, &rand::random::<[u8; 32]>());
-        Self { key, began: Instant::now(), shelf: Mutex::default() }
+        Self::of(Zeroizing::new(rand::random()), Instant::now(), Shelf::default())
     }
 }
 
 impl Passes {
+    fn of(secret: Zeroizing<[u8; 32]>, began: Instant, shelf: Shelf) -> Self {
+        let key = hmac::Key::new(hmac::HMAC_SHA256, secret.as_slice());
+        Self { secret, key, began, shelf: Mutex::new(shelf) }
+    }
+
+    /// What the process that takes over has to know for every token and every redirect of this one to hold there.
+    pub(super) fn bequest(&self) -> Bequest {
+        let (shelf, now) = (self.lock(), Instant::now());
+        let passes = shelf.by_number.iter().filter(|(_, held)| held.holds(now)).map(|(&number, held)| Left {
+            number,
+            place: held.place.clone(),
+            grant: held.grant.clone(),
+            made: now - held.made,
+            used: now - held.used,
+        });
+        let passes = passes.collect();
+        Bequest { secret: self.secret.clone(), began: now - self.began, last: shelf.last, passes }
+    }
+
+    /// Goes on where another process has ended.
+    pub(super) fn inherit(bequest: Bequest) -> Self {
+        let now = Instant::now();
+        let ago = |age| now.checked_sub(age).unwrap_or(now);
+        let mut shelf = Shelf { last: bequest.last, ..Shelf::default() };
+        for Left { number, place, grant, made, used } in bequest.passes.into_iter().take(MOST) {
+            shelf.numbers.insert((place.clone(), grant.clone()), number);
+            shelf.by_number.insert(number, Held { place, grant, made: ago(made), used: ago(used) });
+        }
+        Self::of(bequest.secret, ago(bequest.began), shelf)
+    }
+
     /// A pass for one place.
     pub(super) fn issue(&self, place: &Place, grant: Grant) -> Pass {
         let mut shelf = self.lock();
@@ -223,6 +256,22 @@ mod tests {
         for wrong in ["", "..", "0.0", "0.0.0", "x.y.z"] {
             assert_eq!(passes.follow(wrong, &place("a"), &one), None, "{wrong}");
         }
+    }
+
+    #[test]
+    fn what_one_process_gave_holds_with_the_next() {
+        let passes = Passes::default();
+        let pass = passes.issue(&place("a"), alice());
+        let (token, blob) = (passes.token(&pass), Digest::of(b"1"));
+        let signature = passes.sign(Some(&pass), &place("a"), &blob);
+        let text = passes.bequest().text();
+        assert_eq!(Bequest::parse(&text[1..]).err(), Some(()));
+        let next = Passes::inherit(Bequest::parse(&text).unwrap());
+        assert_eq!(next.admit(&token, &place("a")).unwrap().grant, alice());
+        assert_eq!(next.admit(&token, &place("b")), None);
+        assert_eq!(next.follow(&signature, &place("a"), &blob), Some(Some(pass.clone())));
+        assert_eq!(next.issue(&place("a"), alice()), pass);
+        assert_ne!(next.issue(&place("b"), alice()).number, pass.number);
     }
 
     #[test]

@@ -11,8 +11,10 @@ use http::{HeaderMap, Method, Request as HttpRequest, Response, StatusCode, Uri}
 use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
 use oci_spec::distribution::ErrorCode;
+use zeroize::Zeroizing;
 
 use super::MirrorMetrics;
+use super::bequest::Bequest;
 use super::caller::Caller;
 use super::listen::Scheme;
 use super::passes::{Pass, Passes};
@@ -73,6 +75,22 @@ impl Mirror {
     #[must_use]
     pub fn new(pull: Pull, canary: Arc<Canary>, own: SocketAddr, requests: Arc<AtomicU64>) -> Self {
         Self { pull, canary, passes: Passes::default(), metrics: MirrorMetrics::default(), requests, own }
+    }
+
+    /// Goes on where another process has ended, by its [`Self::bequest`]: tokens and redirects that it gave hold here.
+    /// Nothing, or that of another version, changes nothing.
+    #[must_use]
+    pub fn inheriting(self, bequest: &[u8]) -> Self {
+        match Bequest::parse(bequest) {
+            Ok(bequest) => Self { passes: Passes::inherit(bequest), ..self },
+            Err(()) => self,
+        }
+    }
+
+    /// What the process that takes over has to know, secrets among it.
+    #[must_use]
+    pub fn bequest(&self) -> Zeroizing<Vec<u8>> {
+        self.passes.bequest().text()
     }
 
     /// What is counted here.

@@ -118,6 +118,16 @@ impl Credentials {
         hash(self.secret.parts())
     }
 
+    /// The secret itself, for another process of this agent: the user's name where it is a password, and the password or
+    /// the identity token.
+    #[must_use]
+    pub fn exposed(&self) -> (Option<&str>, &str) {
+        match &self.secret {
+            Secret::Password { username, password } => (Some(username), password),
+            Secret::Identity(token) => (None, token),
+        }
+    }
+
     pub(super) const fn secret(&self) -> &Secret {
         &self.secret
     }

@@ -212,6 +212,14 @@ impl Agent {
         Ok(output.await.with_context(|| format!("larder {arguments:?} hangs"))??)
     }
 
+    /// Starts `larder` with these arguments by way of another program, which is given its path and them at the end.
+    pub fn start_within(&self, wrapper: &[&str], arguments: &[&str], log: &Path) -> Result<Process> {
+        let (program, config) = (program()?.display().to_string(), self.config().display().to_string());
+        let (first, words) = wrapper.split_first().context("no program")?;
+        let words = [words, &[&program], arguments, &["--config", &config]].concat();
+        Process::start(Path::new(first), words, &self.environment, log.to_owned())
+    }
+
     /// The same, for commands that must succeed; returns what it prints.
     pub async fn say(&self, arguments: &[&str]) -> Result<String> {
         let output = self.command(arguments).await?;
@@ -230,8 +238,8 @@ impl Agent {
     }
 }
 
-/// The binary that was built beside this one: `target/<profile>/larder` for `target/<profile>/deps/scenarios-…`.
-pub(crate) fn program() -> Result<PathBuf> {
+/// The agent's binary, which was built beside this one: `target/<profile>/larder` for `target/<profile>/deps/scenarios-…`.
+pub fn program() -> Result<PathBuf> {
     let own = std::env::current_exe()?;
     let found = own.ancestors().skip(1).take(2).map(|folder| folder.join("larder")).find(|path| path.is_file());
     found.with_context(|| format!("no larder beside {}: run cargo build -p larder", own.display()))

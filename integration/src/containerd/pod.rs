@@ -70,6 +70,11 @@ pub struct StartedPod {
 }
 
 impl StartedPod {
+    /// The id of its container.
+    pub fn id(&self) -> &str {
+        &self.container
+    }
+
     /// All that it has logged, each line as CRI writes it.
     pub fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()

@@ -141,11 +141,6 @@ impl ControlPlane {
         &self.api
     }
 
-    /// The administrator's kubeconfig, for programs on machines of its network.
-    pub fn kubeconfig(&self) -> &Path {
-        &self.kubeconfig
-    }
-
     /// Whom its servers' and clients' certificates are signed by, as a file.
     pub(super) fn ca(&self) -> PathBuf {
         self.authority.ca()

@@ -37,7 +37,7 @@ impl ClusterDns {
     pub const NETWORK: &str = super::control::SERVICES;
 
     /// Where it listens.
-    pub fn address() -> Ipv4Addr {
+    pub(super) fn address() -> Ipv4Addr {
         ADDRESS
     }
 }

@@ -8,7 +8,8 @@ use serde_json::{Value, json};
 
 use super::control::{ControlPlane, program};
 use super::dns::ClusterDns;
-use crate::{Host, Machine, Process, Release, tool, until};
+use super::machine::NodeMachine;
+use crate::{Host, Process, Release, tool, until};
 
 // Two cores that also build take many times what an idle machine takes, which is 5 s.
 const START: Duration = Duration::from_secs(90);
@@ -32,7 +33,7 @@ pub struct Joining<'a> {
     pub registry: &'a str,
 }
 
-/// A node of a cluster, with kubelet and containerd on a [`Machine`]. Pods get addresses; no Service has one that works.
+/// A node of a cluster, with kubelet and containerd on a [`NodeMachine`]. Pods get addresses; no Service has one that works.
 /// Dropped, all of it ends.
 #[derive(Debug)]
 pub struct KubernetesNode {
@@ -40,14 +41,14 @@ pub struct KubernetesNode {
     release: Release,
     // kubelet first: it would start again what ends.
     processes: Vec<Process>,
-    machine: Machine,
+    machine: NodeMachine,
 }
 
 impl KubernetesNode {
     /// Starts a node on a machine of the network, and waits until the cluster finds it ready.
     pub async fn join(control: &ControlPlane, host: &Host, node: Joining<'_>) -> Result<Self> {
         host.add_route(ClusterDns::NETWORK)?;
-        let machine = Machine::new(host)?;
+        let machine = NodeMachine::new(host)?;
         write(&machine, CONTAINERD_CONFIG, containerd_config()?)?;
         // A table of hosts too, as a user would have it.
         let hosts =
@@ -87,7 +88,7 @@ impl KubernetesNode {
     }
 
     /// Its machine: the files that Pods find on their node.
-    pub fn machine(&self) -> &Machine {
+    pub fn machine(&self) -> &NodeMachine {
         &self.machine
     }
 
@@ -135,14 +136,14 @@ impl Drop for KubernetesNode {
     }
 }
 
-fn write(machine: &Machine, path: &str, text: String) -> Result<()> {
+fn write(machine: &NodeMachine, path: &str, text: String) -> Result<()> {
     let path = machine.path(path);
     std::fs::create_dir_all(path.parent().context("a file in a folder")?)?;
     std::fs::write(&path, text).with_context(|| format!("writing {}", path.display()))
 }
 
 /// What gives Pods a network where they want one of their own.
-fn network_of_pods(machine: &Machine) -> Result<()> {
+fn network_of_pods(machine: &NodeMachine) -> Result<()> {
     let script = include_str!("network_of_pods.sh");
     // containerd's own configuration of loopback names the other one.
     for name in ["network-of-pods", "loopback"] {

@@ -27,6 +27,10 @@ async fn it_serves_what_it_has_linked(case: Case) -> Result<()> {
     let containerd = &node.containerd;
     let pod = set.start(containerd, "larder-1").await?;
     ensure!(set.probe(containerd, &pod, "livenessProbe").await?);
+    let status = std::fs::read_to_string(format!("/proc/{}/status", containerd.process_of(&pod).await?))?;
+    for right in ["CapEff:\t0000000000000000", "CapBnd:\t0000000000000000", "NoNewPrivs:\t1", "Seccomp:\t2"] {
+        ensure!(status.contains(right), "not {right}:\n{status}");
+    }
     let entry = std::fs::read_to_string(node.hosts_dir().join("reg.test/hosts.toml"))?;
     ensure!(entry.contains(&format!("https://127.0.0.1:{}", set.mirror_port())), "{entry}");
 

@@ -1,3 +1,6 @@
 //! What users install: that it is made right, and that it works where it is installed.
 
+mod debian;
 mod image;
+mod package;
+mod systemd;

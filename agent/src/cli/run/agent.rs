@@ -82,7 +82,7 @@ async fn serve(config: &Config, mut teller: Teller) -> anyhow::Result<ExitCode> 
         _ = terminate.recv() => return Ok(ExitCode::SUCCESS),
         _ = interrupt.recv() => return Ok(ExitCode::SUCCESS),
     };
-    let Taken { store, door, has_waited } = taken;
+    let Taken { store, door, left, has_waited } = taken;
     let canary = Arc::new(Canary::new());
     let ends = peers::Ends { stop: stop.clone(), end: end.clone() };
     let (peers, port) = join(config, &store, &containerd, &tasks, &ends, has_waited).await.unzip();
@@ -96,7 +96,9 @@ async fn serve(config: &Config, mut teller: Teller) -> anyhow::Result<ExitCode> 
         end.clone(),
     );
     let requests = Arc::new(AtomicU64::new(0));
-    let mirror = Arc::new(Mirror::new(pull.clone(), Arc::clone(&canary), config.mirror.listen, Arc::clone(&requests)));
+    let mirror = Mirror::new(pull.clone(), Arc::clone(&canary), config.mirror.listen, Arc::clone(&requests));
+    let mirror = Arc::new(mirror.inheriting(&left));
+    drop(left);
     let taken_over = watch::Sender::new(Vec::new());
     let adoption = config.containerd.adopts().then(|| Arc::new(adoption(config, &upstreams, taken_over.clone())));
     if let Some(adoption) = adoption.clone() {
@@ -234,6 +236,13 @@ async fn serve(config: &Config, mut teller: Teller) -> anyhow::Result<ExitCode> 
             Err(e) => tracing::error!(error = %e, "no admin socket: larder status and its like find no agent"),
         }
     }
+    let mut entered = ready.subscribe();
+    tasks.spawn(stop.clone().run_until_cancelled_owned(async move {
+        // Up is who containerd knows of.
+        if entered.wait_for(|entered| *entered).await.is_ok() {
+            teller.say(Word::Ready);
+        }
+    }));
     tracing::info!(mirror = %config.mirror.listen, cache = %config.cache.dir.display(), version = env!("CARGO_PKG_VERSION"), "serving");
 
     tokio::select! {
@@ -262,7 +271,7 @@ async fn serve(config: &Config, mut teller: Teller) -> anyhow::Result<ExitCode> 
         end_work(&end, &tasks).await;
         store.close().await;
         if let Some(offer) = offer {
-            offer.let_go().await;
+            offer.let_go(mirror.bequest()).await;
         }
         tracing::info!("the store is free");
         doors.await?;

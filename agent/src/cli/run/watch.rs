@@ -1,3 +1,4 @@
+use std::convert::Infallible;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 use std::process::{ExitCode, ExitStatus, Stdio};
@@ -12,6 +13,7 @@ use tokio::process::{Child, Command};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep, timeout};
 
+use super::notify;
 use super::word::{self, Hearer};
 use crate::config::Config;
 
@@ -47,6 +49,7 @@ async fn watch(mirror: SocketAddr, file: Option<&Path>) -> anyhow::Result<ExitCo
             return Ok(ExitCode::from(HUNG));
         }
     }
+    notify::stopping();
     // It may be gone already.
     let _ = kill(pid, Signal::SIGTERM);
     match timeout(END, child.wait()).await {
@@ -71,6 +74,8 @@ fn start(file: Option<&Path>, stdin: Stdio) -> std::io::Result<Child> {
         .env("MALLOC_ARENA_MAX", "2")
         .env("MALLOC_MMAP_THRESHOLD_", "4194304")
         .env("MALLOC_TRIM_THRESHOLD_", "8388608");
+    // The service manager hears of it through us alone, and not from a program that it starts.
+    command.env_remove(notify::SOCKET);
     // Of its own group, so that an interrupt from the terminal arrives once, through us.
     command.process_group(0).kill_on_drop(true).spawn()
 }
@@ -97,10 +102,24 @@ enum Answer {
 
 /// Ends when the mirror takes a request and gives no answer in time, or never begins to listen; or when the agent doesn't
 /// even say that it waits for its turn.
-async fn hangs(mirror: SocketAddr, hearer: Hearer) {
+async fn hangs(mirror: SocketAddr, mut hearer: Hearer) {
     if !hearer.serves().await {
         return;
     }
+    tokio::select! {
+        () = is_silent(mirror) => {}
+        never = tell_when_ready(hearer) => match never {},
+    }
+}
+
+/// The service is up when containerd knows of it.
+async fn tell_when_ready(mut hearer: Hearer) -> Infallible {
+    hearer.is_ready().await;
+    notify::ready().await;
+    std::future::pending().await
+}
+
+async fn is_silent(mirror: SocketAddr) {
     let address = reachable(mirror);
     let started = Instant::now();
     let mut has_answered = false;
@@ -108,6 +127,7 @@ async fn hangs(mirror: SocketAddr, hearer: Hearer) {
         match ask(address).await {
             Answer::Some => {
                 has_answered = true;
+                notify::alive();
                 sleep(EVERY).await;
             }
             Answer::Refused if has_answered => sleep(EVERY).await,

@@ -21,6 +21,8 @@ pub(super) enum Word {
     Waits = b'w',
     /// It is at the door.
     Serves = b's',
+    /// And containerd's hosts folder names it.
+    Ready = b'r',
 }
 
 /// The agent's end.
@@ -52,7 +54,7 @@ impl Teller {
 
 impl Hearer {
     /// Waits until the agent serves, however long it waits for the store. `false`: it says nothing at all any more.
-    pub(super) async fn serves(mut self) -> bool {
+    pub(super) async fn serves(&mut self) -> bool {
         loop {
             match timeout(SAYS_WITHIN, self.0.read_u8()).await {
                 Ok(Ok(word)) if word == Word::Waits as u8 => {}
@@ -60,6 +62,17 @@ impl Hearer {
                 // It ends by itself, which is seen elsewhere.
                 Ok(Err(_)) => std::future::pending().await,
                 Err(_) => return false,
+            }
+        }
+    }
+
+    /// Waits until the agent serves and containerd knows of it.
+    pub(super) async fn is_ready(&mut self) {
+        loop {
+            match self.0.read_u8().await {
+                Ok(word) if word == Word::Ready as u8 => return,
+                Ok(_) => {}
+                Err(_) => std::future::pending().await,
             }
         }
     }

@@ -11,6 +11,7 @@ use larder_integration::{Http, Image, KubernetesNode, LarderImage, Metrics, unti
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
+use super::super::render::kustomize;
 use super::{NAMESPACE, SOON, Site, chart};
 use crate::support::{asked_by_agent, run_within};
 
@@ -66,6 +67,14 @@ async fn metrics(node: &KubernetesNode) -> Result<Metrics> {
     let http = Http::within(Some(node.machine().host().namespace().clone()));
     let reply = http.get("http://127.0.0.1:7442/metrics").await?;
     Metrics::parse(std::str::from_utf8(&reply.body)?)
+}
+
+/// Fails when a node's containerd has gone past its agent.
+fn ensure_only_agents_pulled(site: &Site) -> Result<()> {
+    let requests = site.registry.requests();
+    let past = requests.iter().find(|request| request.path().contains("/acme/") && !asked_by_agent(request));
+    ensure!(past.is_none(), "containerd went past the agent: {past:?}");
+    Ok(())
 }
 
 /// Every file below a folder, by its path in it.
@@ -189,6 +198,54 @@ fn larder_is_installed_upgraded_and_removed() {
     run_within(LIMIT, async {
         let site = Site::with_nodes(2).await?;
         let lived = life(&site).await;
+        if lived.is_err() {
+            println!("{}", site.logs());
+        }
+        lived
+    });
+}
+
+/// The same by kustomize, without a CA: applied, pulled through, deleted, cleaned up after.
+async fn life_by_kustomize(site: &Site) -> Result<()> {
+    let [node] = site.nodes.as_slice() else { anyhow::bail!("one node") };
+    site.registry.add(&Image::runnable(1)?, "acme/app", "v1");
+    node.ctr(&["images", "import", &LarderImage::shared().await?.archive().display().to_string()]).await?;
+    let before = files(&node.hosts_dir())?;
+    let is_everywhere = |daemonset: &Value| {
+        let status = &daemonset["status"];
+        status["numberReady"] == 1 && status["updatedNumberScheduled"] == 1
+    };
+    let daemonsets = "/apis/apps/v1/namespaces/larder/daemonsets";
+
+    let (agents, cleaners) = (kustomize("presets/plain")?, kustomize("clean-up/plain")?);
+    for document in &agents {
+        site.apply(document).await?;
+    }
+    site.until("the agent is ready", &format!("{daemonsets}/larder"), is_everywhere).await?;
+    site.run_pod(node, "app", "reg.test/acme/app:v1").await?;
+    ensure_only_agents_pulled(site)?;
+
+    let api = site.control.api();
+    for document in agents.iter().filter(|document| document["kind"] != "Namespace") {
+        api.delete(&api.path_of(document).await?).await?;
+    }
+    site.until("the agent is gone", PODS, |pods| pods["items"].as_array().is_some_and(Vec::is_empty)).await?;
+    ensure!(files(&node.hosts_dir())? != before, "an agent that ends has taken itself back");
+    for document in &cleaners {
+        site.apply(document).await?;
+    }
+    site.until("the node is clean", &format!("{daemonsets}/larder-clean-up"), is_everywhere).await?;
+    ensure!(files(&node.hosts_dir())? == before);
+    ensure!(!node.machine().path("/var/lib/containerd/larder").exists(), "the cache is left");
+    Ok(())
+}
+
+#[test]
+#[cfg_attr(not(kubernetes), ignore = "Kubernetes isn't built: Go isn't here")]
+fn larder_is_applied_and_cleaned_up_after_by_kustomize() {
+    run_within(LIMIT, async {
+        let site = Site::with_nodes(1).await?;
+        let lived = life_by_kustomize(&site).await;
         if lived.is_err() {
             println!("{}", site.logs());
         }

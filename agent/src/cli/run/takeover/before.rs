@@ -1,14 +1,17 @@
 //! The process before, as the one that will follow it sees it.
 
 use std::fs::File;
-use std::io::{self, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::AsRawFd as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use zeroize::Zeroizing;
+
 use super::{HOLD, NAME, door};
+use crate::mirror::MOST_LEFT;
 
 /// How long it may take for what it does at once. One that is stopped accepts, and says nothing.
 const DEADLINE: Duration = Duration::from_secs(2);
@@ -55,9 +58,12 @@ impl Before {
     /// Whether it lets nobody in any more: it ends, or was killed. Nobody answers at the door then until we have the
     /// store.
     pub(super) fn has_left(&mut self) -> bool {
-        let says = io::Read::read(&mut &self.stream, &mut [0]);
+        if self.left.is_some() {
+            return true;
+        }
+        let says = (&self.stream).read(&mut [0]);
         let is_silent = matches!(says, Err(error) if error.kind() == io::ErrorKind::WouldBlock);
-        if !is_silent && self.left.is_none() {
+        if !is_silent {
             self.left = Some(Instant::now());
         }
         self.left.is_some()
@@ -69,8 +75,34 @@ impl Before {
         self.left.is_none_or(|left| left.elapsed() < HOLD)
     }
 
-    /// The door, to be opened.
-    pub(super) fn into_door(self) -> TcpListener {
-        self.door
+    /// The door, to be opened, and what its mirror left behind; nothing, where it was killed.
+    pub(super) async fn into_inheritance(self) -> (TcpListener, Zeroizing<Vec<u8>>) {
+        let Self { door, stream, left } = self;
+        let read = tokio::task::spawn_blocking(move || inherit(&stream, left.is_some()));
+        let left = match tokio::time::timeout(2 * DEADLINE, read).await {
+            Ok(Ok(Ok(left))) => left,
+            _ => Zeroizing::default(),
+        };
+        (door, left)
     }
+}
+
+fn inherit(mut stream: &UnixStream, has_said_so: bool) -> io::Result<Zeroizing<Vec<u8>>> {
+    stream.set_nonblocking(false)?;
+    stream.set_write_timeout(Some(DEADLINE))?;
+    if !has_said_so {
+        stream.read_exact(&mut [0])?;
+    }
+    stream.write_all(&[door::INHERITS])?;
+    // Of a fixed size: one that grows leaves copies of secrets behind.
+    let mut left = Zeroizing::new(vec![0; MOST_LEFT]);
+    let mut length = 0;
+    loop {
+        match stream.read(&mut left[length..])? {
+            0 => break,
+            some => length += some,
+        }
+    }
+    left.truncate(length);
+    Ok(left)
 }

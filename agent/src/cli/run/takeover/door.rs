@@ -16,6 +16,8 @@ const GREETING: &[u8] = b"larder takeover 1\n";
 pub(super) const RECEIVED: u8 = b'r';
 /// What the process before says when its end has come.
 pub(super) const ENDING: u8 = b'e';
+/// What the one that has the store says, and nobody else: it is given what the mirror leaves behind.
+pub(super) const INHERITS: u8 = b'i';
 
 /// Gives `door` to the process at the other end of `stream`, which has a copy of it then.
 pub(super) fn send(stream: impl AsFd, door: impl AsFd) -> io::Result<()> {

@@ -5,7 +5,8 @@
 //! the old one is told to end ([`offer`]), it lets nobody in any more, answers those who are in, suspends what arrives,
 //! and lets go of the store; replies under way from whole blobs go on meanwhile. The new one takes the store and lets in
 //! those who wait in the socket's queue, which has been open all the time: they have waited for some tens of milliseconds,
-//! and nobody was refused.
+//! and nobody was refused. What tells the tokens that the old one gave goes along, from memory to memory, so that pulls of
+//! private images go on too.
 //!
 //! With `SO_REUSEPORT`, by which both processes would listen on sockets of their own, that can't be had: the kernel
 //! spreads connections over all that listen, also to the one that has no store, and resets those that wait at a socket
@@ -28,6 +29,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use tokio::sync::watch;
+use zeroize::Zeroizing;
 
 use self::before::Before;
 pub(super) use self::offer::Offer;
@@ -52,6 +54,8 @@ pub(super) struct Taken {
     pub(super) store: Store,
     /// The mirror's port, where the process before handed it over.
     pub(super) door: Option<TcpListener>,
+    /// What its mirror left behind; nothing otherwise.
+    pub(super) left: Zeroizing<Vec<u8>>,
     /// Whether another process had the store until now.
     pub(super) has_waited: bool,
 }
@@ -69,7 +73,13 @@ pub(super) async fn take(
         let options = Options::from(&config.cache);
         // It tries for a second, so this is also what paces the loop.
         match tokio::task::spawn_blocking(move || Store::open(options)).await? {
-            Ok(store) => return Ok(Taken { store, door: before.map(Before::into_door), has_waited }),
+            Ok(store) => {
+                let (door, left) = match before {
+                    Some(before) => Some(before.into_inheritance().await).unzip(),
+                    None => (None, None),
+                };
+                return Ok(Taken { store, door, left: left.unwrap_or_default(), has_waited });
+            }
             Err(OpenError::Locked { .. }) => has_waited = true,
             Err(error) => return Err(error).with_context(|| format!("the cache in {}", dir.display())),
         }

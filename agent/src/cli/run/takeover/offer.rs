@@ -11,10 +11,12 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, Interest};
 use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use zeroize::Zeroizing;
 
 use super::{NAME, door};
 
@@ -26,10 +28,13 @@ pub(in super::super) struct Offer {
     path: PathBuf,
     followers: Arc<AtomicUsize>,
     ending: CancellationToken,
-    gone: CancellationToken,
+    left: watch::Sender<Option<Left>>,
     offering: JoinHandle<()>,
     following: TaskTracker,
 }
+
+/// What is left behind.
+type Left = Arc<Zeroizing<Vec<u8>>>;
 
 /// One who follows, as long as it is there.
 struct Follower(Arc<AtomicUsize>);
@@ -50,10 +55,10 @@ impl Offer {
         let folder = File::open(dir)?;
         let listener = UnixListener::bind(format!("/proc/self/fd/{}/{NAME}", folder.as_raw_fd()))?;
         fs::set_permissions(&path, Permissions::from_mode(0o600))?;
-        let (ending, gone) = (CancellationToken::new(), CancellationToken::new());
+        let (ending, left) = (CancellationToken::new(), watch::Sender::new(None));
         let (followers, following) = (Arc::new(AtomicUsize::new(0)), TaskTracker::new());
         let offering = tokio::spawn({
-            let (ending, gone) = (ending.clone(), gone.clone());
+            let (ending, left) = (ending.clone(), left.subscribe());
             let (followers, following) = (Arc::clone(&followers), following.clone());
             let door = Arc::new(door);
             async move {
@@ -61,14 +66,14 @@ impl Offer {
                     match accepted {
                         Ok((stream, _)) => {
                             let (door, followers) = (Arc::clone(&door), Arc::clone(&followers));
-                            following.spawn(follow(stream, door, followers, ending.clone(), gone.clone()));
+                            following.spawn(follow(stream, door, followers, ending.clone(), left.clone()));
                         }
                         Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
                     }
                 }
             }
         });
-        Ok(Self { path, followers, ending, gone, offering, following })
+        Ok(Self { path, followers, ending, left, offering, following })
     }
 
     /// The end has come. Whether somebody takes over: the door is its own from now on.
@@ -82,9 +87,9 @@ impl Offer {
         self.followers.load(Ordering::Relaxed) > 0
     }
 
-    /// The store is free.
-    pub(in super::super) async fn let_go(self) {
-        self.gone.cancel();
+    /// The store is free. Whoever takes it is given `left`: from memory to memory, it is written nowhere.
+    pub(in super::super) async fn let_go(self, left: Zeroizing<Vec<u8>>) {
+        self.left.send_replace(Some(Arc::new(left)));
         self.following.close();
         self.following.wait().await;
     }
@@ -95,7 +100,7 @@ async fn follow(
     door: Arc<OwnedFd>,
     followers: Arc<AtomicUsize>,
     ending: CancellationToken,
-    gone: CancellationToken,
+    mut left: watch::Receiver<Option<Left>>,
 ) {
     match stream.peer_cred() {
         Ok(peer) if peer.uid() == nix::unistd::geteuid().as_raw() => {}
@@ -117,8 +122,17 @@ async fn follow(
         _ = stream.read_u8() => return tracing::info!("the agent that waited to take over has gone"),
         () = ending.cancelled() => {}
     }
-    let _ = timeout(DEADLINE, stream.write_u8(door::ENDING)).await;
-    gone.run_until_cancelled(stream.read_u8()).await;
+    let leaving = async {
+        timeout(DEADLINE, stream.write_u8(door::ENDING)).await??;
+        let left = left.wait_for(Option::is_some).await.map(|left| left.clone());
+        if let (door::INHERITS, Ok(Some(left))) = (timeout(DEADLINE, stream.read_u8()).await??, left) {
+            timeout(DEADLINE, stream.write_all(&left)).await??;
+        }
+        io::Result::Ok(())
+    };
+    if let Err(error) = leaving.await {
+        tracing::debug!(%error, "one that followed has inherited nothing");
+    }
 }
 
 impl Follower {
@@ -160,8 +174,9 @@ mod tests {
             tokio::task::yield_now().await;
         }
         assert!(before.is_awaited());
-        offer.let_go().await;
-        assert_eq!(before.into_door().local_addr().unwrap(), address);
+        let (inherited, ()) = tokio::join!(before.into_inheritance(), offer.let_go(b"secret".to_vec().into()));
+        let (door, left) = inherited;
+        assert_eq!((door.local_addr().unwrap(), left.as_slice()), (address, b"secret".as_slice()));
     }
 
     #[tokio::test(flavor = "multi_thread")]
@@ -177,6 +192,6 @@ mod tests {
         }
         assert!(!offer.end().await);
         TcpListener::bind(address).expect("the door is closed");
-        offer.let_go().await;
+        offer.let_go(Zeroizing::default()).await;
     }
 }

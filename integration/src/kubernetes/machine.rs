@@ -32,17 +32,17 @@ const KERNEL: [(&str, &str); 6] = [
 ];
 
 /// A [`Host`] that also sees folders of its own in the places where every machine has them, so that a program can be
-/// told `/var/lib/containerd` and many can run side by side. From outside, [`Machine::path`] leads into them. Mounts
+/// told `/var/lib/containerd` and many can run side by side. From outside, [`NodeMachine::path`] leads into them. Mounts
 /// that are made inside stay inside, and end with it. Dropped, everything that runs inside is killed.
 #[derive(Debug)]
-pub struct Machine {
+pub struct NodeMachine {
     host: Host,
     mounts: Arc<File>,
     // The last to go: when it does, nothing is mounted any more that could be seen from outside.
     folder: Folder,
 }
 
-impl Machine {
+impl NodeMachine {
     /// A new one at this place of the network. Its resolver knows nobody to ask.
     pub fn new(host: &Host) -> Result<Self> {
         let folder = Folder::new()?;
@@ -121,7 +121,7 @@ impl Machine {
     }
 }
 
-impl Machine {
+impl NodeMachine {
     /// SIGKILL to every process on it, until none is left.
     pub fn kill_all(&self) {
         let deadline = Instant::now() + Duration::from_secs(10);
@@ -139,7 +139,7 @@ impl Machine {
     }
 }
 
-impl Drop for Machine {
+impl Drop for NodeMachine {
     fn drop(&mut self) {
         self.kill_all();
     }
