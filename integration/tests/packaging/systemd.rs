@@ -18,7 +18,7 @@ fn installed_it_serves_and_purged_it_is_gone() {
         let mut scene = Scene::new().await?;
         let before = scene.machine.trace()?;
         scene.install().await?;
-        scene.is_active().await?;
+        is_active(&scene.machine).await?;
         ensure!(scene.machine.property("larder", "UnitFileState").await? == "enabled");
 
         // With nothing configured: what it pulls comes through the agent, and is on the disk once.
@@ -43,7 +43,7 @@ fn installed_it_serves_and_purged_it_is_gone() {
         // An upgrade: another process, and nothing that failed.
         let old = scene.main_pid().await?;
         scene.install().await?;
-        scene.is_active().await?;
+        is_active(&scene.machine).await?;
         ensure!(scene.main_pid().await? != old, "the old program still runs");
         ensure!(scene.machine.property("larder", "Result").await? == "success");
         ensure!(scene.machine.property("larder", "NRestarts").await? == "0");
@@ -56,6 +56,23 @@ fn installed_it_serves_and_purged_it_is_gone() {
         ensure!(scene.machine.output(&["systemctl", "cat", "larder"]).await?.status.code() == Some(1));
         ensure!(!scene.machine.path("/run/larder").exists());
         scene.pull("app").await.context("after it is gone")
+    });
+}
+
+/// It is up, and waits for containerd; and the folder that it made for hosts.toml files goes with it.
+#[test]
+fn without_containerd_it_starts_too() {
+    run(async {
+        let network = Network::new()?;
+        let machine = Machine::boot(network.host(None)?.namespace()).await?;
+        let before = machine.trace()?;
+        install(&machine).await?;
+        is_active(&machine).await?;
+        ensure!(machine.path("/etc/containerd/certs.d/_default/hosts.toml").exists(), "containerd may come any time");
+        machine.run(&["dpkg", "--purge", "larder"]).await?;
+        let left = machine.trace()?.since(&before);
+        ensure!(left.is_empty(), "{}", left.join("\n"));
+        Ok(())
     });
 }
 
@@ -170,19 +187,7 @@ impl Scene {
 
     /// Installs the package, or the same once more.
     async fn install(&self) -> Result<()> {
-        std::fs::copy(package()?, self.machine.path("/tmp/larder.deb"))?;
-        self.machine.run(&["dpkg", "--install", "/tmp/larder.deb"]).await?;
-        std::fs::remove_file(self.machine.path("/tmp/larder.deb"))?;
-        Ok(())
-    }
-
-    /// Whether it is up at this moment, and said so itself.
-    async fn is_active(&self) -> Result<()> {
-        for (name, value) in [("ActiveState", "active"), ("StatusText", "serving"), ("Type", "notify")] {
-            let is = self.machine.property("larder", name).await?;
-            ensure!(is == value, "{name} is {is:?}");
-        }
-        Ok(())
+        install(&self.machine).await
     }
 
     async fn main_pid(&self) -> Result<String> {
@@ -234,4 +239,19 @@ impl Scene {
         })
         .await
     }
+}
+
+async fn install(machine: &Machine) -> Result<()> {
+    std::fs::copy(package()?, machine.path("/tmp/larder.deb"))?;
+    machine.run(&["dpkg", "--install", "/tmp/larder.deb"]).await?;
+    Ok(std::fs::remove_file(machine.path("/tmp/larder.deb"))?)
+}
+
+/// Whether the agent is up at this moment, and said so itself.
+async fn is_active(machine: &Machine) -> Result<()> {
+    for (name, value) in [("ActiveState", "active"), ("StatusText", "serving"), ("Type", "notify")] {
+        let is = machine.property("larder", name).await?;
+        ensure!(is == value, "{name} is {is:?}");
+    }
+    Ok(())
 }
