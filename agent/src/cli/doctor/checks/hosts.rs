@@ -166,6 +166,17 @@ fn our_host(facts: &Facts, folder: &Folder, host: &Host, at: usize) -> Vec<Findi
 fn authorities<'a>(facts: &'a Facts, host: &'a Host) -> impl Iterator<Item = Finding> + 'a {
     host.ca.iter().filter_map(|ca| {
         let what = match facts.authorities.get(ca)? {
+            // It may well be there on the host.
+            Authority::Missing if !facts.surroundings.sees(ca) => {
+                let what = format!("{} names ca = {}, which isn't seen from this Pod", host.url, ca.display());
+                return Some(
+                    Finding::new(CHECK, Severity::Note, what)
+                        .because(
+                            "the agent keeps this host out of its own chain; containerd asks it as before, after us",
+                        )
+                        .mended_by([mend::mount(ca)]),
+                );
+            }
             Authority::Missing => format!("{} names ca = {}, which doesn't exist", host.url, ca.display()),
             Authority::NotPem => format!("{} names ca = {}, which has no certificate", host.url, ca.display()),
             Authority::Unreadable(_) | Authority::Valid { .. } => return None,
