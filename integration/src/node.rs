@@ -52,6 +52,11 @@ impl Node {
         &self.hosts_dir
     }
 
+    /// The folder of the whole node.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
     /// Starts an agent on a node that was built without one.
     pub async fn install_agent(&mut self) -> Result<()> {
         let agent = Agent::start(&self.folder.path().join("larder"), &self.config).await?;
@@ -135,7 +140,7 @@ impl NodeBuilder {
 
 /// Whether the agent stands in every folder, `_default` among them.
 pub(crate) fn has_entered_itself(agent: &Agent, hosts_dir: &Path) -> Result<bool> {
-    let ours = format!("127.0.0.1:{}", agent.mirror_port());
+    let ours = agent.address();
     for entry in std::fs::read_dir(hosts_dir)? {
         if !std::fs::read_to_string(entry?.path().join("hosts.toml"))?.contains(&ours) {
             return Ok(false);

@@ -58,4 +58,4 @@ pub use one::Upstream;
 pub use quota::Quota;
 pub use record::{Down, LastError, State};
 pub use tls::TlsError;
-pub use trust::{Authorities, AuthoritySource};
+pub use trust::{Authorities, AuthoritySource, Unreadable};

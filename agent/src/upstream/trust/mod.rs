@@ -45,10 +45,21 @@ pub struct Authorities {
     pub source: AuthoritySource,
     /// How many there are.
     pub count: usize,
-    /// Files that are named, by a variable or by a link, and can't be read; with the reason. At most a handful.
-    pub unreadable: Vec<(PathBuf, String)>,
+    /// What is there, or named by a variable, and can't be read. At most a handful.
+    pub unreadable: Vec<Unreadable>,
     /// Whether `SSL_CERT_FILE` or `SSL_CERT_DIR` says where to look.
     pub is_by_variable: bool,
+}
+
+/// A file or folder of authorities that can't be read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unreadable {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Why not.
+    pub reason: String,
+    /// Where it leads to, if it is a link to what isn't there: in a Pod, to what isn't mounted.
+    pub leads_to: Option<PathBuf>,
 }
 
 /// The authorities in use, read again when they change. A cheap clone.
@@ -194,7 +205,7 @@ fn describe(read: &Read) -> Authorities {
 }
 
 fn tell(authorities: &Authorities) {
-    for (path, reason) in &authorities.unreadable {
+    for Unreadable { path, reason, .. } in &authorities.unreadable {
         tracing::warn!(path = %path.display(), reason, "certificate authorities that can't be read");
     }
     match &authorities.source {

@@ -2,13 +2,14 @@ use std::collections::HashSet;
 use std::fs;
 use std::io::{self, Read as _};
 use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::time::SystemTime;
 
 use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 
+use super::Unreadable;
 use super::links::follow;
 use super::places::Search;
 
@@ -25,7 +26,7 @@ pub(super) struct Read {
     pub(super) certificates: Vec<CertificateDer<'static>>,
     /// The files and folders that they came from.
     pub(super) places: Vec<PathBuf>,
-    pub(super) unreadable: Vec<(PathBuf, String)>,
+    pub(super) unreadable: Vec<Unreadable>,
     pub(super) is_by_variable: bool,
 }
 
@@ -89,7 +90,7 @@ impl Reader<'_> {
     fn bundles(&mut self) {
         for path in &self.search.bundles {
             match self.file(path) {
-                Ok(0) if self.search.is_by_variable => self.fault(path, "it has no certificate"),
+                Ok(0) if self.search.is_by_variable => self.fault(path, &"it has no certificate", None),
                 Ok(0) => {}
                 Ok(_) => {
                     self.place(path);
@@ -109,13 +110,24 @@ impl Reader<'_> {
                     continue;
                 }
             };
-            let mut taken = 0;
+            let (mut taken, mut target) = (0, None);
             for path in names {
-                // A link that dangles is the rule where only its own folder is mounted; the bundle has what it meant.
-                taken += self.file(&path).unwrap_or(0);
+                match self.file(&path) {
+                    Ok(new) => taken += new,
+                    Err(_) if target.is_none() => target = self.dangling(&path),
+                    Err(_) => {}
+                }
             }
             if taken > 0 {
                 self.place(folder);
+            }
+            // Links that dangle are the rule where only their own folder is mounted, and the bundle has what they mean.
+            if let Some(target) = target.filter(|_| self.read.certificates.is_empty()) {
+                self.fault(
+                    folder,
+                    &format!("its files are links to {}, which isn't there", target.display()),
+                    Some(target),
+                );
             }
         }
     }
@@ -149,26 +161,32 @@ impl Reader<'_> {
 
     /// That a known place isn't there is no fault: each distribution has its own.
     fn unread(&mut self, path: &Path, error: &io::Error) {
-        if self.search.is_by_variable || (error.kind() != io::ErrorKind::NotFound && !is_absent(error)) {
-            self.fault(path, error);
-        } else if let Some(target) = self.dangling(path) {
-            self.fault(path, format!("it is a link to {}, which isn't there", target.display()));
+        let is_absent = matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory);
+        if let Some(target) = self.dangling(path).filter(|_| is_absent) {
+            self.fault(path, &format!("it is a link to {}, which isn't there", target.display()), Some(target));
+        } else if self.search.is_by_variable || !is_absent {
+            self.fault(path, &error, None);
         }
     }
 
-    /// What a path's own link says, where it is one.
+    /// Where a path's own link leads to, as the host would have it.
     fn dangling(&self, path: &Path) -> Option<PathBuf> {
         let folder = follow(&self.search.root, path.parent()?).ok()?;
-        fs::read_link(folder.join(path.file_name()?)).ok()
+        let target = fs::read_link(folder.join(path.file_name()?)).ok()?;
+        let below = Path::new("/").join(folder.strip_prefix(&self.search.root).ok()?);
+        let mut plain = PathBuf::new();
+        for component in below.join(target).components() {
+            match component {
+                Component::ParentDir => drop(plain.pop()),
+                other => plain.push(other),
+            }
+        }
+        Some(plain)
     }
 
-    fn fault(&mut self, path: &Path, reason: impl ToString) {
+    fn fault(&mut self, path: &Path, reason: &dyn ToString, leads_to: Option<PathBuf>) {
         let below = path.strip_prefix("/").unwrap_or(path);
-        self.read.unreadable.push((self.search.root.join(below), reason.to_string()));
+        let path = self.search.root.join(below);
+        self.read.unreadable.push(Unreadable { path, reason: reason.to_string(), leads_to });
     }
-}
-
-/// Whether a part of the path is a file: there is nothing behind it either.
-fn is_absent(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::NotADirectory
 }

@@ -97,14 +97,19 @@ fn links_that_dangle() {
         .link("etc/ssl/certs/corp.pem", "/usr/local/share/ca-certificates/corp.crt");
     let read = debian.read();
     assert_eq!((read.count, read.unreadable.len()), (1, 0), "the bundle has them");
-    // Where a bundle's own link dangles, that is worth saying.
-    let fedora = Host::new().link("etc/ssl/certs", "/etc/pki/tls/certs");
-    let read = fedora.read();
-    assert_eq!(read.source, AuthoritySource::Bundled);
-    assert!(read.unreadable.iter().any(|(path, why)| path.ends_with("etc/ssl/certs") && why.contains("/etc/pki/tls")));
-    let suse = Host::new()
-        .link("etc/ssl/ca-bundle.pem", "../../var/lib/ca-certificates/ca-bundle.pem")
-        .file("etc/ssl/certs/own.pem", &b);
+    // Where nothing is left, it is said what has to be mounted.
+    let leads_to = |host: &Host| {
+        let read = host.read();
+        assert_eq!(read.source, AuthoritySource::Bundled);
+        read.unreadable.first().and_then(|fault| fault.leads_to.clone()).unwrap().display().to_string()
+    };
+    assert_eq!(leads_to(&Host::new().link("etc/ssl/certs", "../pki/tls/certs")), "/etc/pki/tls/certs");
+    // As a mount of `/etc/ssl/certs` looks like when it is such a link.
+    let bundle = "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem";
+    assert_eq!(leads_to(&Host::new().link("etc/ssl/certs/ca-bundle.crt", bundle)), bundle);
+    let suse = "../../var/lib/ca-certificates/ca-bundle.pem";
+    assert_eq!(leads_to(&Host::new().link("etc/ssl/ca-bundle.pem", suse)), "/var/lib/ca-certificates/ca-bundle.pem");
+    let suse = Host::new().link("etc/ssl/ca-bundle.pem", suse).file("etc/ssl/certs/own.pem", &b);
     let read = suse.read();
     assert_eq!((read.count, read.unreadable.len()), (1, 1), "{read:?}");
 }
@@ -120,7 +125,7 @@ fn nothing_to_be_read() {
     let search = places::searches(|name| (name == "SSL_CERT_FILE").then(|| "/nonexistent/ca.pem".into()));
     let read = describe(&reading::read(&search));
     assert_eq!((read.source, read.is_by_variable), (AuthoritySource::Bundled, true));
-    assert_eq!(read.unreadable[0].0, Path::new("/nonexistent/ca.pem"));
+    assert_eq!(read.unreadable[0].path, Path::new("/nonexistent/ca.pem"));
 }
 
 #[test]

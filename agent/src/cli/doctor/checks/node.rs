@@ -55,7 +55,9 @@ pub(super) fn port(facts: &Facts) -> Vec<Finding> {
                 .mended_by([Mend::new(
                     "find the Pod, and take it away",
                     [format!(
-                        "kubectl get pods --all-namespaces --output jsonpath='{{range .items[?(@.spec.containers[*].ports[*].hostPort=={})]}}{{.metadata.namespace}}/{{.metadata.name}}{{\"\\n\"}}{{end}}'",
+                        "kubectl get pods --all-namespaces --output \
+                         custom-columns='NAMESPACE:.metadata.namespace,NAME:.metadata.name,PORTS:.spec.containers[*].ports[*].hostPort' \
+                         | grep {}",
                         listen.port()
                     )],
                 )]),

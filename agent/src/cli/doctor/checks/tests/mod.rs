@@ -16,7 +16,7 @@ use crate::config::Config;
 use crate::containerd::canary::{Report, Verdict};
 use crate::containerd::client::{ClientError, CriStatus, PluginState, Release};
 use crate::containerd::setup::{Files, Setup};
-use crate::upstream::{Authorities, AuthoritySource};
+use crate::upstream::{Authorities, AuthoritySource, Unreadable};
 
 mod config;
 mod hosts;
@@ -160,6 +160,7 @@ fn the_agent_is_down() {
     let mut facts = sound();
     facts.agent = None;
     facts.port.clear();
+    facts.is_port_open = false;
     has(&problem(&facts).1, &["/run/larder/larder.sock", "systemctl start larder", "kubectl"]);
 }
 

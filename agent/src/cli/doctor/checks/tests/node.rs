@@ -20,7 +20,7 @@ fn the_port() {
     has(&problem(&facts).1, &["nginx (process 9) listens on 127.0.0.1:7439", "listen = \"127.0.0.1:7449\""]);
     facts.port.clear();
     // A hostPort is a rule of the packet filter: nobody has a socket.
-    has(&problem(&facts).1, &["somebody who has no socket here answers", "kube-image-keeper", "hostPort==7439"]);
+    has(&problem(&facts).1, &["somebody who has no socket here answers", "kube-image-keeper", "hostPort' | grep 7439"]);
     facts.is_port_open = false;
     has(&problem(&facts).1, &["nobody listens on 127.0.0.1:7439", "hostNetwork"]);
 }
@@ -147,7 +147,8 @@ fn the_authorities_that_are_believed() {
     facts.trusted.source = AuthoritySource::Bundled;
     has(&note(&facts), &["built in", "ca-certificates"]);
     facts.trusted.is_by_variable = true;
-    facts.trusted.unreadable = vec![("/nowhere.pem".into(), "no such file".to_owned())];
+    facts.trusted.unreadable =
+        vec![Unreadable { path: "/nowhere.pem".into(), reason: "no such file".to_owned(), leads_to: None }];
     has(&problem(&facts).1, &["/nowhere.pem", "SSL_CERT_FILE"]);
 }
 

@@ -52,7 +52,7 @@ fn files_that_are_not_mounted() {
     let path = PathBuf::from("/etc/corp/tls/ca.pem");
     let text = format!("{OURS}[host.'https://mirror.corp']\nca = '{}'\n", path.display());
     facts.roots[0].folders = Ok(vec![folder("_default", &text)]);
-    facts.authorities.insert(path.clone(), Authority::Missing);
+    facts.authorities.insert(path, Authority::Missing);
     let finding = found(&facts, "isn't seen from this Pod");
     assert_eq!(finding.severity, Severity::Note);
     assert!(finding.mend[0].lines.contains(&"    - path: /etc/corp/tls".to_owned()), "{finding:?}");
@@ -67,6 +67,20 @@ fn files_that_are_not_mounted() {
     }];
     let finding = found(&facts, "the agent doesn't ask https://mirror.corp");
     assert!(finding.severity == Severity::Note && finding.because_has("host.paths"), "{finding:?}");
+}
+
+#[test]
+fn authorities_behind_links() {
+    let mut facts = pod();
+    facts.trusted.source = AuthoritySource::Bundled;
+    facts.trusted.unreadable = vec![Unreadable {
+        path: "/etc/ssl/certs".into(),
+        reason: "its files are links to /etc/pki/ca-trust/x.pem, which isn't there".to_owned(),
+        leads_to: Some("/etc/pki/ca-trust/x.pem".into()),
+    }];
+    let finding = found(&facts, "its files are links");
+    assert!(finding.mend[0].lines.contains(&"    - path: /etc/pki".to_owned()), "{finding:?}");
+    assert!(found(&facts, "which are built in").mend.is_empty());
 }
 
 #[test]
