@@ -65,8 +65,9 @@ fn authorities_of_the_host_are_followed() {
         let url = format!("{}/v2/acme/app/manifests/v1?ns=reg.test", agent.mirror());
         ensure!(agent.http().get(&url).await?.status != StatusCode::OK);
         ensure!(agent.log().contains("Mozilla"), "{}", agent.log());
-        let count = async |source| -> Result<f64> {
-            Ok(agent.metrics().await?.sum("larder_upstream_authorities", &[("source", source)]))
+        let count = async |source: &str| -> Result<f64> {
+            let label = format!("source={source:?}");
+            Ok(agent.metrics().await?.sum("larder_upstream_authorities", &[&label]))
         };
         ensure!(count("bundled").await? > 100.0 && count("host").await? == 0.0);
         let said = String::from_utf8_lossy(&agent.command(&["doctor"]).await?.stdout).into_owned();
