@@ -27,7 +27,7 @@ fn knows(config: &mut AgentConfig, folder: &Folder, hosts: &str) -> Result<()> {
 /// Not even a loopback address: containerd, the agent, its metrics and a registry that has AAAA records alone.
 async fn a_node_without_ipv4(case: Case) -> Result<()> {
     let namespace = Namespace::new()?;
-    namespace.ip(&format!("addr delete 127.0.0.1/8 dev lo\n-6 addr add {SIX}/128 dev lo nodad\n"))?;
+    namespace.ip(&format!("addr delete 127.0.0.1/8 dev lo\naddr add {SIX}/128 dev lo nodad\n"))?;
     let registry = FaultRegistry::start_within(&namespace, SocketAddr::new(SIX.into(), 5000))?;
     registry.add(&Image::one_layer(7, 3), "acme/app", "v1");
     let folder = Folder::new()?;
@@ -73,8 +73,8 @@ fn a_dead_family_is_raced() {
             let network = Network::new()?;
             let (node, server) = (network.host(None)?, network.host(None)?);
             let (four, six) = (server.address(), "2001:db8::2");
-            node.namespace().ip("-6 addr add 2001:db8::1/64 dev eth0 nodad\n")?;
-            server.namespace().ip(&format!("-6 addr add {six}/64 dev eth0 nodad\n"))?;
+            node.namespace().ip("addr add 2001:db8::1/64 dev eth0 nodad\n")?;
+            server.namespace().ip(&format!("addr add {six}/64 dev eth0 nodad\n"))?;
             // Nobody has this hardware address: what is sent there is lost, and nobody is told.
             let gone = if dead == "IPv6" { six.to_owned() } else { four.to_string() };
             let nobody = "lladdr 02:00:00:00:00:01 dev eth0 nud permanent";

@@ -59,7 +59,10 @@ fn authorities_of_the_host_are_followed() {
         let folder = Folder::new()?;
         let bundle = folder.path().join("bundle.pem");
         let mut config = AgentConfig::without_containerd(folder.path());
-        config.environment.push(("SSL_CERT_FILE".to_owned(), bundle.display().to_string()));
+        // The test's own environment may name a folder.
+        for (name, value) in [("SSL_CERT_FILE", bundle.display().to_string()), ("SSL_CERT_DIR", String::new())] {
+            config.environment.push((name.to_owned(), value));
+        }
         config.upstreams("reg.test", vec![Upstream::new(&registry.url())]);
         let agent = Agent::start(&folder.path().join("larder"), &config).await?;
         let url = format!("{}/v2/acme/app/manifests/v1?ns=reg.test", agent.mirror());
