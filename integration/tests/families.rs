@@ -32,6 +32,12 @@ async fn a_node_without_ipv4(case: Case) -> Result<()> {
     registry.add(&Image::one_layer(7, 3), "acme/app", "v1");
     let folder = Folder::new()?;
     let mut builder = case.builder()?.hosts("reg.test", &format!("server = {:?}\n", registry.url()))?;
+    // What kubelet's exec and logs come through is at 127.0.0.1 otherwise, and containerd ends without that.
+    let streams = "stream_server_address = \"::1\"\n";
+    match case.release.minor()? {
+        (1, _) => builder.containerd.images = streams.to_owned(),
+        _ => builder.containerd.tables = format!("[plugins.\"io.containerd.grpc.v1.cri\"]\n{streams}"),
+    }
     builder.containerd.namespace = Some(namespace.clone());
     builder.agent.namespace = Some(namespace);
     builder.agent.is_v6 = true;
