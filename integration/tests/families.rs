@@ -24,28 +24,32 @@ fn knows(config: &mut AgentConfig, folder: &Folder, hosts: &str) -> Result<()> {
     Ok(())
 }
 
-/// Not even a loopback address: containerd, the agent, its metrics and a registry that has AAAA records alone.
+/// Containerd, the agent, its metrics and a registry that has AAAA records alone. From 2.0 on not even a loopback
+/// address is there; before, containerd can't read a hosts.toml that names an address of IPv6, the mirror's either.
 async fn a_node_without_ipv4(case: Case) -> Result<()> {
     let namespace = Namespace::new()?;
-    namespace.ip(&format!("addr delete 127.0.0.1/8 dev lo\naddr add {SIX}/128 dev lo nodad\n"))?;
+    let has_loopback = case.release.minor()?.0 == 1;
+    namespace.ip(&format!("addr add {SIX}/128 dev lo nodad\n"))?;
+    if !has_loopback {
+        namespace.ip("addr delete 127.0.0.1/8 dev lo\n")?;
+    }
     let registry = FaultRegistry::start_within(&namespace, SocketAddr::new(SIX.into(), 5000))?;
     registry.add(&Image::one_layer(7, 3), "acme/app", "v1");
     let folder = Folder::new()?;
     let mut builder = case.builder()?.hosts("reg.test", &format!("server = {:?}\n", registry.url()))?;
     // What kubelet's exec and logs come through is at 127.0.0.1 otherwise, and containerd ends without that.
-    let streams = "stream_server_address = \"::1\"\n";
-    match case.release.minor()? {
-        (1, _) => builder.containerd.images = streams.to_owned(),
-        _ => builder.containerd.tables = format!("[plugins.\"io.containerd.grpc.v1.cri\"]\n{streams}"),
+    if !has_loopback {
+        builder.containerd.tables =
+            "[plugins.\"io.containerd.grpc.v1.cri\"]\nstream_server_address = \"::1\"\n".to_owned();
     }
     builder.containerd.namespace = Some(namespace.clone());
     builder.agent.namespace = Some(namespace);
-    builder.agent.is_v6 = true;
+    builder.agent.is_v6 = !has_loopback;
     builder.agent.registry("reg.test", &["http://six.test:5000"]);
     knows(&mut builder.agent, &folder, &format!("{SIX} six.test\n"))?;
     let node = builder.start().await?;
     let agent = node.agent()?;
-    ensure!(agent.address().starts_with("[::1]:"));
+    ensure!(has_loopback || agent.address().starts_with("[::1]:"));
 
     node.containerd.pull(NAME).await?;
     ensure!(
