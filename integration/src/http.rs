@@ -1,6 +1,6 @@
 //! A small HTTP client for the tests' own requests.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -20,7 +20,7 @@ use crate::Namespace;
 #[derive(Debug, Clone)]
 pub struct Http(Client<Dialer, Full<Bytes>>);
 
-/// Connects to IPv4 addresses, from a network namespace.
+/// Connects to addresses, from a network namespace.
 #[derive(Debug, Clone)]
 pub(crate) struct Dialer(Option<Namespace>);
 
@@ -125,12 +125,13 @@ impl Service<Uri> for Dialer {
         let namespace = self.0.clone();
         Box::pin(async move {
             let host = uri.host().context("a URL without a host")?.replace("localhost", "127.0.0.1");
-            let address = (host.parse::<Ipv4Addr>().context("not an address")?, uri.port_u16().unwrap_or(80));
+            let ip: IpAddr = host.trim_matches(['[', ']']).parse().context("not an address")?;
+            let new = || if ip.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
             let socket = match namespace {
-                Some(namespace) => namespace.inside(TcpSocket::new_v4)?,
-                None => TcpSocket::new_v4()?,
+                Some(namespace) => namespace.inside(new)?,
+                None => new()?,
             };
-            let stream = socket.connect(address.into()).await?;
+            let stream = socket.connect((ip, uri.port_u16().unwrap_or(80)).into()).await?;
             stream.set_nodelay(true)?;
             Ok(TokioIo::new(stream))
         })

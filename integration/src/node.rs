@@ -140,7 +140,7 @@ impl NodeBuilder {
 
 /// Whether the agent stands in every folder, `_default` among them.
 pub(crate) fn has_entered_itself(agent: &Agent, hosts_dir: &Path) -> Result<bool> {
-    let ours = format!("127.0.0.1:{}", agent.mirror_port());
+    let ours = agent.address();
     for entry in std::fs::read_dir(hosts_dir)? {
         if !std::fs::read_to_string(entry?.path().join("hosts.toml"))?.contains(&ours) {
             return Ok(false);

@@ -4,10 +4,10 @@ use std::path::Path;
 use std::process::Output;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
-use larder_integration::{Agent, Node, NodeBuilder, Release, free_port, until};
+use anyhow::{Context as _, Result, ensure};
+use larder_integration::{Agent, FaultRegistry, Image, Node, NodeBuilder, Release, free_port, until};
 
-use crate::support::{Case, on_every_containerd, run};
+use crate::support::{Case, ensure_only_the_agent_asked, on_every_containerd, run};
 
 on_every_containerd!(set_up_right);
 on_every_containerd!(over tls:
@@ -17,6 +17,7 @@ on_every_containerd!(over tls:
     mirrors_stand_beside_it,
     a_folder_shadows_the_default,
     containerd_is_gone,
+    config_path_is_fixed,
 );
 
 /// Starts the node; waits until the canary has run, and says whether it arrived.
@@ -121,6 +122,79 @@ async fn containerd_is_gone(case: Case) -> Result<()> {
     let url = format!("{}/v2/", node.agent()?.mirror());
     ensure!(node.agent()?.http().get(&url).await?.status == 200);
     Ok(())
+}
+
+/// `--fix` writes what is missing, once it is told to, and after a restart of containerd a pull comes through.
+async fn config_path_is_fixed(case: Case) -> Result<()> {
+    for version in if case.release.minor()?.0 == 1 { ["2", "1"] } else { ["3", "2"] } {
+        ensure_fixed(case, version).await.with_context(|| format!("a file with version = {version}"))?;
+    }
+    Ok(())
+}
+
+async fn ensure_fixed(case: Case, version: &str) -> Result<()> {
+    let registry = FaultRegistry::start().await?;
+    registry.add(&Image::one_layer(21, 2), "acme/app", "v1");
+    let mut builder = case.builder()?.registry("reg.test", &registry.url())?;
+    builder.containerd.config_path = None;
+    let mut node = builder.start().await?;
+    let file = node.containerd.config();
+    let text = format!("# Kept.\n{}", as_version(&std::fs::read_to_string(&file)?, version));
+    node.containerd.kill();
+    std::fs::write(&file, &text)?;
+    node.containerd.start_again().await?;
+    let agent = node.agent()?;
+
+    // Nobody is there to be asked.
+    let output = agent.command(&["doctor", "--fix"]).await?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(output.status.code() == Some(1) && said.contains("--yes"), "{said}");
+    ensure!(std::fs::read_to_string(&file)? == text, "it was changed without asking");
+
+    let said = agent.say(&["doctor", "--fix", "--yes"]).await?;
+    eprintln!("---- larder doctor --fix\n{said}");
+    ensure!(said.contains("containerd config dump agrees") && said.contains("systemctl restart containerd"), "{said}");
+    let changed = std::fs::read_to_string(&file)?;
+    // Line by line it is what it was, but for what is new; one without version = … may get no other.
+    let mut rest = changed.lines();
+    ensure!(text.lines().all(|line| rest.any(|other| other == line)), "{changed}");
+    let names = || std::fs::read_dir(node.folder().join("containerd"));
+    let backups: Vec<_> =
+        names()?.flatten().filter(|entry| entry.file_name().to_string_lossy().contains(".before-larder-")).collect();
+    ensure!(backups.len() == 1 && std::fs::read_to_string(backups[0].path())? == text);
+    // A second time there is nothing to do.
+    ensure!(agent.command(&["doctor", "--fix", "--yes"]).await?.stdout.ends_with(b"nothing to do.\n"));
+    ensure!(std::fs::read_to_string(&file)? == changed);
+
+    node.containerd.kill();
+    node.containerd.start_again().await?;
+    node.containerd.pull("reg.test/acme/app:v1").await?;
+    ensure_only_the_agent_asked(&registry)?;
+    ensure!(doctor(node.agent()?).await?.0.status.code() == Some(0));
+    Ok(())
+}
+
+/// The fixture's file in an older format.
+fn as_version(text: &str, version: &str) -> String {
+    let images = "[plugins.\"io.containerd.cri.v1.images\"]";
+    match version {
+        // Plugins have short names, and there is no version.
+        "1" => text
+            .replace("version = 2\n", "")
+            .replace("\"io.containerd.grpc.v1.cri\"", "cri")
+            .replace("\"io.containerd.internal.v1.opt\"", "opt")
+            .replace("\"io.containerd.nri.v1.nri\"", "nri"),
+        "2" if text.contains("version = 3\n") => {
+            let lines = text.lines().filter(|line| *line != images && !line.starts_with("pinned_images"));
+            lines
+                .map(|line| format!("{line}\n"))
+                .collect::<String>()
+                .replace("version = 3\n", "version = 2\n")
+                .replace("io.containerd.cri.v1.images", "io.containerd.grpc.v1.cri")
+                .replace("io.containerd.cri.v1.runtime", "io.containerd.grpc.v1.cri")
+        }
+        _ => text.to_owned(),
+    }
 }
 
 /// Somebody else has the mirror's port: the agent says so, and who.

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::figures::Figures;
 use super::port;
+use crate::wire;
 
 /// Scrapers and probes; no more are served at a time.
 const MAX_CONNECTIONS: usize = 64;
@@ -32,16 +33,11 @@ impl MetricsPort {
         let listen = |address: SocketAddr| {
             let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
             socket.set_reuseaddr(true)?;
+            wire::take_both(&socket, address)?;
             socket.bind(address)?;
             socket.listen(64)
         };
-        let bound = listen(address).or_else(|e| {
-            if address.is_ipv6() && address.ip().is_unspecified() {
-                listen(SocketAddr::from(([0, 0, 0, 0], address.port())))
-            } else {
-                Err(e)
-            }
-        });
+        let bound = wire::or_v4(address, listen);
         bound.map(Self).map_err(|e| io::Error::new(e.kind(), format!("metrics.listen {address}: {e}")))
     }
 

@@ -114,8 +114,13 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
 /// What the running agent knows, a canary pull of this moment included; `None` where there is no agent to ask.
 async fn agent_view(config: &Config) -> Option<doctor::AgentView> {
     let agent = Client::new(&config.admin.socket);
-    let requests = agent.status().await.ok()?.mirror.requests;
-    Some(doctor::AgentView { canary: agent.prove().await.ok(), requests })
+    let status = agent.status().await.ok()?;
+    let left_out = |adopted: crate::admin::view::Adopted| {
+        let file = adopted.file;
+        adopted.left_out.into_iter().map(move |what| doctor::LeftOut { file: file.clone(), what })
+    };
+    let left_out = status.adopted.into_iter().flat_map(left_out).collect();
+    Some(doctor::AgentView { canary: agent.prove().await.ok(), requests: status.mirror.requests, left_out })
 }
 
 /// The CA that hosts.toml pins, made now if there is none yet; `None` where the mirror is named by plain HTTP.

@@ -15,8 +15,9 @@ use super::probe::Prober;
 use super::proxy::{Environment, Proxies};
 use super::record::Record;
 use super::tasks::Tasks;
-use super::tls::{Tls, TlsError, TlsOptions, Trust};
+use super::tls::{Tls, TlsError, TlsOptions};
 use super::token::Tokens;
+use super::trust::Trust;
 use crate::config::{Config, Credentials, Mirror, ProxyChoice, UpstreamConfig, UpstreamUrl};
 use crate::image::Registry;
 
@@ -89,7 +90,8 @@ struct Made {
 
 impl Maker {
     pub(super) fn new(refused: Refused, config: &Config, tasks: &Tasks) -> Result<Self, SetupError> {
-        let (trust, deadlines) = (Trust::system(), &config.mirror);
+        let (metrics, deadlines) = (Metrics::new(), &config.mirror);
+        let trust = Trust::system(&metrics);
         let bare = Arc::new(Tls::new(&trust, TlsOptions { is_bare: true, ..TlsOptions::default() })?);
         let clients = Clients::new(deadlines.connect_timeout.0, tasks.clone(), bare);
         let environment = Environment::read(|name| std::env::var(name).ok());
@@ -103,7 +105,7 @@ impl Maker {
             environment,
             refused,
             tokens: Arc::new(Tokens::new(tasks.clone())),
-            metrics: Metrics::new(),
+            metrics,
             deadlines: deadlines.clone(),
             manifest_types: manifest_types(),
             numbers: AtomicU64::new(0),

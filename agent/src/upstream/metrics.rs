@@ -43,6 +43,7 @@ pub struct Metrics {
     races_lost: Family<UpstreamLabel, Counter>,
     quota_limit: Family<UpstreamLabel, Gauge>,
     quota_remaining: Family<UpstreamLabel, Gauge>,
+    authorities: Family<SourceLabel, Gauge>,
     /// How many upstreams with the same label are down: several registries may have the same mirror.
     down: Arc<Mutex<HashMap<Arc<str>, usize>>>,
     /// Bytes of bodies from all of them.
@@ -72,6 +73,11 @@ struct TransitionLabels {
     to: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct SourceLabel {
+    source: &'static str,
+}
+
 /// The figures of one upstream.
 #[derive(Debug)]
 pub(super) struct Meter {
@@ -95,13 +101,27 @@ impl Metrics {
             races_lost: Family::default(),
             quota_limit: Family::default(),
             quota_remaining: Family::default(),
+            authorities: Family::default(),
             down: Arc::default(),
             received_in_all: Arc::default(),
         }
     }
 
+    /// So many certificate authorities are believed: the host's, or those that are built in.
+    pub(super) fn authorities(&self, is_host: bool, count: usize) {
+        for (source, is_used) in [("host", is_host), ("bundled", !is_host)] {
+            let count = if is_used { i64::try_from(count).unwrap_or(i64::MAX) } else { 0 };
+            self.authorities.get_or_create(&SourceLabel { source }).set(count);
+        }
+    }
+
     /// Enters the metrics, whose names start with `larder_upstream`.
     pub fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "larder_upstream_authorities",
+            "Certificate authorities that are believed, by source: host, or bundled where the host's can't be read",
+            self.authorities.clone(),
+        );
         registry.register(
             "larder_upstream_requests",
             "Requests to upstreams, by result: ok, or the kind of error",

@@ -39,6 +39,7 @@ mod redirect;
 mod tasks;
 mod tls;
 mod token;
+mod trust;
 mod tunnel;
 
 #[cfg(test)]
@@ -57,3 +58,4 @@ pub use one::Upstream;
 pub use quota::Quota;
 pub use record::{Down, LastError, State};
 pub use tls::TlsError;
+pub use trust::{Authorities, AuthoritySource, Unreadable};

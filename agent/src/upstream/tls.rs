@@ -12,6 +12,8 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use tokio::time::Instant;
 
+use super::trust::Trust;
+
 /// New connections look whether files have changed, at most this often.
 const CHECKS_APART: Duration = Duration::from_secs(1);
 
@@ -43,13 +45,6 @@ pub enum TlsError {
     Setup(#[from] rustls::Error),
 }
 
-/// Whom everybody believes: the system's certificate authorities.
-#[derive(Debug, Clone)]
-pub(super) struct Trust {
-    roots: Arc<RootCertStore>,
-    provider: Arc<CryptoProvider>,
-}
-
 /// How TLS is to be: what is believed besides the system, and what is shown.
 #[derive(Debug, Clone, Default)]
 pub(super) struct TlsOptions {
@@ -75,68 +70,21 @@ pub(super) struct Tls {
 #[derive(Debug)]
 struct Seen {
     checked: Instant,
+    /// Of the trust that the configuration was made with.
+    generation: u64,
     stamps: Vec<Stamp>,
 }
 
 /// What changes when a file is replaced or written. `None` for one that can't be looked at.
 type Stamp = Option<(u64, u64, SystemTime)>;
 
-impl Trust {
-    /// The system's authorities. Those that can't be read are left out, and said in the log.
-    pub(super) fn system() -> Self {
-        let found = rustls_native_certs::load_native_certs();
-        for error in &found.errors {
-            tracing::warn!(%error, "some of the system's certificate authorities can't be read");
-        }
-        let mut roots = RootCertStore::empty();
-        let (taken, _) = roots.add_parsable_certificates(found.certs);
-        if taken == 0 {
-            tracing::warn!(
-                "no certificate authority on this system; registries need `ca` in their [[registry.upstream]]"
-            );
-        }
-        Self { roots: Arc::new(roots), provider: Arc::new(rustls::crypto::aws_lc_rs::default_provider()) }
-    }
-
-    fn config(&self, options: &TlsOptions) -> Result<ClientConfig, TlsError> {
-        let mut roots = Arc::clone(&self.roots);
-        for path in &options.ca {
-            add_authorities(Arc::make_mut(&mut roots), path)?;
-        }
-        let builder =
-            ClientConfig::builder_with_provider(Arc::clone(&self.provider)).with_safe_default_protocol_versions()?;
-        let builder = if options.is_blind {
-            let any = Arc::new(AnyCertificate(Arc::clone(&self.provider)));
-            builder.dangerous().with_custom_certificate_verifier(any)
-        } else {
-            builder.with_root_certificates(roots)
-        };
-        let mut config = match &options.client {
-            None => builder.with_no_client_auth(),
-            Some((certificate, key)) => {
-                let chain = read_chain(certificate)?;
-                let key_der = read_key(key)?;
-                builder.with_client_auth_cert(chain, key_der).map_err(|e| TlsError::Invalid {
-                    key: "client_key",
-                    path: key.clone(),
-                    reason: format!("it does not go with {}: {e}", certificate.display()),
-                })?
-            }
-        };
-        if !options.is_bare {
-            config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        }
-        Ok(config)
-    }
-}
-
 impl Tls {
     /// Reads the files.
     pub(super) fn new(trust: &Trust, options: TlsOptions) -> Result<Self, TlsError> {
         // Looked at before they are read: what changes in between is read again.
-        let stamps = options.files().map(stamp).collect();
-        let current = ArcSwap::from_pointee(trust.config(&options)?);
-        let seen = Mutex::new(Seen { checked: Instant::now(), stamps });
+        let (generation, stamps) = (trust.generation(), options.files().map(stamp).collect());
+        let current = ArcSwap::from_pointee(config(trust, &options)?);
+        let seen = Mutex::new(Seen { checked: Instant::now(), generation, stamps });
         Ok(Self { trust: trust.clone(), options, current, seen })
     }
 
@@ -151,30 +99,34 @@ impl Tls {
     }
 
     fn is_due(&self) -> bool {
-        if self.options.files().next().is_none() {
-            return false;
-        }
+        let is_trust_due = self.trust.is_due(Instant::now());
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_due = seen.checked.elapsed() >= CHECKS_APART;
+        let has_files = self.options.files().next().is_some();
+        let is_due = has_files && seen.checked.elapsed() >= CHECKS_APART;
         if is_due {
             seen.checked = Instant::now();
         }
-        is_due
+        is_due || is_trust_due || seen.generation != self.trust.generation()
     }
 
     fn refresh(&self) {
-        let stamps: Vec<Stamp> = self.options.files().map(stamp).collect();
-        {
+        self.trust.refresh();
+        let (generation, stamps): (_, Vec<Stamp>) =
+            (self.trust.generation(), self.options.files().map(stamp).collect());
+        let files_changed = {
             let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-            if seen.stamps == stamps {
+            if seen.stamps == stamps && seen.generation == generation {
                 return;
             }
-            seen.stamps = stamps;
-        }
-        match self.trust.config(&self.options) {
+            seen.generation = generation;
+            std::mem::replace(&mut seen.stamps, stamps.clone()) != stamps
+        };
+        match config(&self.trust, &self.options) {
             Ok(config) => {
                 self.current.store(Arc::new(config));
-                tracing::info!(files = ?self.options.files().collect::<Vec<_>>(), "certificates read again");
+                if files_changed {
+                    tracing::info!(files = ?self.options.files().collect::<Vec<_>>(), "certificates read again");
+                }
             }
             // Half of a pair, perhaps: its other half is about to change too.
             Err(error) => {
@@ -182,6 +134,37 @@ impl Tls {
             }
         }
     }
+}
+
+fn config(trust: &Trust, options: &TlsOptions) -> Result<ClientConfig, TlsError> {
+    let mut roots = trust.roots();
+    for path in &options.ca {
+        add_authorities(Arc::make_mut(&mut roots), path)?;
+    }
+    let builder =
+        ClientConfig::builder_with_provider(Arc::clone(trust.provider())).with_safe_default_protocol_versions()?;
+    let builder = if options.is_blind {
+        let any = Arc::new(AnyCertificate(Arc::clone(trust.provider())));
+        builder.dangerous().with_custom_certificate_verifier(any)
+    } else {
+        builder.with_root_certificates(roots)
+    };
+    let mut config = match &options.client {
+        None => builder.with_no_client_auth(),
+        Some((certificate, key)) => {
+            let chain = read_chain(certificate)?;
+            let key_der = read_key(key)?;
+            builder.with_client_auth_cert(chain, key_der).map_err(|e| TlsError::Invalid {
+                key: "client_key",
+                path: key.clone(),
+                reason: format!("it does not go with {}: {e}", certificate.display()),
+            })?
+        }
+    };
+    if !options.is_bare {
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    }
+    Ok(config)
 }
 
 impl TlsOptions {

@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use aws_lc_rs::aead::LessSafeKey;
+use socket2::{Domain, Socket, Type};
 use tokio::net::UdpSocket;
 
 use super::metrics::Direction;
@@ -40,9 +41,13 @@ impl Datagrams {
     /// # Errors
     /// When another process has it.
     pub fn bind(address: SocketAddr, identity: Arc<Identity>, metrics: WireMetrics) -> io::Result<Self> {
-        let socket = address::or_v4(address, std::net::UdpSocket::bind)?;
-        socket.set_nonblocking(true)?;
-        let socket = UdpSocket::from_std(socket)?;
+        let bind = |address: SocketAddr| {
+            let socket = Socket::new(Domain::for_address(address), Type::DGRAM.nonblocking().cloexec(), None)?;
+            address::take_both(&socket, address)?;
+            socket.bind(&address.into())?;
+            Ok(socket)
+        };
+        let socket = UdpSocket::from_std(address::or_v4(address, bind)?.into())?;
         let is_v6 = socket.local_addr()?.is_ipv6();
         let state = State { generation: None, sealing: None, clusters: Vec::new(), opener: Opener::default() };
         Ok(Self { socket, is_v6, identity, sealer: Sealer::new(), state: Mutex::new(state), metrics })

@@ -72,6 +72,7 @@ impl PeerListener {
             let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
             // A restart must not wait for old connections to time out.
             socket.set_reuseaddr(true)?;
+            address::take_both(&socket, address)?;
             socket.bind(address)?;
             socket.listen(BACKLOG)
         };

@@ -17,6 +17,10 @@ pub struct AgentConfig {
     pub environment: Vec<(String, String)>,
     /// Where it runs, if not where the test does.
     pub namespace: Option<Namespace>,
+    /// What it and its commands are run by: a program and arguments that come before theirs.
+    pub wrapper: Vec<String>,
+    /// Whether it listens on `::1` in the place of 127.0.0.1.
+    pub is_v6: bool,
 }
 
 impl AgentConfig {
@@ -64,10 +68,24 @@ impl AgentConfig {
         self
     }
 
+    /// The agent sees the files of the machine through `mount` commands of its own, such as `mount --bind … /etc/hosts`.
+    pub fn with_mounts(&mut self, mounts: &[String]) -> &mut Self {
+        let script = format!("{} && exec \"$@\"", mounts.join(" && "));
+        let wrapper = ["unshare", "--mount", "--propagation", "private", "--", "sh", "-c", &script, "sh"];
+        self.wrapper = wrapper.map(str::to_owned).to_vec();
+        self
+    }
+
+    /// The address that it listens on, as it stands in URLs.
+    pub(super) fn loopback(&self) -> &'static str {
+        if self.is_v6 { "[::1]" } else { "127.0.0.1" }
+    }
+
     pub(super) fn text(&self, folder: &Path, mirror: u16, metrics: u16) -> String {
         let mut all = Self::default();
-        all.set("mirror", "listen", format!("\"127.0.0.1:{mirror}\""))
-            .set("metrics", "listen", format!("\"127.0.0.1:{metrics}\""))
+        let loopback = self.loopback();
+        all.set("mirror", "listen", format!("\"{loopback}:{mirror}\""))
+            .set("metrics", "listen", format!("\"{loopback}:{metrics}\""))
             .set_path("cache", "dir", &cache(folder))
             .set_path("admin", "socket", &folder.join("larder.sock"))
             // The disk of a test machine may well be fuller than the default allows.

@@ -31,6 +31,8 @@ pub struct Agent {
     metrics: u16,
     environment: Vec<(String, String)>,
     namespace: Option<Namespace>,
+    wrapper: Vec<String>,
+    loopback: &'static str,
     http: Http,
     process: Option<Process>,
 }
@@ -53,6 +55,8 @@ impl Agent {
             metrics,
             environment: config.environment.clone(),
             namespace: config.namespace.clone(),
+            wrapper: config.wrapper.clone(),
+            loopback: config.loopback(),
             http: Http::within(config.namespace.clone()),
             process: None,
         };
@@ -98,16 +102,19 @@ impl Agent {
     /// Runs it (again), and doesn't wait.
     pub fn launch(&mut self) -> Result<()> {
         self.process = None;
-        let arguments = ["run".into(), "--config".into(), self.config()];
+        let mut words = self.wrapped(&program()?).into_iter();
+        let first = PathBuf::from(words.next().unwrap_or_default());
+        let arguments = words.chain(["run".into(), "--config".into(), self.config().into_os_string()]);
         let (namespace, log) = (self.namespace.as_ref(), self.folder.join("log"));
-        self.process = Some(Process::start_in(namespace, &program()?, arguments, &self.environment, log)?);
+        self.process = Some(Process::start_in(namespace, &first, arguments, &self.environment, log)?);
         Ok(())
     }
 
     /// Waits until it says that it is ready.
     pub async fn ready(&mut self) -> Result<()> {
+        let url = format!("{}/readyz", self.metrics_url());
         let Some(process) = &mut self.process else { bail!("the agent isn't running") };
-        let (http, url) = (&self.http, format!("http://127.0.0.1:{}/readyz", self.metrics));
+        let http = &self.http;
         let ended = until("the agent is ready", START, async || {
             if !process.is_running() {
                 return Some(true);
@@ -154,7 +161,12 @@ impl Agent {
 
     /// The mirror over plain HTTP, `http://127.0.0.1:…`.
     pub fn mirror(&self) -> String {
-        format!("http://127.0.0.1:{}", self.mirror)
+        format!("http://{}", self.address())
+    }
+
+    /// The mirror's address and port: `127.0.0.1:…`.
+    pub fn address(&self) -> String {
+        format!("{}:{}", self.loopback, self.mirror)
     }
 
     /// The mirror's port.
@@ -169,7 +181,7 @@ impl Agent {
 
     /// The port that Prometheus reads, `http://127.0.0.1:…`.
     pub fn metrics_url(&self) -> String {
-        format!("http://127.0.0.1:{}", self.metrics)
+        format!("http://{}:{}", self.loopback, self.metrics)
     }
 
     /// What it shows to Prometheus now.
@@ -179,7 +191,7 @@ impl Agent {
 
     /// The same, word for word.
     pub async fn exposition(&self) -> Result<String> {
-        let reply = self.http.get(&format!("http://127.0.0.1:{}/metrics", self.metrics)).await?;
+        let reply = self.http.get(&format!("{}/metrics", self.metrics_url())).await?;
         Ok(String::from_utf8_lossy(&reply.expect(StatusCode::OK)?.body).into_owned())
     }
 
@@ -205,8 +217,9 @@ impl Agent {
 
     /// The same for a command that may take long. It is killed when this is dropped.
     pub async fn command_for(&self, arguments: &[&str], limit: Duration) -> Result<Output> {
-        let mut command = tokio::process::Command::new(program()?);
-        command.args(arguments).arg("--config").arg(self.config()).kill_on_drop(true);
+        let words = self.wrapped(&program()?);
+        let mut command = tokio::process::Command::new(&words[0]);
+        command.args(&words[1..]).args(arguments).arg("--config").arg(self.config()).kill_on_drop(true);
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         let output = tokio::time::timeout(limit, command.output());
         Ok(output.await.with_context(|| format!("larder {arguments:?} hangs"))??)
@@ -226,6 +239,11 @@ impl Agent {
         let said = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.success(), "larder {arguments:?}: {}: {}", output.status, said.trim());
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// A program, with what runs it before it.
+    fn wrapped(&self, program: &Path) -> Vec<std::ffi::OsString> {
+        self.wrapper.iter().map(Into::into).chain([program.as_os_str().to_owned()]).collect()
     }
 
     fn signal(&self, signal: Signal) -> Result<()> {

@@ -86,6 +86,11 @@ impl FaultRegistry {
         Self::start_at((host.address(), 80).into(), Some(host.namespace().clone()), Transport::Plain)
     }
 
+    /// An empty one over plain HTTP at this address of a network namespace.
+    pub fn start_within(namespace: &Namespace, address: SocketAddr) -> Result<Self> {
+        Self::start_at(address, Some(namespace.clone()), Transport::Plain)
+    }
+
     fn start_at(address: SocketAddr, namespace: Option<Namespace>, transport: Transport) -> Result<Self> {
         let tls = Tls::new(transport)?;
         let scheme = if tls.is_some() { "https" } else { "http" };
@@ -160,9 +165,11 @@ impl FaultRegistry {
         if self.shared.state().listening.is_some() {
             return Ok(());
         }
+        let is_v4 = self.shared.address.is_ipv4();
+        let new = || if is_v4 { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
         let socket = match &self.shared.namespace {
-            Some(namespace) => namespace.inside(TcpSocket::new_v4)?,
-            None => TcpSocket::new_v4()?,
+            Some(namespace) => namespace.inside(new)?,
+            None => new()?,
         };
         // The port is ours again also while old connections linger.
         socket.set_reuseaddr(true)?;

@@ -38,6 +38,17 @@ impl Namespace {
         })
     }
 
+    /// Runs `ip` inside on these lines, a command each without its first word.
+    pub fn ip(&self, lines: &str) -> Result<()> {
+        self.batch("ip", lines)
+    }
+
+    /// Sets a variable of the kernel's that each network namespace has for itself, such as `net/ipv6/bindv6only`.
+    pub fn set(&self, variable: &str, value: &str) -> Result<()> {
+        let path = std::path::Path::new("/proc/sys").join(variable);
+        Ok(self.inside(|| std::fs::write(path, value))?)
+    }
+
     /// What runs the arguments that follow inside.
     pub(crate) fn wrapper(&self) -> [String; 3] {
         ["nsenter".to_owned(), format!("--net={}", self.path().display()), "--".to_owned()]

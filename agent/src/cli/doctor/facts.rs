@@ -1,13 +1,15 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use super::AgentView;
 use super::hosts_file::HostsFile;
 use super::platform::Platform;
+use super::surroundings::Surroundings;
 use crate::config::Config;
 use crate::containerd::client::{ClientError, CriStatus, PluginState, Release, Version};
 use crate::containerd::setup::Setup;
+use crate::upstream::Authorities;
 
 /// Everything that the checks look at.
 pub(super) struct Facts {
@@ -25,7 +27,24 @@ pub(super) struct Facts {
     /// The certificates that hosts.toml files name as `ca`.
     pub(super) authorities: BTreeMap<PathBuf, Authority>,
     pub(super) port: Vec<Listener>,
+    /// Whether somebody takes connections there, who may have no socket on this node.
+    pub(super) is_port_open: bool,
+    /// The ports on which somebody listens.
+    pub(super) taken_ports: BTreeSet<u16>,
     pub(super) disk: Option<Disk>,
+    pub(super) surroundings: Surroundings,
+    /// Folders that the agent has to get at.
+    pub(super) needs: Vec<Need>,
+    /// What SELinux calls the agent, or us where it isn't seen.
+    pub(super) selinux: Option<SeLinux>,
+    /// The certificate authorities that are believed.
+    pub(super) trusted: Authorities,
+    /// The agent's proxy variables; `None` where they can't be read.
+    pub(super) agent_environment: Option<Proxies>,
+    /// The file that `peers.ca` names.
+    pub(super) peers_ca: Option<Authority>,
+    /// Why the textfile's folder takes no file, where one is configured.
+    pub(super) textfile: Option<Result<(), String>>,
     /// Seconds since 1970.
     pub(super) now: i64,
 }
@@ -37,7 +56,50 @@ pub(super) struct Runtime {
     pub(super) plugins: Option<Vec<PluginState>>,
     pub(super) status: Option<CriStatus>,
     /// Its proxy variables; `None` where they can't be read.
-    pub(super) environment: Option<Proxies>,
+    pub(super) environment: Option<Environment>,
+    /// The file that it was started with, where that stands on its command line.
+    pub(super) config_argument: Option<PathBuf>,
+    /// Its program.
+    pub(super) program: Option<PathBuf>,
+}
+
+/// The proxy variables of a process that isn't ours.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Environment {
+    pub(super) proxies: Proxies,
+    /// The files that say so; empty where the process itself was looked at.
+    pub(super) files: Vec<PathBuf>,
+}
+
+/// A folder that the agent has to get at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Need {
+    pub(super) path: PathBuf,
+    /// What for.
+    pub(super) purpose: &'static str,
+    pub(super) reach: Reach,
+}
+
+/// How far we get with a folder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Reach {
+    /// As far as it takes.
+    Granted,
+    Missing,
+    /// In a Pod: it is the image's, not the host's.
+    Unmounted,
+    ReadOnly,
+    /// Its owner's user id.
+    Denied(u32),
+}
+
+/// What SELinux says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct SeLinux {
+    /// `system_u:system_r:container_t:s0:c1,c2`.
+    pub(super) context: String,
+    /// `None` where it can't be read.
+    pub(super) is_enforcing: Option<bool>,
 }
 
 /// The variables by which Go programs choose a proxy.

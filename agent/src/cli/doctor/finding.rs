@@ -19,7 +19,8 @@ pub enum Severity {
 /// One thing that was looked at.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// Which check it comes from: `canary`, `containerd`, `config`, `hosts`, `proxy`, `port`, `disk`, `clock`.
+    /// Which check it comes from: `canary`, `place`, `containerd`, `config`, `hosts`, `rights`, `selinux`, `proxy`,
+    /// `authorities`, `peers`, `port`, `disk`, `clock`, `textfile`.
     pub check: &'static str,
     /// How bad it is.
     pub severity: Severity,

@@ -1,10 +1,11 @@
 //! Looking at the node: containerd's answers, then what files and the kernel say.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{self, Read as _};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
 use nix::sys::statvfs::statvfs;
@@ -12,16 +13,22 @@ use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 use x509_parser::pem::Pem;
 
 use super::AgentView;
-use super::facts::{Authority, Disk, Facts, Folder, Listener, Proxies, Root, Runtime, Unlisted, same_path};
+use super::facts::{
+    Authority, Disk, Environment, Facts, Folder, Listener, Need, Proxies, Root, Runtime, SeLinux, Unlisted, same_path,
+};
 use super::hosts_file::HostsFile;
 use super::platform::Platform;
-use super::proc;
+use super::surroundings::Surroundings;
+use super::{inspect, proc};
 use crate::config::Config;
 use crate::containerd::client::{Client, Version};
 use crate::containerd::setup::{self, Setup};
+use crate::upstream::Authorities;
 
 /// No file that is looked at here is larger.
 const MAX_BYTES: u64 = 1 << 20;
+/// The agent's socket is on this machine.
+const CONNECT: Duration = Duration::from_secs(1);
 
 /// Everything that the checks want to know. What can't be had stays open in it.
 pub(super) async fn gather(config: &Config, agent: Option<AgentView>) -> anyhow::Result<Facts> {
@@ -38,27 +45,60 @@ pub(super) async fn gather(config: &Config, agent: Option<AgentView>) -> anyhow:
         Err(_) => (None, None, None, None),
     };
     let version = release.as_ref().ok().and_then(|release| release.version);
+    let known = Known { version, containerd: process, content, agent: agent_process(config, agent.as_ref()).await };
     let local = {
         let config = config.clone();
-        tokio::task::spawn_blocking(move || Local::look(&config, version, process, content.as_deref()))
+        tokio::task::spawn_blocking(move || Local::look(&config, &known))
     };
-    let Local { platform, setup_file, setup, containerd_root, roots, authorities, environment, port, disk } =
-        local.await.context("looking at this node's files failed")?;
+    let local = local.await.context("looking at this node's files failed")?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     Ok(Facts {
         config: config.clone(),
         agent,
-        platform,
-        runtime: Runtime { release, plugins, status, environment },
-        setup_file,
-        setup,
-        containerd_root,
-        roots,
-        authorities,
-        port,
-        disk,
+        platform: local.platform,
+        runtime: Runtime {
+            release,
+            plugins,
+            status,
+            environment: local.environment,
+            config_argument: local.config_argument,
+            program: local.program,
+        },
+        setup_file: local.setup_file,
+        setup: local.setup,
+        containerd_root: local.containerd_root,
+        roots: local.roots,
+        authorities: local.authorities,
+        port: local.port,
+        is_port_open: local.is_port_open,
+        taken_ports: local.taken_ports,
+        disk: local.disk,
+        surroundings: local.surroundings,
+        needs: local.needs,
+        selinux: local.selinux,
+        trusted: local.trusted,
+        agent_environment: local.agent_environment,
+        peers_ca: local.peers_ca,
+        textfile: local.textfile,
         now: i64::try_from(now).unwrap_or(i64::MAX),
     })
+}
+
+/// The process behind the admin socket, where the kernel tells.
+async fn agent_process(config: &Config, agent: Option<&AgentView>) -> Option<i32> {
+    agent?;
+    let connect = tokio::net::UnixStream::connect(&config.admin.socket);
+    let stream = tokio::time::timeout(CONNECT, connect).await.ok()?.ok()?;
+    stream.peer_cred().ok()?.pid().filter(|pid| *pid > 0)
+}
+
+/// What was asked before.
+struct Known {
+    version: Option<Version>,
+    /// containerd's process and the agent's.
+    containerd: Option<i32>,
+    agent: Option<i32>,
+    content: Option<PathBuf>,
 }
 
 /// What is read from this machine, blocking.
@@ -69,31 +109,62 @@ struct Local {
     containerd_root: PathBuf,
     roots: Vec<Root>,
     authorities: BTreeMap<PathBuf, Authority>,
-    environment: Option<Proxies>,
+    environment: Option<Environment>,
+    config_argument: Option<PathBuf>,
+    program: Option<PathBuf>,
     port: Vec<Listener>,
+    is_port_open: bool,
+    taken_ports: BTreeSet<u16>,
     disk: Option<Disk>,
+    surroundings: Surroundings,
+    needs: Vec<Need>,
+    selinux: Option<SeLinux>,
+    trusted: Authorities,
+    agent_environment: Option<Proxies>,
+    peers_ca: Option<Authority>,
+    textfile: Option<Result<(), String>>,
 }
 
 impl Local {
-    fn look(config: &Config, version: Option<Version>, process: Option<i32>, content: Option<&Path>) -> Self {
-        let platform = Platform::detect(Path::exists, &fs::read_to_string("/etc/os-release").unwrap_or_default());
+    fn look(config: &Config, known: &Known) -> Self {
+        let surroundings = inspect::surroundings();
+        let os_release = fs::read_to_string("/etc/os-release").unwrap_or_default();
+        let platform = Platform::detect(Path::exists, &os_release, &surroundings.kernel);
+        let process = known.containerd.filter(|pid| inspect::is_containerd(*pid));
+        let (config_argument, program) = process.map_or((None, None), inspect::started_with);
         let usual = Path::new(platform.paths().config);
         let configured = &config.containerd.config;
-        // A distribution's own place counts only where the configured one has nothing.
-        let setup_file = if !configured.exists() && usual.exists() { usual } else { configured.as_path() };
-        let setup = Setup::read(&setup::Disk, setup_file, version);
+        let setup_file = match &config_argument {
+            Some(file) if file.exists() => file,
+            // A distribution's own place counts only where the configured one has nothing.
+            _ if !configured.exists() && usual.exists() => usual,
+            _ => configured.as_path(),
+        };
+        let setup = Setup::read(&setup::Disk, setup_file, known.version);
         // A root given on the command line stands in no file, but the running containerd tells.
-        let containerd_root = content.and_then(Path::parent).unwrap_or(&setup.root).to_owned();
+        let containerd_root = known.content.as_deref().and_then(Path::parent).unwrap_or(&setup.root).to_owned();
         let roots = roots(&setup, &config.containerd.hosts_dir);
-        let environment = process.and_then(|pid| fs::read(format!("/proc/{pid}/environ")).ok());
+        let sockets = listening();
+        let of_peers = config.peers.ca.as_deref();
         Self {
             platform,
             setup_file: setup_file.to_owned(),
             authorities: authorities(&roots),
             roots,
-            environment: environment.map(|environ| proc::proxies(&environ)),
-            port: listeners(config.mirror.listen.port()),
+            environment: inspect::containerd_environment(process, platform),
+            config_argument,
+            program,
+            port: listeners(&sockets, config.mirror.listen.port()),
+            is_port_open: inspect::is_open(config.mirror.listen),
+            taken_ports: sockets.iter().map(|(address, _)| address.port()).collect(),
             disk: disk(&config.cache.dir, &containerd_root),
+            needs: inspect::needs(config, &surroundings, &containerd_root),
+            surroundings,
+            selinux: inspect::selinux(known.agent),
+            trusted: Authorities::look(),
+            agent_environment: known.agent.and_then(inspect::process_proxies),
+            peers_ca: of_peers.map(authority),
+            textfile: config.admin.textfile.as_deref().map(inspect::textfile),
             containerd_root,
             setup,
         }
@@ -156,10 +227,14 @@ fn authority(path: &Path) -> Authority {
     valid.min_by_key(|(_, until)| *until).map_or(Authority::NotPem, |(from, until)| Authority::Valid { from, until })
 }
 
-fn listeners(port: u16) -> Vec<Listener> {
+fn listening() -> Vec<(SocketAddr, u64)> {
     let tables = ["/proc/net/tcp", "/proc/net/tcp6"].map(|table| fs::read_to_string(table).unwrap_or_default());
-    let sockets = tables.iter().flat_map(|table| proc::listening(table)).filter(|(address, _)| address.port() == port);
-    sockets.map(|(address, inode)| Listener { address, process: owner(inode) }).collect()
+    tables.iter().flat_map(|table| proc::listening(table)).collect()
+}
+
+fn listeners(sockets: &[(SocketAddr, u64)], port: u16) -> Vec<Listener> {
+    let sockets = sockets.iter().filter(|(address, _)| address.port() == port);
+    sockets.map(|(address, inode)| Listener { address: *address, process: owner(*inode) }).collect()
 }
 
 /// The process that has a socket open: the first that is found, where we may look.
@@ -177,7 +252,7 @@ fn owner(inode: u64) -> Option<(u32, String)> {
 
 fn disk(cache: &Path, containerd: &Path) -> Option<Disk> {
     // Before the first start the folder isn't there: its parent tells which disk it will be on.
-    let existing = cache.ancestors().find(|path| path.exists())?;
+    let existing = inspect::existing(cache);
     let figures = statvfs(existing).ok()?;
     let bytes = |blocks: u64| blocks.saturating_mul(figures.fragment_size());
     let (total, free, available) =

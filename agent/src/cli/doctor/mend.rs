@@ -22,9 +22,9 @@ pub(super) fn set_config_path(facts: &Facts, folder: &Path) -> Vec<Mend> {
         Platform::K3s | Platform::Rke2 => vec![
             Mend::new(
                 format!(
-                    "{} writes config_path itself; a template of yours in {} has left it out. Begin it with",
+                    "{} writes config_path itself; a template of yours has left it out. Begin {} with",
                     facts.platform.name().unwrap_or_default(),
-                    facts.setup_file.parent().unwrap_or(Path::new("/")).display()
+                    facts.setup_file.with_file_name(template(facts)).display()
                 ),
                 ["{{ template \"base\" . }}"],
             )
@@ -73,6 +73,12 @@ pub(super) fn set_config_path(facts: &Facts, folder: &Path) -> Vec<Mend> {
         )],
         Platform::Talos | Platform::Bottlerocket | Platform::Gke => enter_ourselves(facts),
     }
+}
+
+/// The template that k3s and RKE2 make containerd's file from: each format has one of its own.
+fn template(facts: &Facts) -> &'static str {
+    let is_v3 = facts.version().map_or(facts.setup.format >= 3, |version| version >= Version::new(2, 0, 0));
+    if is_v3 { "config-v3.toml.tmpl" } else { "config.toml.tmpl" }
 }
 
 /// Keeps a list of folders working, by the code that understands one.
@@ -136,6 +142,18 @@ pub(super) fn enter_ourselves(facts: &Facts) -> Vec<Mend> {
     }
 }
 
+/// Shows a folder of the host to the Pod, at its own path.
+pub(super) fn mount(file: &Path) -> Mend {
+    let folder = file.parent().unwrap_or(file);
+    let lines = [
+        "host:".to_owned(),
+        "  paths:".to_owned(),
+        format!("    - path: {}", folder.display()),
+        "      type: Directory".to_owned(),
+    ];
+    Mend::new("mount its folder: in the chart's values", lines)
+}
+
 /// Brings the configuration of Larder in line with where things are.
 pub(super) fn larder_toml(key: &str, value: &Path) -> Mend {
     let lines = ["[containerd]".to_owned(), format!("{key} = \"{}\"", value.display())];
@@ -144,14 +162,27 @@ pub(super) fn larder_toml(key: &str, value: &Path) -> Mend {
 
 /// The header of the section that has `config_path`.
 fn table(facts: &Facts) -> String {
+    match plugin(facts) {
+        "cri" => "[plugins.cri.registry]".to_owned(),
+        images if images.ends_with(".images") => format!("[plugins.'{images}'.registry]"),
+        cri => format!("[plugins.\"{cri}\".registry]"),
+    }
+}
+
+/// The plugin whose section has `config_path`, by the name that it has in files of this format.
+pub(super) fn plugin(facts: &Facts) -> &'static str {
     let from_2_0 = facts.version().map_or(facts.setup.format >= 3, |version| version >= Version::new(2, 0, 0));
     match facts.setup.format {
         // 2.0 to 2.2 take a file without a version for one of format 3, once they have read it.
-        format if from_2_0 && (format != 2 || is_absent(facts)) => "[plugins.'io.containerd.cri.v1.images'.registry]",
-        1 if !is_absent(facts) => "[plugins.cri.registry]",
-        _ => "[plugins.\"io.containerd.grpc.v1.cri\".registry]",
+        format if from_2_0 && (format != 2 || is_absent(facts)) => "io.containerd.cri.v1.images",
+        1 if !is_absent(facts) => "cri",
+        _ => "io.containerd.grpc.v1.cri",
     }
-    .to_owned()
+}
+
+/// The format of a file that isn't there yet.
+pub(super) fn new_format(facts: &Facts) -> u8 {
+    if plugin(facts).ends_with(".images") { 3 } else { 2 }
 }
 
 /// A file that isn't there yet needs its format in the first line.
@@ -159,10 +190,10 @@ fn whole(facts: &Facts, lines: &[String]) -> Vec<String> {
     if !is_absent(facts) {
         return lines.to_vec();
     }
-    let format = if lines[0].contains(".cri.v1.images") { 3 } else { 2 };
-    std::iter::once(format!("version = {format}")).chain(lines.iter().cloned()).collect()
+    std::iter::once(format!("version = {}", new_format(facts))).chain(lines.iter().cloned()).collect()
 }
 
-fn is_absent(facts: &Facts) -> bool {
+/// Whether containerd has no file, and runs on its defaults.
+pub(super) fn is_absent(facts: &Facts) -> bool {
     facts.setup.faults.iter().any(|fault| matches!(fault, Fault::NoRootFile(_)))
 }

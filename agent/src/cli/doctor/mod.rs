@@ -1,19 +1,26 @@
 //! `larder doctor`: does containerd really come to us, and if not, why, and the lines that mend it.
 //!
 //! It begins with what the running agent's canary has proved. Then facts are gathered (`facts`), and pure functions
-//! turn them into findings (`checks`): each says what is so, where it stands, why it matters, and what mends it.
+//! turn them into findings (`checks`): each says what is so, where it stands, why it matters, and what mends it. In a Pod
+//! much of the host isn't seen (`surroundings`), and what isn't seen is never taken for missing. With `--fix` one thing is
+//! mended here and now, where that is safe (`fix`).
 
 mod checks;
+mod environment;
 mod facts;
 mod finding;
+mod fix;
 mod gather;
 mod hosts_file;
+mod inspect;
 mod mend;
 mod platform;
 mod proc;
 mod render;
+mod surroundings;
 
 use std::io::{IsTerminal as _, Write};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use serde::{Deserialize, Serialize};
@@ -27,8 +34,14 @@ use crate::containerd::canary;
 #[derive(Debug, Clone, Copy, Default, clap::Args)]
 pub struct DoctorArgs {
     /// Print the findings as JSON
-    #[arg(long)]
+    #[arg(long, conflicts_with = "fix")]
     pub json: bool,
+    /// Set containerd's config_path, where it is missing and its file is plain; asks before it writes
+    #[arg(long)]
+    pub fix: bool,
+    /// Don't ask
+    #[arg(long, requires = "fix")]
+    pub yes: bool,
 }
 
 /// What the running agent says of itself, as far as doctor wants to know it.
@@ -38,16 +51,30 @@ pub struct AgentView {
     pub canary: Option<canary::Report>,
     /// Requests by containerd that the mirror has answered since its start, the canary's own left out.
     pub requests: u64,
+    /// Hosts in the user's own files that were not taken over.
+    #[serde(default)]
+    pub left_out: Vec<LeftOut>,
+}
+
+/// A host in one of the user's own files that stays with containerd.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeftOut {
+    /// The file.
+    pub file: PathBuf,
+    /// The host, and why.
+    pub what: String,
 }
 
 /// Looks at this node and prints what it finds to standard output. `agent` is what the agent said at its admin socket;
 /// `None` where it didn't answer. The exit status is 0 when all is well, 1 when there are problems, and 2 when there
-/// are none but something couldn't be checked.
+/// are none but something couldn't be checked. With `--fix` it is 0 when what it mends is mended.
 ///
 /// # Errors
-/// When the configuration can't be used for a client, or the output can't be written.
+/// When the configuration can't be used for a client, the output can't be written, or what `--fix` mends can't be mended
+/// from here.
 pub async fn run(config: &Config, agent: Option<AgentView>, args: DoctorArgs) -> anyhow::Result<ExitCode> {
-    let findings = examine(config, agent).await?;
+    let facts = gather::gather(config, agent).await?;
+    let findings = checks::all(&facts);
     let mut out = std::io::stdout().lock();
     if args.json {
         render::json(&findings, &mut out)?;
@@ -55,14 +82,6 @@ pub async fn run(config: &Config, agent: Option<AgentView>, args: DoctorArgs) ->
         render::text(&findings, out.is_terminal(), &mut out)?;
     }
     out.flush()?;
-    Ok(Outcome::of(&findings).exit_code())
-}
-
-/// Looks at this node. Takes at most about half a minute, when nothing answers.
-///
-/// # Errors
-/// When the configuration can't be used for a client.
-pub async fn examine(config: &Config, agent: Option<AgentView>) -> anyhow::Result<Vec<Finding>> {
-    let facts = gather::gather(config, agent).await?;
-    Ok(checks::all(&facts))
+    let is_fixed = args.fix && fix::fix(&facts, args.yes, &mut out).await?;
+    Ok(if is_fixed { ExitCode::SUCCESS } else { Outcome::of(&findings).exit_code() })
 }

@@ -32,8 +32,9 @@ pub(super) struct Paths {
 const PLAIN: Paths = Paths { socket: "/run/containerd/containerd.sock", config: "/etc/containerd/config.toml" };
 
 impl Platform {
-    /// From what is on the disk; `os_release` is the text of that file.
-    pub(super) fn detect(exists: impl Fn(&Path) -> bool, os_release: &str) -> Self {
+    /// From what is on the disk; `os_release` is the text of that file, `kernel` what `uname -r` says: in a Pod it is all
+    /// that tells of some.
+    pub(super) fn detect(exists: impl Fn(&Path) -> bool, os_release: &str, kernel: &str) -> Self {
         let field = |name: &str| {
             let value = os_release.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
             value.unwrap_or_default().trim_matches('"')
@@ -42,6 +43,7 @@ impl Platform {
         match field("ID") {
             "talos" => return Self::Talos,
             "bottlerocket" => return Self::Bottlerocket,
+            _ if kernel.ends_with("-talos") => return Self::Talos,
             _ => {}
         }
         // In the order of how sure the sign is: kind's nodes are Debian, minikube's may be anything.
@@ -56,7 +58,8 @@ impl Platform {
             (Self::Aks, &["/etc/kubernetes/azure.json"]),
             (Self::Eks, &["/usr/bin/nodeadm", "/etc/eks/nodeadm"]),
         ];
-        signs.iter().find(|(_, paths)| paths.iter().any(|path| has(path))).map_or(Self::Plain, |(found, _)| *found)
+        let by_kernel = if kernel.contains(".amzn2023.") { Self::Eks } else { Self::Plain };
+        signs.iter().find(|(_, paths)| paths.iter().any(|path| has(path))).map_or(by_kernel, |(found, _)| *found)
     }
 
     /// As people call it; `None` for plain containerd.
@@ -98,6 +101,21 @@ impl Platform {
         }
     }
 
+    /// The preset of the chart and of the kustomization for it.
+    pub(super) const fn preset(self) -> &'static str {
+        match self {
+            Self::K3s => "k3s",
+            Self::Rke2 => "rke2",
+            Self::Microk8s => "microk8s",
+            Self::Talos => "talos",
+            Self::Eks => "eks",
+            Self::Aks => "aks",
+            Self::Gke => "gke",
+            Self::Kind => "kind",
+            Self::Plain | Self::K0s | Self::Bottlerocket | Self::Minikube => "plain",
+        }
+    }
+
     /// The command that restarts containerd, where one is needed after a change of its configuration.
     pub(super) const fn restart(self) -> &'static str {
         match self {
@@ -128,9 +146,12 @@ mod tests {
             ("/usr/bin/nodeadm", Platform::Eks),
             ("/etc/kubernetes/admin.conf", Platform::Plain),
         ] {
-            assert_eq!(Platform::detect(|p| p == Path::new(path), "ID=debian\n"), platform, "{path}");
+            assert_eq!(Platform::detect(|p| p == Path::new(path), "ID=debian\n", "6.1.0-1-amd64"), platform, "{path}");
         }
-        assert_eq!(Platform::detect(|_| false, "NAME=\"Talos\"\nID=talos\n"), Platform::Talos);
-        assert_eq!(Platform::detect(|_| false, "ID=\"bottlerocket\"\n"), Platform::Bottlerocket);
+        assert_eq!(Platform::detect(|_| false, "NAME=\"Talos\"\nID=talos\n", ""), Platform::Talos);
+        assert_eq!(Platform::detect(|_| false, "ID=\"bottlerocket\"\n", ""), Platform::Bottlerocket);
+        // In a Pod, whose files are its own.
+        assert_eq!(Platform::detect(|_| false, "", "6.12.6-talos"), Platform::Talos);
+        assert_eq!(Platform::detect(|_| false, "", "6.1.112-122.189.amzn2023.x86_64"), Platform::Eks);
     }
 }

@@ -1,6 +1,7 @@
 //! What the kernel says about processes and sockets, parsed.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
 
 use super::facts::Proxies;
 
@@ -43,19 +44,48 @@ pub(super) fn socket_inode(link: &str) -> Option<u64> {
     link.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
 }
 
-/// The proxy variables in `/proc/<pid>/environ`. Upper case wins, as Go has it.
+/// The proxy variables in `/proc/<pid>/environ`.
 pub(super) fn proxies(environ: &[u8]) -> Proxies {
-    let find = |name: &str| {
-        let of = |name: &str| {
-            let mut values = environ.split(|b| *b == 0).filter_map(|entry| {
-                let value = entry.strip_prefix(name.as_bytes())?.strip_prefix(b"=")?;
-                Some(String::from_utf8_lossy(value).into_owned())
-            });
-            values.next().filter(|value| !value.is_empty())
+    Proxies::of(|name| {
+        let mut values = environ.split(|b| *b == 0).filter_map(|entry| {
+            let value = entry.strip_prefix(name.as_bytes())?.strip_prefix(b"=")?;
+            Some(String::from_utf8_lossy(value).into_owned())
+        });
+        values.next()
+    })
+}
+
+/// The file that a containerd was started with, by `/proc/<pid>/cmdline`; `None`: it takes its own default.
+pub(super) fn config_argument(command_line: &[u8]) -> Option<PathBuf> {
+    let mut words = command_line.split(|b| *b == 0).map(String::from_utf8_lossy).skip(1);
+    while let Some(word) = words.next() {
+        let is_name = ["--config", "-config", "-c", "--c"].contains(&&*word);
+        let value = if is_name {
+            words.next().map(std::borrow::Cow::into_owned)
+        } else {
+            word.split_once('=')
+                .filter(|(name, _)| ["--config", "-config", "-c", "--c"].contains(name))
+                .map(|(_, v)| v.to_owned())
         };
-        of(name).or_else(|| of(&name.to_ascii_lowercase()))
-    };
-    Proxies { http: find("HTTP_PROXY"), https: find("HTTPS_PROXY"), no: find("NO_PROXY") }
+        if let Some(value) = value {
+            return Some(value.into());
+        }
+    }
+    None
+}
+
+impl Proxies {
+    /// By variable. Upper case wins, as Go has it.
+    pub(super) fn of(variable: impl Fn(&str) -> Option<String>) -> Self {
+        let set = |name: &str| variable(name).filter(|value| !value.is_empty());
+        let find = |name: &str| set(name).or_else(|| set(&name.to_ascii_lowercase()));
+        Self { http: find("HTTP_PROXY"), https: find("HTTPS_PROXY"), no: find("NO_PROXY") }
+    }
+
+    /// Whether there is a proxy at all.
+    pub(super) const fn is_any(&self) -> bool {
+        self.http.is_some() || self.https.is_some()
+    }
 }
 
 impl Proxies {
@@ -134,6 +164,16 @@ mod tests {
         assert!(!catch("127.0.0.1:1") && !catch("[::1]:1") && !catch("10.1.2.3:1") && !catch("192.168.1.1:1"));
         assert!(!catch("[::2]:80"));
         assert_eq!(proxies.catch("172.16.0.1:1".parse().unwrap(), true), None);
+    }
+
+    #[test]
+    fn what_containerd_was_started_with() {
+        let of =
+            |line: &str| config_argument(line.replace(' ', "\0").as_bytes()).map(|path| path.display().to_string());
+        assert_eq!(of("/usr/bin/containerd"), None);
+        assert_eq!(of("containerd --log-level info --config /a.toml").as_deref(), Some("/a.toml"));
+        assert_eq!(of("containerd -c /a.toml -a /sock").as_deref(), Some("/a.toml"));
+        assert_eq!(of("containerd --config=/a.toml").as_deref(), Some("/a.toml"));
     }
 
     #[test]

@@ -43,7 +43,11 @@ fn other_file(facts: &Facts) -> Option<Finding> {
     let configured = &facts.config.containerd.config;
     (*configured != facts.setup_file).then(|| {
         let name = facts.platform.name().unwrap_or("containerd");
-        let what = format!("there is no {}; {name} has it at {}", configured.display(), facts.setup_file.display());
+        let (own, other) = (configured.display(), facts.setup_file.display());
+        let what = match &facts.runtime.config_argument {
+            Some(file) if *file == facts.setup_file => format!("containerd was started with {other}, not with {own}"),
+            _ => format!("there is no {own}; {name} has it at {other}"),
+        };
         Finding::new(CHECK, Severity::Note, what).mended_by([mend::larder_toml("config", &facts.setup_file)])
     })
 }

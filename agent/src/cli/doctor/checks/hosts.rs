@@ -166,6 +166,17 @@ fn our_host(facts: &Facts, folder: &Folder, host: &Host, at: usize) -> Vec<Findi
 fn authorities<'a>(facts: &'a Facts, host: &'a Host) -> impl Iterator<Item = Finding> + 'a {
     host.ca.iter().filter_map(|ca| {
         let what = match facts.authorities.get(ca)? {
+            // It may well be there on the host.
+            Authority::Missing if !facts.surroundings.sees(ca) => {
+                let what = format!("{} names ca = {}, which isn't seen from this Pod", host.url, ca.display());
+                return Some(
+                    Finding::new(CHECK, Severity::Note, what)
+                        .because(
+                            "the agent keeps this host out of its own chain; containerd asks it as before, after us",
+                        )
+                        .mended_by([mend::mount(ca)]),
+                );
+            }
             Authority::Missing => format!("{} names ca = {}, which doesn't exist", host.url, ca.display()),
             Authority::NotPem => format!("{} names ca = {}, which has no certificate", host.url, ca.display()),
             Authority::Unreadable(_) | Authority::Valid { .. } => return None,
@@ -198,7 +209,22 @@ fn by_version<'a>(facts: &'a Facts, host: &'a Host) -> impl Iterator<Item = Find
         Finding::new(CHECK, Severity::Note, format!("{} has dial_timeout beside http://", host.url))
             .because("containerd 2.0.7 and later 2.0 try TLS first then")
     });
-    referrers.into_iter().chain(slow)
+    let bracket = (host.url.contains('[') && host.has_header && before(Version::new(2, 0, 0))).then(|| {
+        let (how, line) = match is_ours(facts, host) {
+            true => (
+                "listen on IPv4's loopback, which nodes without IPv4 have too: write into larder.toml",
+                "listen = \"127.0.0.1:7439\"",
+            ),
+            false => ("name the host, in DNS or in /etc/hosts, and write", "[host.\"https://NAME\"]"),
+        };
+        let lines = if is_ours(facts, host) { vec!["[mirror]", line] } else { vec![line] };
+        Finding::new(CHECK, Severity::Problem, format!("{} is an address of IPv6", host.url))
+            .because(
+                "before 2.0 containerd can't read a table's name with a bracket in it: no host of the file is used",
+            )
+            .mended_by([Mend::new(how, lines)])
+    });
+    referrers.into_iter().chain(slow).chain(bracket)
 }
 
 /// In a list, each folder is searched whole before the next: `_default` in an earlier one hides all of ours.

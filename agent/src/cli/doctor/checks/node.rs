@@ -1,6 +1,6 @@
-//! The machine around containerd: proxies, the port, the disk, the clock.
+//! The machine around containerd: the port, the disk, the clock.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 
 use crate::cli::doctor::facts::{Authority, Facts, Listener};
 use crate::cli::doctor::finding::{Finding, Mend, Severity};
@@ -15,29 +15,6 @@ const NEVER_BEFORE: i64 = 1_735_689_600;
 /// What the agent's process is called.
 const OURS: &str = "larder";
 
-/// Whether containerd would send requests for the mirror to a proxy.
-pub(super) fn proxy(facts: &Facts) -> Vec<Finding> {
-    let Some(proxies) = &facts.runtime.environment else { return Vec::new() };
-    let listen = facts.config.mirror.listen;
-    let ip = if listen.ip().is_unspecified() { IpAddr::from(Ipv4Addr::LOCALHOST) } else { listen.ip() };
-    let mirror = SocketAddr::new(ip, listen.port());
-    let Some(proxy) = proxies.catch(mirror, !facts.config.mirror.tls) else { return Vec::new() };
-    let excepted = proxies.no.as_deref().map_or_else(|| ip.to_string(), |no| format!("{no},{ip}"));
-    vec![
-        Finding::new(
-            "proxy",
-            Severity::Problem,
-            format!("containerd sends requests for {mirror} to the proxy {proxy}"),
-        )
-        .because("its environment has a proxy, and NO_PROXY doesn't except the mirror")
-        .mended_by([Mend::new(
-            "write into /etc/systemd/system/containerd.service.d/no-proxy.conf",
-            ["[Service]".to_owned(), format!("Environment=\"NO_PROXY={excepted}\"")],
-        )
-        .then("systemctl daemon-reload && systemctl restart containerd")]),
-    ]
-}
-
 /// Who has the mirror's port.
 pub(super) fn port(facts: &Facts) -> Vec<Finding> {
     let listen = facts.config.mirror.listen;
@@ -51,7 +28,7 @@ pub(super) fn port(facts: &Facts) -> Vec<Finding> {
         let free = SocketAddr::new(listen.ip(), listen.port().checked_add(10).unwrap_or(17439));
         return vec![
             Finding::new("port", Severity::Problem, what)
-                .because("containerd would ask it for images; ours can't start")
+                .because("containerd would ask it for images; ours can't start. kube-image-keeper has the same port")
                 .mended_by([
                     Mend::new("stop it", Vec::<String>::new()),
                     Mend::new(
@@ -68,8 +45,23 @@ pub(super) fn port(facts: &Facts) -> Vec<Finding> {
         }
         (Some(listener), None) => {
             let what = format!("{} listens on {}, but the agent doesn't answer", by(listener), listener.address);
-            vec![Finding::new("port", Severity::Note, what)]
+            let waits = "an older agent that this one waits for, or another mirror of this node";
+            let finding = Finding::new("port", Severity::Note, what);
+            vec![if listener.process.is_none() { finding.because(waits) } else { finding }]
         }
+        (None, _) if facts.is_port_open => vec![
+            Finding::new("port", Severity::Problem, format!("somebody who has no socket here answers on {listen}"))
+                .because("a Pod with this hostPort gets what containerd sends to the mirror; kube-image-keeper has 7439")
+                .mended_by([Mend::new(
+                    "find the Pod, and take it away",
+                    [format!(
+                        "kubectl get pods --all-namespaces --output \
+                         custom-columns='NAMESPACE:.metadata.namespace,NAME:.metadata.name,PORTS:.spec.containers[*].ports[*].hostPort' \
+                         | grep {}",
+                        listen.port()
+                    )],
+                )]),
+        ],
         (None, Some(_)) => vec![
             Finding::new("port", Severity::Problem, format!("nobody listens on {listen}"))
                 .because("the agent runs, but not with this configuration, or in another network")
@@ -100,6 +92,13 @@ pub(super) fn disk(facts: &Facts) -> Vec<Finding> {
     } else {
         finding(Severity::Ok)
     }];
+    if disk.shared.is_none() && facts.runtime.release.is_ok() {
+        let what = format!("containerd's {} isn't seen from here", facts.containerd_root.display());
+        findings.push(
+            Finding::new("disk", Severity::Note, what)
+                .because("what containerd holds can't be linked, and is fetched once more"),
+        );
+    }
     if disk.shared == Some(false) {
         let root = facts.containerd_root.display();
         findings.push(

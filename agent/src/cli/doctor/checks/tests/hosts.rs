@@ -90,6 +90,23 @@ fn referrers_before_2_2() {
 }
 
 #[test]
+fn addresses_of_ipv6_before_2_0() {
+    let six = format!("{OURS}[host.'https://[fd00::1]:5000']\n");
+    let mut facts = with_folders(vec![folder("_default", &six)]);
+    assert_eq!(Outcome::of(&all(&facts)), Outcome::Fine);
+    runs(
+        &mut facts,
+        "1.7.24",
+        "version = 2\n[plugins.'io.containerd.grpc.v1.cri'.registry]\nconfig_path = '/etc/containerd/certs.d'",
+    );
+    has(&problem(&facts).1, &["https://[fd00::1]:5000 is an address of IPv6", "no host of the file", "NAME"]);
+    facts.config.mirror.listen = "[::1]:7439".parse().unwrap();
+    facts.roots[0].folders = Ok(vec![folder("_default", &OURS.replace("127.0.0.1", "[::1]"))]);
+    facts.port[0].address = facts.config.mirror.listen;
+    has(&problem(&facts).1, &["listen = \"127.0.0.1:7439\""]);
+}
+
+#[test]
 fn dial_timeout_on_2_0() {
     let mut facts = with_folders(vec![folder("_default", "[host.'http://127.0.0.1:7439']\ndial_timeout = '1s'")]);
     runs(&mut facts, "2.0.9", SOUND);

@@ -1,24 +1,27 @@
 //! Each wrong set-up, and what is said of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::*;
 use crate::cli::doctor::AgentView;
-use crate::cli::doctor::facts::{Authority, Disk, Folder, Listener, Proxies, Root, Runtime, Unlisted};
+use crate::cli::doctor::facts::{Authority, Disk, Folder, Listener, Need, Proxies, Reach, Root, Runtime, Unlisted};
 use crate::cli::doctor::finding::{Outcome, Severity};
 use crate::cli::doctor::hosts_file::HostsFile;
 use crate::cli::doctor::platform::Platform;
+use crate::cli::doctor::surroundings::{Mount, Surroundings};
 use crate::config::Config;
 use crate::containerd::canary::{Report, Verdict};
 use crate::containerd::client::{ClientError, CriStatus, PluginState, Release};
 use crate::containerd::setup::{Files, Setup};
+use crate::upstream::{Authorities, AuthoritySource, Unreadable};
 
 mod config;
 mod hosts;
 mod node;
+mod pod;
 
 const NOW: i64 = 1_800_000_000;
 const CONFIG: &str = "/etc/containerd/config.toml";
@@ -45,7 +48,7 @@ impl Files for RootFile {
 }
 
 /// A node where all is well.
-fn sound() -> Facts {
+pub(in crate::cli::doctor) fn sound() -> Facts {
     let mut facts = Facts {
         config: Config::default(),
         agent: Some(view(Verdict::Used)),
@@ -55,6 +58,8 @@ fn sound() -> Facts {
             plugins: Some(vec![plugin(None)]),
             status: None,
             environment: None,
+            config_argument: None,
+            program: None,
         },
         setup_file: CONFIG.into(),
         containerd_root: "/var/lib/containerd".into(),
@@ -65,19 +70,37 @@ fn sound() -> Facts {
             Authority::Valid { from: NOW - 10, until: NOW + 365 * 86_400 },
         )]),
         port: vec![Listener { address: "127.0.0.1:7439".parse().unwrap(), process: Some((7, "larder".to_owned())) }],
+        is_port_open: true,
+        taken_ports: BTreeSet::from([7439]),
         disk: Some(Disk { total: 100 << 30, available: 60 << 30, used_percent: 40, shared: Some(true) }),
+        surroundings: Surroundings { is_root: true, ..Surroundings::default() },
+        needs: vec![need("/var/lib/larder", Reach::Granted)],
+        selinux: None,
+        trusted: Authorities {
+            source: AuthoritySource::Host(vec!["/etc/ssl/certs/ca-certificates.crt".into()]),
+            count: 142,
+            unreadable: Vec::new(),
+            is_by_variable: false,
+        },
+        agent_environment: Some(Proxies::default()),
+        peers_ca: None,
+        textfile: None,
         now: NOW,
     };
     configure(&mut facts, SOUND);
     facts
 }
 
-fn view(verdict: Verdict) -> AgentView {
-    let at = u64::try_from(NOW).unwrap() - 60;
-    AgentView { canary: Some(Report { verdict, at, took: Duration::from_secs(1) }), requests: 12 }
+fn need(path: &str, reach: Reach) -> Need {
+    Need { path: path.into(), purpose: "the cache", reach }
 }
 
-fn release(text: &str) -> Result<Release, ClientError> {
+fn view(verdict: Verdict) -> AgentView {
+    let at = u64::try_from(NOW).unwrap() - 60;
+    AgentView { canary: Some(Report { verdict, at, took: Duration::from_secs(1) }), requests: 12, left_out: Vec::new() }
+}
+
+pub(in crate::cli::doctor) fn release(text: &str) -> Result<Release, ClientError> {
     Ok(Release { text: text.to_owned(), version: text.parse().ok() })
 }
 
@@ -89,11 +112,11 @@ fn folder(name: &str, text: &str) -> Folder {
     Folder { name: name.to_owned(), file: HostsFile::parse(text, &Path::new(CERTS).join(name)) }
 }
 
-fn configure(facts: &mut Facts, text: &str) {
+pub(in crate::cli::doctor) fn configure(facts: &mut Facts, text: &str) {
     facts.setup = Setup::read(&RootFile(Ok(text.to_owned())), Path::new(CONFIG), facts.version());
 }
 
-fn runs(facts: &mut Facts, version: &str, config: &str) {
+pub(in crate::cli::doctor) fn runs(facts: &mut Facts, version: &str, config: &str) {
     facts.runtime.release = release(version);
     configure(facts, config);
 }
@@ -137,6 +160,7 @@ fn the_agent_is_down() {
     let mut facts = sound();
     facts.agent = None;
     facts.port.clear();
+    facts.is_port_open = false;
     has(&problem(&facts).1, &["/run/larder/larder.sock", "systemctl start larder", "kubectl"]);
 }
 
@@ -149,7 +173,7 @@ fn the_canary_says() {
     has(&problem(&facts).1, &["its pull failed", "no space left"]);
     facts.agent = Some(view(Verdict::Unknown { reason: "no socket".to_owned() }));
     assert_eq!(Outcome::of(&all(&facts)), Outcome::Unchecked);
-    facts.agent = Some(AgentView { canary: None, requests: 0 });
+    facts.agent = Some(AgentView { canary: None, requests: 0, left_out: Vec::new() });
     assert_eq!(Outcome::of(&all(&facts)), Outcome::Unchecked);
     facts.config.containerd.canary_interval = crate::config::Span::secs(0);
     has(&note(&facts), &["canary is off"]);
