@@ -17,7 +17,7 @@ use crate::config::{Config, HostsTarget};
 use crate::containerd::canary::Canary;
 use crate::containerd::client::Client;
 use crate::containerd::hosts::{self, Adopted, Adoption, Applied, Entry, HostsDir, HostsError};
-use crate::containerd::inventory;
+use crate::containerd::inventory::{self, Inventory};
 use crate::health::{self, Monitor};
 use crate::keep::{self, Keep};
 use crate::mirror::{Identity, Listener, Mirror};
@@ -70,7 +70,9 @@ async fn serve(config: &Config) -> anyhow::Result<ExitCode> {
     let containerd = Arc::new(Client::new(&config.containerd)?);
     let canary = Arc::new(Canary::new());
     let ends = peers::Ends { stop: stop.clone(), end: end.clone() };
-    let (peers, port) = join(config, &store, &containerd, &tasks, &ends).await.unzip();
+    let watched = inventory::Metrics::default();
+    let inventory = inventory::watch(Arc::clone(&containerd), watched.clone(), &tasks, end.clone());
+    let (peers, port) = join(config, &store, inventory.clone(), &tasks, &ends).await.unzip();
     let pull = Pull::new(
         config,
         store.clone(),
@@ -93,14 +95,13 @@ async fn serve(config: &Config) -> anyhow::Result<ExitCode> {
     let listener = Listener::bind(config.mirror.listen)?;
     let serving = tokio::spawn(listener.serve(Arc::clone(&mirror), identity.server_config()?, stop.clone()));
     tasks.spawn(Arc::clone(&identity).keep_fresh(stop.clone()));
-    let watched = inventory::Metrics::default();
     let parts = keep::Parts {
         config: config.cache.clone(),
         store: store.clone(),
         pull: pull.clone(),
         upstreams: Arc::clone(&upstreams),
         containerd: Arc::clone(&containerd),
-        inventory: inventory::watch(Arc::clone(&containerd), watched.clone(), &tasks, end.clone()),
+        inventory,
         peers: peers.clone(),
     };
     let keep = Keep::start(parts, &tasks, &end).await;
@@ -234,7 +235,7 @@ async fn serve(config: &Config) -> anyhow::Result<ExitCode> {
 async fn join(
     config: &Config,
     store: &Store,
-    containerd: &Arc<Client>,
+    inventory: watch::Receiver<Option<Arc<Inventory>>>,
     tasks: &TaskTracker,
     ends: &peers::Ends,
 ) -> Option<(Peers, peers::Port)> {
@@ -245,10 +246,7 @@ async fn join(
     let (peers, into) = (config.peers.clone(), dir.clone());
     let opened = tokio::task::spawn_blocking(move || wire::Identity::open(&peers, &into)).await;
     let joined = match opened {
-        Ok(Ok(identity)) => {
-            let containerd = Some(Arc::clone(containerd));
-            Peers::join(config, identity, dir, store.clone(), containerd, tasks, ends)
-        }
+        Ok(Ok(identity)) => Peers::join(config, identity, dir, store.clone(), Some(inventory), tasks, ends),
         Ok(Err(error)) => Err(error.into()),
         // Only a runtime that ends cancels it.
         Err(_) => return None,
