@@ -7,11 +7,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use larder_integration::{
-    Agent, Blob, Challenge, Fault, FaultRegistry, Image, Labels, Login, Node, SmallDisk, When, until,
+    Agent, AgentConfig, Blob, Challenge, Fault, FaultRegistry, Folder, Image, Labels, Login, Node, SmallDisk, When,
+    until,
 };
 use serde_json::Value;
 
-use crate::support::{Case, on_every_containerd};
+use crate::support::{Case, on_every_containerd, run};
 
 on_every_containerd!(over tls:
     what_is_there_already_is_kept_at_no_cost,
@@ -338,6 +339,35 @@ async fn what_is_ignored_passes_through(case: Case) -> Result<()> {
         ensure!(!stored(agent, blob).exists(), "{} is in the store", blob.digest);
     }
     Ok(())
+}
+
+/// A registry that doesn't say how long a blob is: its manifest does, and it is stored by that.
+#[test]
+fn what_comes_without_a_length_is_kept() {
+    run(async {
+        let registry = FaultRegistry::start().await?;
+        let (image, long) = (Image::one_layer(21, 12), Image::one_layer(22, 12));
+        for image in [&image, &long] {
+            registry.add(image, "acme/app", "v1");
+            registry.fault(When::get(image.largest()), Fault::Chunked);
+        }
+        let folder = Folder::new()?;
+        let mut config = AgentConfig::without_containerd(folder.path());
+        config.registry("reg.test", &[&registry.url()]);
+        let agent = Agent::start(&folder.path().join("larder"), &config).await?;
+        let url =
+            |kind: &str, blob: &Blob| format!("{}/v2/acme/app/{kind}/{}?ns=reg.test", agent.mirror(), blob.digest);
+        ensure!(agent.http().get(&url("manifests", image.root())).await?.status == 200);
+        for time in ["from the registry", "from what was kept"] {
+            let reply = agent.http().get(&url("blobs", image.largest())).await?;
+            ensure!(reply.status == 200 && reply.body == image.largest().bytes, "{time}: {}", reply.status);
+        }
+        ensure!(registry.count("GET", &image.largest().digest) == 1, "it was fetched twice");
+        // Without its manifest nobody knows, and it is passed through.
+        let reply = agent.http().get(&url("blobs", long.largest())).await?;
+        ensure!(reply.status == 200 && reply.body == long.largest().bytes, "{}", reply.status);
+        Ok(())
+    });
 }
 
 /// Has containerd remove an image, by all its names.
