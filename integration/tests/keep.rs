@@ -6,15 +6,21 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use larder_integration::{Agent, Blob, Challenge, FaultRegistry, Image, Labels, Node, until};
+use larder_integration::{
+    Agent, AgentConfig, Blob, Challenge, Fault, FaultRegistry, Folder, Image, Labels, Login, Node, SmallDisk, When,
+    until,
+};
 use serde_json::Value;
 
-use crate::support::{Case, on_every_containerd};
+use crate::support::{Case, on_every_containerd, run};
 
 on_every_containerd!(over tls:
     what_is_there_already_is_kept_at_no_cost,
     a_pull_costs_nothing_twice,
     what_containerd_drops_is_still_served,
+    what_another_repository_names_stays_private,
+    what_went_while_no_agent_ran_is_noticed,
+    what_cant_be_linked_is_used_where_it_is,
     what_containerd_drops_above_the_mark_goes,
     patterns_and_prefetches_are_fetched,
     what_runs_is_mended,
@@ -95,11 +101,109 @@ async fn what_containerd_drops_is_still_served(case: Case) -> Result<()> {
     let private = Image::one_layer(6, 2);
     registry.add(&private, "acme/private", "v1");
     registry.challenge(Some(Challenge::bearer().account("alice", "secret", "acme/private").open("acme/app")));
-    let alice = larder_integration::Login::password("alice", "secret");
+    let alice = Login::password("alice", "secret");
     node.containerd.pull_as("reg.test/acme/private:v1", &alice).await?;
     whole(node.agent()?, "reg.test/acme/private:v1").await?;
     let url = format!("{}/v2/acme/private/blobs/{}?ns=reg.test", node.agent()?.mirror(), private.largest().digest);
     ensure!(node.agent()?.http().get(&url).await?.status == 401, "it was given to nobody in particular");
+    Ok(())
+}
+
+/// Anybody's manifest can name somebody's layer. containerd, which has the layer, calls that repository a source of it
+/// without ever asking for it there. It is anybody's if that repository gives it to anybody, and stays private if not.
+async fn what_another_repository_names_stays_private(case: Case) -> Result<()> {
+    let mut registry = FaultRegistry::start().await?;
+    let (named, given) = (Image::one_layer(17, 2), Image::one_layer(18, 2));
+    for (tag, image) in [("named", &named), ("given", &given)] {
+        registry.add(image, "acme/private", tag);
+        registry.add(image, "acme/app", tag);
+    }
+    for blob in named.blobs() {
+        registry.fault(When::path(&format!("/acme/app/blobs/{}", blob.digest)), Fault::Status(404, Vec::new()));
+    }
+    registry.challenge(Some(Challenge::bearer().account("alice", "secret", "acme/private").open("acme/app")));
+    let node = case.node(&registry).await?;
+    let alice = Login::password("alice", "secret");
+    for tag in ["named", "given"] {
+        node.containerd.pull_as(&format!("reg.test/acme/private:{tag}"), &alice).await?;
+        whole(node.agent()?, &format!("reg.test/acme/private:{tag}")).await?;
+        node.containerd.pull(&format!("reg.test/acme/app:{tag}")).await.context("of which containerd has all")?;
+    }
+    let asked_for = [named.largest(), given.largest()].map(|blob| format!("/acme/app/blobs/{}", blob.digest));
+    until("the registry is asked for both as nobody", ADOPTED, async || {
+        asked_for.iter().all(|path| registry.count("HEAD", path) > 0).then_some(())
+    })
+    .await?;
+    let mirror = node.agent()?.mirror();
+    let url = |image: &Image| format!("{mirror}/v2/acme/app/blobs/{}?ns=reg.test", image.largest().digest);
+    registry.refuse();
+    let http = node.agent()?.http();
+    until("what is given to anybody is anybody's", ADOPTED, async || {
+        (http.get(&url(&given)).await.ok()?.status == 200).then_some(())
+    })
+    .await?;
+    ensure!(http.get(&url(&named)).await?.status != 200, "somebody's layer was given to anybody");
+    node.containerd.wipe().await?;
+    node.containerd.pull("reg.test/acme/app:given").await.context("without the registry")?;
+    ensure!(node.containerd.pull("reg.test/acme/app:named").await.is_err(), "somebody's layer was given to anybody");
+    Ok(())
+}
+
+/// containerd drops an image while no agent runs. What was linked is ours alone then, and counted so; it is still served.
+async fn what_went_while_no_agent_ran_is_noticed(case: Case) -> Result<()> {
+    let mut registry = FaultRegistry::start().await?;
+    let image = Image::one_layer(19, 8);
+    registry.add(&image, "acme/app", "v1");
+    let mut node = case.node(&registry).await?;
+    node.containerd.pull("reg.test/acme/app:v1").await?;
+    whole(node.agent()?, "reg.test/acme/app:v1").await?;
+    settled(node.agent()?).await?;
+    node.agent_mut()?.stop()?;
+    remove(&node, "acme/app", &image).await?;
+    gone_at_containerd(&node, &image).await?;
+    node.agent_mut()?.start_again().await?;
+    until("it counts as ours", ADOPTED, async || {
+        let metrics = node.agent().ok()?.metrics().await.ok()?;
+        let (own, shared) = (metrics.sum("larder_store_bytes", &[]), metrics.sum("larder_store_shared_bytes", &[]));
+        (own >= image.largest().bytes.len() as f64 && shared == 0.0).then_some(())
+    })
+    .await?;
+    registry.refuse();
+    node.containerd.pull("reg.test/acme/app:v1").await.context("from what is ours")?;
+    Ok(())
+}
+
+/// The cache is on another filesystem than containerd's folder: what containerd holds is used from there, at no cost of
+/// disk, and nothing is said to be here that it dropped while no agent ran.
+async fn what_cant_be_linked_is_used_where_it_is(case: Case) -> Result<()> {
+    let registry = FaultRegistry::start().await?;
+    let image = Image::one_layer(20, 8);
+    registry.add(&image, "acme/app", "v1");
+    // The layer wouldn't fit.
+    let disk = SmallDisk::new(6)?;
+    let mut builder = case.builder()?.without_agent().registry("reg.test", &registry.url())?;
+    builder.agent.set_path("cache", "dir", &disk.path().join("larder"));
+    let mut node = builder.start().await?;
+    node.containerd.pull("reg.test/acme/app:v1").await?;
+    registry.clear_log();
+    node.install_agent().await?;
+    whole(node.agent()?, "reg.test/acme/app:v1").await?;
+    let url = format!("{}/v2/acme/app/blobs/{}?ns=reg.test", node.agent()?.mirror(), image.largest().digest);
+    let asked_for = format!("/blobs/{}", image.largest().digest);
+    until("it is anybody's", ADOPTED, async || (registry.count("HEAD", &asked_for) > 0).then_some(())).await?;
+    let reply = node.agent()?.http().get(&url).await?;
+    ensure!(reply.status == 200 && reply.body == image.largest().bytes, "it was served as {}", reply.status);
+    ensure!(registry.count("GET", "/blobs/") == 0, "something was fetched");
+    node.agent_mut()?.stop()?;
+    remove(&node, "acme/app", &image).await?;
+    gone_at_containerd(&node, &image).await?;
+    node.agent_mut()?.start_again().await?;
+    until("nothing is said to be here", ADOPTED, async || {
+        let metrics = node.agent().ok()?.metrics().await.ok()?;
+        (metrics.sum("larder_store_shared_bytes", &[]) == 0.0).then_some(())
+    })
+    .await?;
+    ensure!(kept(node.agent()?, "reg.test/acme/app:v1").await.is_none_or(|image| image["whole"] == false));
     Ok(())
 }
 
@@ -176,8 +280,7 @@ async fn what_runs_is_mended(case: Case) -> Result<()> {
     registry.add(&Image::tiny(16), "acme/other", "v1");
     node.containerd.pull("reg.test/acme/other:v1").await?;
     remove(&node, "acme/other", &Image::tiny(16)).await?;
-    let theirs = node.containerd.blob(&image.largest().digest);
-    until("containerd has discarded the layer", GONE, async || (!theirs.exists()).then_some(())).await?;
+    gone_at_containerd(&node, &image).await?;
     node.agent_mut()?.stop()?;
     std::fs::remove_file(stored(node.agent()?, image.largest()))?;
     registry.clear_log();
@@ -238,6 +341,35 @@ async fn what_is_ignored_passes_through(case: Case) -> Result<()> {
     Ok(())
 }
 
+/// A registry that doesn't say how long a blob is: its manifest does, and it is stored by that.
+#[test]
+fn what_comes_without_a_length_is_kept() {
+    run(async {
+        let registry = FaultRegistry::start().await?;
+        let (image, long) = (Image::one_layer(21, 12), Image::one_layer(22, 12));
+        for image in [&image, &long] {
+            registry.add(image, "acme/app", "v1");
+            registry.fault(When::get(image.largest()), Fault::Chunked);
+        }
+        let folder = Folder::new()?;
+        let mut config = AgentConfig::without_containerd(folder.path());
+        config.registry("reg.test", &[&registry.url()]);
+        let agent = Agent::start(&folder.path().join("larder"), &config).await?;
+        let url =
+            |kind: &str, blob: &Blob| format!("{}/v2/acme/app/{kind}/{}?ns=reg.test", agent.mirror(), blob.digest);
+        ensure!(agent.http().get(&url("manifests", image.root())).await?.status == 200);
+        for time in ["from the registry", "from what was kept"] {
+            let reply = agent.http().get(&url("blobs", image.largest())).await?;
+            ensure!(reply.status == 200 && reply.body == image.largest().bytes, "{time}: {}", reply.status);
+        }
+        ensure!(registry.count("GET", &image.largest().digest) == 1, "it was fetched twice");
+        // Without its manifest nobody knows, and it is passed through.
+        let reply = agent.http().get(&url("blobs", long.largest())).await?;
+        ensure!(reply.status == 200 && reply.body == long.largest().bytes, "{}", reply.status);
+        Ok(())
+    });
+}
+
 /// Has containerd remove an image, by all its names.
 async fn remove(node: &Node, repository: &str, image: &Image) -> Result<()> {
     let names = node.containerd.ctr_of_cri(&["images", "ls", "--quiet"]).await?;
@@ -245,6 +377,12 @@ async fn remove(node: &Node, repository: &str, image: &Image) -> Result<()> {
         node.containerd.ctr_of_cri(&["images", "rm", "--sync", name]).await?;
     }
     Ok(())
+}
+
+/// Waits until containerd has collected a layer that it has no image of any more.
+async fn gone_at_containerd(node: &Node, image: &Image) -> Result<()> {
+    let theirs = node.containerd.blob(&image.largest().digest);
+    until("containerd has dropped the layer", GONE, async || (!theirs.exists()).then_some(())).await
 }
 
 /// What `larder cache ls` says of an image.

@@ -120,6 +120,13 @@ impl Config {
             let why = format!("background_rate = \"{}\" is too little; at least 64KiB", self.cache.background_rate);
             return Err(("background_rate".to_owned(), why));
         }
+        if let Some(pattern) = self.cache.ignore.iter().find(|pattern| pattern.is_of_tags()) {
+            let why = format!(
+                "ignore names \"{}\", but a layer's request names no tag: name the repository",
+                pattern.as_str()
+            );
+            return Err(("ignore".to_owned(), why));
+        }
         let paths = [
             ("dir", &self.cache.dir),
             ("socket", &self.containerd.socket),
@@ -238,6 +245,7 @@ mod tests {
             ("[mirror]\n\nstall_timeout = \"ten\"", &["line 3", "ten", "10s"]),
             ("[cache]\nmax_disk_percent = 101", &["line 2", "1 to 100"]),
             ("[cache]\ndir = \"here\"", &["line 2", "absolute"]),
+            ("[cache]\nignore = [\"a.b/c/*\", \"a.b/c:v1\"]", &["line 2", "a.b/c:v1", "name the repository"]),
             ("[[registry]]\nname = \"a b\"", &["line 2", "registry"]),
             ("[[registry]]\nname = \"a.b\"\n[[registry.upstream]]\nurl = \"http://h\"", &["line 4", "insecure = true"]),
             ("[[registry]]\nname = \"a.b\"\n[[registry]]\nname = \"a.b\"", &["line 4", "second time"]),

@@ -39,6 +39,14 @@ impl ImagePattern {
         is_like(pattern, &format!("{registry}/{repository}"))
     }
 
+    /// Whether it tells the images of one repository apart, by a tag or a digest. A port is no tag.
+    #[must_use]
+    pub fn is_of_tags(&self) -> bool {
+        let pattern = self.0.strip_suffix(":*").unwrap_or(&self.0);
+        let name = pattern.rsplit_once('/').map_or(pattern, |(_, name)| name);
+        name.contains([':', '@'])
+    }
+
     /// The one image that it names, where it has no `*`: it can be fetched before it was ever seen.
     #[must_use]
     pub fn image(&self) -> Option<ImageName> {
@@ -114,6 +122,9 @@ mod tests {
         assert!(!holds("registry.k8s.io/*", "registry.k8s.io.evil/pause:3.10"));
         assert!(holds("docker.io/library/nginx:1.*", "nginx:1.29") && !holds("docker.io/library/nginx:1.*", "nginx:2"));
         assert!(holds("nginx", "nginx:1.29"), "of a repository all tags");
+        let is_of_tags = |pattern: &str| pattern.parse::<ImagePattern>().unwrap().is_of_tags();
+        assert!(is_of_tags("a.b/c:v1") && is_of_tags("a.b/*:v*") && is_of_tags("*@sha256:*"));
+        assert!(!is_of_tags("a.b:5000/*") && !is_of_tags("a.b/c") && !is_of_tags("a.b/c:*") && !is_of_tags("*"));
         assert!(holds("nginx:1.29", "docker.io/library/nginx:1.29") && !holds("nginx:1.29", "nginx:1.2"));
         let covers = |pattern: &str| {
             let name: ImageName = "nginx".parse().unwrap();

@@ -11,12 +11,10 @@ use tracing::{debug, info, warn};
 
 use super::Catalog;
 use super::collect::Collector;
-use super::openness::Unproven;
 use super::survey::Surveyor;
 use crate::containerd::client::Content;
 use crate::containerd::inventory::Inventory;
 use crate::image::{Access, Digest, MediaType, Registry, Repository};
-use crate::pull::Place;
 use crate::store::{AdoptError, Adopted, Found, Held, Store};
 
 /// What couldn't be adopted is tried again after so long.
@@ -31,7 +29,6 @@ pub(super) struct Adopter {
     pub(super) inventory: watch::Receiver<Option<Arc<Inventory>>>,
     pub(super) catalog: watch::Receiver<Arc<Catalog>>,
     pub(super) spoilt: Spoilt,
-    pub(super) unproven: Unproven,
 }
 
 /// What couldn't be adopted, and since when.
@@ -148,7 +145,6 @@ impl Adopter {
             let digest = content.digest;
             let path = root.join("blobs").join(digest.algorithm()).join(digest.hex());
             let media_type = media_types.get(&digest).cloned();
-            let unproven = self.may_be_public(content).await;
             // Until somebody was seen to get it without credentials, it is private.
             let private = |(registry, repository): &(Registry, Repository)| {
                 (registry.clone(), repository.clone(), Access::Authorized)
@@ -158,7 +154,6 @@ impl Adopter {
             match self.store().adopt(&digest, found).await {
                 Ok(adopted) => {
                     self.spoilt.note(digest, false);
-                    self.unproven.note(digest, unproven);
                     match adopted {
                         // A copy of our own that can't be linked.
                         Adopted::Already => {
@@ -200,18 +195,6 @@ impl Adopter {
             todo.extend(missing.map(|(content, _)| *content));
         }
         todo
-    }
-
-    /// Where containerd says that it had it from, but for the repositories that are known to open to nobody.
-    async fn may_be_public(&self, content: &Content) -> Vec<Place> {
-        let mut places = Vec::with_capacity(content.sources.len());
-        for (registry, repository) in &content.sources {
-            let known = self.store().openness(registry, repository).await;
-            if known.is_none_or(|(access, _)| access == Access::Anonymous) {
-                places.push(Place { registry: registry.clone(), repository: repository.clone() });
-            }
-        }
-        places
     }
 
     /// Whether it belongs to images alone that are passed through.

@@ -17,7 +17,7 @@ use super::plan::{self, Blob, Plan, Rank, Subject, Unit};
 use super::survey::Surveyor;
 use super::{Catalog, Known, Why};
 use crate::image::{Digest, MediaType};
-use crate::store::{Excess, Held, Listed, Reason, Store, Usage};
+use crate::store::{Excess, Held, Listed, Reason, Store, Usage, aside};
 
 /// Others fill the disk too, so the bounds are looked at without being told.
 const INTERVAL: Duration = Duration::from_secs(10);
@@ -29,8 +29,10 @@ const EXPIRE_EVERY: (Duration, Duration) = (Duration::from_secs(1), Duration::fr
 const LEFTOVER_AGE: Duration = Duration::from_secs(600);
 /// How many blobs are removed at a time.
 const BATCH: usize = 256;
-/// How many are listed at a time.
-const PAGE: usize = 4096;
+/// How many are listed at a time: a burst so short that nobody waits long for its CPU.
+const PAGE: usize = 512;
+/// Between two of them.
+const REST_OF_PAGES: Duration = Duration::from_millis(1);
 
 /// Holds the store within its bounds.
 #[derive(Debug)]
@@ -54,7 +56,7 @@ pub struct Collected {
 }
 
 /// What is in the store, and what it is good for.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Stock {
     pub(super) blobs: Vec<Blob>,
     pub(super) units: Vec<Unit>,
@@ -168,8 +170,7 @@ impl Collector {
     /// Takes stock, and plans by it.
     async fn plan(&self, plan: impl FnOnce(Stock) -> Plan + Send + 'static) -> Plan {
         let stock = self.stock().await;
-        // A hundred thousand blobs take tenths of a second. An error would mean that the runtime ends.
-        tokio::task::spawn_blocking(move || plan(stock)).await.unwrap_or_default()
+        aside("larder-plan", move || plan(stock)).await.unwrap_or_default()
     }
 
     /// What is in the store now.
@@ -187,13 +188,18 @@ impl Collector {
                 }
                 blobs.push(self.blob(&listed));
             }
+            tokio::time::sleep(REST_OF_PAGES).await;
         }
         let mut units: Vec<Unit> = catalog.images.iter().map(|known| unit(known)).collect();
         let known: HashSet<Digest> = units.iter().flat_map(|unit| unit.parts.iter().copied()).collect();
         manifests.retain(|digest| !known.contains(digest));
         let listings = self.surveyor.listings_of(&manifests).await;
-        units.extend(groups(&blobs, &manifests, &listings, &known));
-        Stock { blobs, units }
+        // A hundred thousand blobs take tenths of a second.
+        let stock = aside("larder-stock", move || {
+            units.extend(groups(&blobs, &manifests, &listings, &known));
+            Stock { blobs, units }
+        });
+        stock.await.unwrap_or_default()
     }
 
     fn blob(&self, listed: &Listed) -> Blob {

@@ -13,7 +13,7 @@ use super::collect::{Collected, Collector};
 use super::copies::{self, CopiesHere};
 use super::fetch::{FetchError, Fetcher, Progress};
 use super::metrics::Metrics;
-use super::openness::{Prover, Unproven};
+use super::openness::Prover;
 use super::plan::{Subject, Unit};
 use super::survey::Surveyor;
 use super::{Catalog, scrub};
@@ -69,17 +69,20 @@ impl Keep {
         let surveyor = Arc::new(Surveyor::new(store.clone(), config, Some(containerd)).await);
         let (told, catalog) = watch::channel(Arc::new(Catalog::default()));
         let collector = Arc::new(Collector::new(Arc::clone(&surveyor), catalog.clone(), metrics.clone()));
-        let (spoilt, unproven) = (Spoilt::default(), Unproven::default());
+        let spoilt = Spoilt::default();
         let adopter = Arc::new(Adopter {
             surveyor: Arc::clone(&surveyor),
             collector: Arc::clone(&collector),
             inventory: inventory.clone(),
             catalog: catalog.clone(),
             spoilt: spoilt.clone(),
-            unproven: unproven.clone(),
         });
-        let prover =
-            Prover { surveyor: Arc::clone(&surveyor), pull: pull.clone(), inventory: inventory.clone(), unproven };
+        let prover = Prover {
+            surveyor: Arc::clone(&surveyor),
+            pull: pull.clone(),
+            inventory: inventory.clone(),
+            catalog: catalog.clone(),
+        };
         let fetcher = Arc::new(Fetcher {
             surveyor: Arc::clone(&surveyor),
             pull,

@@ -1,83 +1,80 @@
-//! Whether what was adopted is anybody's: once for each repository, and once for each blob in one that opens, a registry is
-//! asked as nobody in particular.
+//! Whether what is kept is anybody's: once for each repository, and once for each blob in one that opens, a registry is asked
+//! as nobody in particular.
 //!
 //! What containerd holds may have come to it with credentials. So it counts as private until its registry was seen to give
 //! it without any; from then on it can be given to whoever asks, also when the registry can't be asked any more. That its
-//! repository opens is not enough: containerd calls each repository a blob's source whose manifest names it, also where it
-//! had the blob already and never asked for it there. So anybody's manifest could open anybody's layer.
+//! repository opens is not enough: a blob is looked for wherever containerd calls a repository its source, which it does
+//! without asking there, and wherever a manifest names it. So anybody's manifest could open anybody's layer.
+//!
+//! A blob is named in new places for as long as it is here, and a repository may open later. So nothing is queued: what is
+//! to be asked is found anew whenever something has changed, less what was answered.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{StreamExt as _, stream};
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::survey::Surveyor;
+use super::{Catalog, Held};
 use crate::containerd::inventory::Inventory;
-use crate::image::{Access, Digest};
+use crate::image::{Access, Digest, ImageName, Registry, Repository};
 use crate::pull::{Kind, Place, Pull};
 
 /// A registry that gave no answer is asked again after so long.
 const ASK_AGAIN: Duration = Duration::from_secs(300);
 /// So many are asked at a time.
 const AT_ONCE: usize = 4;
-/// The most repositories that are remembered as asked.
-const MOST_ASKED: usize = 4096;
-
-/// Blobs that were adopted before anybody knew whether their repositories open to anybody.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Unproven {
-    blobs: Arc<Mutex<HashMap<Place, HashSet<Digest>>>>,
-    more: Arc<Notify>,
-}
-
-impl Unproven {
-    /// One more, of these repositories.
-    pub(super) fn note(&self, digest: Digest, places: Vec<Place>) {
-        if places.is_empty() {
-            return;
-        }
-        let mut blobs = self.lock();
-        for place in places {
-            blobs.entry(place).or_default().insert(digest);
-        }
-        self.more.notify_one();
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<Place, HashSet<Digest>>> {
-        self.blobs.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
+/// How many blobs the store is asked for at a time.
+const PAGE: usize = 2048;
+/// What changes together comes within a moment.
+const SETTLE: Duration = Duration::from_millis(500);
 
 /// Who asks.
 pub(super) struct Prover {
     pub(super) surveyor: Arc<Surveyor>,
     pub(super) pull: Pull,
     pub(super) inventory: watch::Receiver<Option<Arc<Inventory>>>,
-    pub(super) unproven: Unproven,
+    pub(super) catalog: watch::Receiver<Arc<Catalog>>,
+}
+
+/// What needn't be asked.
+#[derive(Default)]
+struct Asked {
+    /// Repositories that gave no answer, and when.
+    silent: HashMap<Place, Instant>,
+    /// Where it was asked for each blob, and answered.
+    answered: HashMap<Digest, HashSet<Place>>,
+}
+
+/// Where blobs may be asked for.
+#[derive(Default)]
+struct Named {
+    places: HashMap<Digest, HashSet<Place>>,
+    /// By which requests; both where nobody says.
+    kinds: HashMap<Digest, Kind>,
+    /// An image of each repository.
+    targets: HashMap<Place, Digest>,
 }
 
 impl Prover {
-    /// Asks for what is adopted, until `stop`.
+    /// Asks for what is here, until `stop`.
     pub(super) async fn prove_until(&self, stop: CancellationToken) {
-        let mut inventory = self.inventory.clone();
-        let mut asked: HashMap<Place, Instant> = HashMap::new();
+        let (mut inventory, mut catalog) = (self.inventory.clone(), self.catalog.clone());
+        let mut asked = Asked::default();
         loop {
             let round = async {
-                let now = inventory.borrow_and_update().clone();
-                if let Some(now) = now {
-                    self.prove(&now, &mut asked).await;
-                }
+                let (now, known) = (inventory.borrow_and_update().clone(), catalog.borrow_and_update().clone());
+                self.prove(&Named::of(now.as_deref(), &known), &mut asked).await;
                 tokio::select! {
                     changed = inventory.changed() => if changed.is_err() { std::future::pending::<()>().await },
-                    () = self.unproven.more.notified() => {}
+                    changed = catalog.changed() => if changed.is_err() { std::future::pending::<()>().await },
                     () = tokio::time::sleep(ASK_AGAIN) => {}
                 }
-                // What is adopted with it comes within a moment.
-                tokio::time::sleep(Duration::from_millis(500)).await;
+                tokio::time::sleep(SETTLE).await;
             };
             if stop.run_until_cancelled(round).await.is_none() {
                 return;
@@ -85,62 +82,81 @@ impl Prover {
         }
     }
 
-    async fn prove(&self, now: &Inventory, asked: &mut HashMap<Place, Instant>) {
-        asked.retain(|_, at| at.elapsed() < ASK_AGAIN);
-        let mut ask: HashMap<Place, Digest> = HashMap::new();
-        for image in &now.images {
-            for name in image.names.iter().filter(|name| !self.surveyor.is_ignored(name)) {
-                let place = Place { registry: name.registry.clone(), repository: name.repository.clone() };
-                if !asked.contains_key(&place) && self.openness(&place).await.is_none() {
-                    ask.insert(place, image.target);
+    async fn prove(&self, named: &Named, asked: &mut Asked) {
+        asked.silent.retain(|_, at| at.elapsed() < ASK_AGAIN);
+        asked.answered.retain(|digest, _| named.places.contains_key(digest));
+        let mut todo: HashMap<&Place, Vec<Digest>> = HashMap::new();
+        for digest in self.protected(named).await {
+            for place in named.places.get(&digest).into_iter().flatten() {
+                let is_answered = asked.answered.get(&digest).is_some_and(|places| places.contains(place));
+                if !is_answered && !asked.silent.contains_key(place) && !self.is_ignored(place) {
+                    todo.entry(place).or_default().push(digest);
                 }
             }
         }
-        for place in ask.keys().take(MOST_ASKED.saturating_sub(asked.len())) {
-            asked.insert(place.clone(), Instant::now());
-            // With what an earlier process adopted, and got no answer for.
-            let is_from =
-                |(registry, repository): &(_, _)| *registry == place.registry && *repository == place.repository;
-            let blobs = now.contents.values().filter(|content| content.sources.iter().any(is_from));
-            self.unproven.lock().entry(place.clone()).or_default().extend(blobs.map(|content| content.digest));
-        }
-        let answers = stream::iter(ask).map(|(place, target)| async move {
-            let opens = self.pull.opens_to_anybody(&place, &target, Kind::Manifest).await;
-            (place, opens)
-        });
-        let answers: HashMap<Place, Option<bool>> = answers.buffer_unordered(AT_ONCE).collect().await;
-        let waiting: Vec<Place> = self.unproven.lock().keys().cloned().collect();
-        for place in waiting {
-            let said = answers.get(&place).copied().flatten();
-            let opens = match said {
-                Some(opens) => Some(opens),
-                None => self.openness(&place).await.map(|access| access == Access::Anonymous),
-            };
-            let Some(opens) = opens else { continue };
-            let blobs = self.unproven.lock().remove(&place).unwrap_or_default();
-            if opens {
-                let place = &place;
-                let proving =
-                    blobs.into_iter().map(|digest| async move { (digest, self.prove_one(place, digest).await) });
-                let proven: Vec<(Digest, bool)> = stream::iter(proving).buffer_unordered(AT_ONCE).collect().await;
-                let left: HashSet<Digest> =
-                    proven.into_iter().filter(|(_, said)| !said).map(|(left, _)| left).collect();
-                if !left.is_empty() {
-                    self.unproven.lock().entry(place.clone()).or_default().extend(left);
+        let opens = self.opens(todo.keys().copied(), named, asked).await;
+        for (place, blobs) in todo.into_iter().filter(|(place, _)| opens.contains(*place)) {
+            let proving = blobs.into_iter().map(|digest| {
+                let kind = named.kinds.get(&digest).copied();
+                async move { (digest, self.prove_one(place, digest, kind).await) }
+            });
+            let mut proving = stream::iter(proving).buffer_unordered(AT_ONCE);
+            while let Some((digest, is_answered)) = proving.next().await {
+                if !is_answered {
+                    asked.silent.insert(place.clone(), Instant::now());
+                    break;
                 }
+                asked.answered.entry(digest).or_default().insert(place.clone());
             }
         }
     }
 
-    /// Asks for one blob, unless it is known to be anybody's; false: there was no answer.
-    async fn prove_one(&self, place: &Place, digest: Digest) -> bool {
-        let store = &self.surveyor.store;
-        if store.blob(&digest).await.is_some_and(|blob| blob.provenance().is_public()) {
-            return true;
+    /// What is in the store, and nobody was seen to get without credentials.
+    async fn protected(&self, named: &Named) -> Vec<Digest> {
+        let all: Vec<Digest> = named.places.keys().copied().collect();
+        let mut protected = Vec::new();
+        for page in all.chunks(PAGE) {
+            let holdings = self.surveyor.store.holdings(page.to_vec()).await;
+            let found = page.iter().zip(holdings);
+            let is_protected = found.filter(|(_, holding)| holding.is_some_and(|holding| !holding.is_public));
+            protected.extend(is_protected.map(|(digest, _)| *digest));
         }
-        for kind in [Kind::Blob, Kind::Manifest] {
+        protected
+    }
+
+    /// Which of these repositories open to anybody. One of which it isn't known is asked, by an image that it has.
+    async fn opens(&self, places: impl Iterator<Item = &Place>, named: &Named, asked: &mut Asked) -> HashSet<Place> {
+        let (mut opens, mut ask) = (HashSet::new(), Vec::new());
+        for place in places {
+            match self.surveyor.store.openness(&place.registry, &place.repository).await {
+                Some((Access::Anonymous, _)) => drop(opens.insert(place.clone())),
+                Some((Access::Authorized, _)) => {}
+                None => ask.extend(named.targets.get(place).map(|target| (place.clone(), *target))),
+            }
+        }
+        let asking = ask.into_iter().map(|(place, target)| async move {
+            let opens = self.pull.opens_to_anybody(&place, &target, Kind::Manifest).await;
+            (place, opens)
+        });
+        let answers: Vec<(Place, Option<bool>)> = stream::iter(asking).buffer_unordered(AT_ONCE).collect().await;
+        for (place, answer) in answers {
+            if answer == Some(true) {
+                opens.insert(place);
+            } else {
+                // One that refused is known from now on. "Not found" says nothing of the repository.
+                asked.silent.insert(place, Instant::now());
+            }
+        }
+        opens
+    }
+
+    /// Asks for one blob; false: there was no answer.
+    async fn prove_one(&self, place: &Place, digest: Digest, kind: Option<Kind>) -> bool {
+        let kinds = kind.map_or(vec![Kind::Blob, Kind::Manifest], |kind| vec![kind]);
+        for kind in kinds {
             match self.pull.opens_to_anybody(place, &digest, kind).await {
                 Some(true) => {
+                    let store = &self.surveyor.store;
                     store.delivered(&digest, &place.registry, &place.repository, Access::Anonymous).await;
                     return true;
                 }
@@ -151,8 +167,41 @@ impl Prover {
         true
     }
 
-    async fn openness(&self, place: &Place) -> Option<Access> {
-        let known = self.surveyor.store.openness(&place.registry, &place.repository).await;
-        known.map(|(access, _)| access)
+    fn is_ignored(&self, place: &Place) -> bool {
+        self.surveyor.cache.ignore.iter().any(|pattern| pattern.covers(&place.registry, &place.repository))
     }
+}
+
+impl Named {
+    /// By what containerd says, and by the images that are known.
+    fn of(inventory: Option<&Inventory>, catalog: &Catalog) -> Self {
+        let mut named = Self::default();
+        for content in inventory.into_iter().flat_map(|inventory| inventory.contents.values()) {
+            named.places.entry(content.digest).or_default().extend(content.sources.iter().map(source));
+        }
+        for image in inventory.into_iter().flat_map(|inventory| &inventory.images) {
+            let sources = named.places.get(&image.target).into_iter().flatten().cloned();
+            let places: Vec<Place> = sources.chain(image.names.iter().map(place_of)).collect();
+            named.targets.extend(places.into_iter().map(|place| (place, image.target)));
+            named.kinds.insert(image.target, Kind::Manifest);
+        }
+        for known in &catalog.images {
+            let place = place_of(&known.name);
+            named.targets.entry(place.clone()).or_insert(known.target);
+            for part in known.parts.iter().filter(|part| part.held != Held::Missing) {
+                let is_manifest = part.digest == known.target || part.media_type.is_manifest();
+                named.kinds.insert(part.digest, if is_manifest { Kind::Manifest } else { Kind::Blob });
+                named.places.entry(part.digest).or_default().insert(place.clone());
+            }
+        }
+        named
+    }
+}
+
+fn source((registry, repository): &(Registry, Repository)) -> Place {
+    Place { registry: registry.clone(), repository: repository.clone() }
+}
+
+fn place_of(name: &ImageName) -> Place {
+    Place { registry: name.registry.clone(), repository: name.repository.clone() }
 }

@@ -20,7 +20,7 @@ use super::owner::Owner;
 use super::{Backing, Gossip, GossipMetrics, GossipParts, Grants, Inner, MOST_UPLOADS, PeerMetrics, Peers};
 use crate::cluster::Ring;
 use crate::config;
-use crate::containerd::client::Client;
+use crate::containerd::inventory::Inventory;
 use crate::store::{Secret, Store};
 use crate::wire::{BindError, Channels, Datagrams, Identity, IdentityError, Limiter, PeerListener, WireMetrics};
 
@@ -42,7 +42,7 @@ pub struct Parts<'a> {
     /// What is held here, and told to owners.
     pub store: Store,
     /// What holds more, which they are told of too.
-    pub containerd: Option<Arc<Client>>,
+    pub inventory: Option<watch::Receiver<Option<Arc<Inventory>>>>,
     /// What works behind runs in these,
     pub tasks: TaskTracker,
     /// and ends with this.
@@ -118,7 +118,7 @@ impl Peers {
         identity: Arc<Identity>,
         dir: std::path::PathBuf,
         store: Store,
-        containerd: Option<Arc<Client>>,
+        inventory: Option<watch::Receiver<Option<Arc<Inventory>>>>,
         tasks: &TaskTracker,
         ends: &Ends,
     ) -> Result<(Self, Port), JoinError> {
@@ -147,7 +147,7 @@ impl Peers {
             gossip: Some(gossip),
             channels,
             store,
-            containerd,
+            inventory,
             tasks: tasks.clone(),
             stop: ends.end.clone(),
         });
@@ -157,7 +157,7 @@ impl Peers {
     /// Takes part in a cluster whose parts are there. Needs a runtime: the one that all of it runs on.
     #[must_use]
     pub fn new(parts: Parts<'_>) -> Self {
-        let Parts { config, budgets, identity, ring, gossip, channels, store, containerd, tasks, stop } = parts;
+        let Parts { config, budgets, identity, ring, gossip, channels, store, inventory, tasks, stop } = parts;
         let (metrics, started, node) = (PeerMetrics::default(), Instant::now(), identity.node());
         let directory = Owner::new(node, ring.borrow().clone(), started, metrics.clone());
         let limiter = |total: Option<config::Bytes>, per_peer: Option<config::Bytes>| {
@@ -191,7 +191,7 @@ impl Peers {
         });
         inner.tasks.spawn(Arc::clone(&inner.directory).run(inner.ring.clone(), inner.stop.clone()));
         inner.tasks.spawn(follow_ring(Arc::clone(&inner)));
-        inner.tasks.spawn(announce(Arc::clone(&inner), inner.store.clone(), containerd));
+        inner.tasks.spawn(announce(Arc::clone(&inner), inner.store.clone(), inventory));
         Self(Backing::Cluster(inner))
     }
 }

@@ -122,7 +122,8 @@ impl Driver {
         let mut disputed = None;
         let mut part = self.first_part(leftover.as_ref(), upto);
         loop {
-            let Some((source, opened)) = first_to_answer(&mut self.sources, &self.transfer.wanted, part).await else {
+            let Some((source, mut opened)) = first_to_answer(&mut self.sources, &self.transfer.wanted, part).await
+            else {
                 if disputed.take().is_some() {
                     // Nobody contradicts.
                     self.discard(leftover).await;
@@ -137,6 +138,11 @@ impl Driver {
                 continue;
             };
             let from = part.from;
+            if opened.size.is_none() {
+                // Its manifest says it, and what comes is held against that.
+                let wanted = &self.transfer.wanted;
+                opened.size = self.pull.sizes.of(&wanted.place, &wanted.digest);
+            }
             if let Some(left) = &*leftover {
                 let size = left.size();
                 if opened.size.is_none_or(|says| says == size) {

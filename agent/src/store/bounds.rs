@@ -87,9 +87,15 @@ impl Bounds {
         let fits_bytes = self.max_bytes.is_none_or(|max| arriving <= max);
         let fits_disk = usage.disk.is_none_or(|disk| {
             let others = disk.used.saturating_sub(usage.bytes.saturating_add(usage.ingest_bytes));
-            others.saturating_add(arriving) <= percent_of(disk.size, self.max_disk_percent.value())
+            others.saturating_add(arriving) <= self.disk_mark(disk)
         });
         fits_bytes && fits_disk
+    }
+
+    /// How much of the disk may be used, by whomever, in bytes.
+    #[must_use]
+    pub fn disk_mark(&self, disk: DiskUse) -> u64 {
+        percent_of(disk.size, self.max_disk_percent.value())
     }
 
     /// What must go, if a bound is passed.
@@ -103,7 +109,7 @@ impl Bounds {
             Excess { bytes: held - low, reason: Reason::MaxBytes }
         });
         let high = self.max_disk_percent.value();
-        let by_disk = usage.disk.filter(|disk| disk.used > percent_of(disk.size, high)).map(|disk| {
+        let by_disk = usage.disk.filter(|disk| disk.used > self.disk_mark(*disk)).map(|disk| {
             let low = percent_of(disk.size, high.saturating_sub(DISK_SLACK_PERCENT));
             Excess { bytes: disk.used - low, reason: Reason::MaxDiskPercent }
         });

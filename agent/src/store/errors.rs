@@ -159,7 +159,7 @@ pub enum ReadError {
         /// Which chunk, from 0.
         chunk: u64,
     },
-    /// The disk refuses.
+    /// The disk refuses. Where it says that it has lost the bytes, [`Store::set_aside`](super::Store::set_aside) is next.
     #[error("can't read chunk {chunk} of {digest}")]
     Io {
         /// Which blob.
@@ -174,9 +174,20 @@ pub enum ReadError {
 impl ReadError {
     /// Whether the blob's file is at fault, and the blob is to be set aside.
     #[must_use]
-    pub const fn is_damage(&self) -> bool {
-        matches!(self, Self::Rotten { .. } | Self::Truncated { .. })
+    pub fn is_damage(&self) -> bool {
+        match self {
+            Self::Rotten { .. } | Self::Truncated { .. } => true,
+            Self::Io { source, .. } => are_lost(source),
+            Self::Stuck { .. } => false,
+        }
     }
+}
+
+/// Whether a disk that gave this error to a read has lost the bytes: a bad sector, or what a filesystem with checksums of
+/// its own calls wrong. To ask again is no help then, and the same bytes can be had from elsewhere.
+pub(super) fn are_lost(error: &io::Error) -> bool {
+    use nix::libc::{EBADMSG, EIO, EUCLEAN};
+    matches!(error.raw_os_error(), Some(EIO | EBADMSG | EUCLEAN))
 }
 
 impl CommitError {
@@ -196,5 +207,22 @@ impl IngestError {
             Some(super::space::Trouble::ReadOnly) => Self::NotWritable,
             None => Self::Io { path: path.to_owned(), source },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bad_sector_is_damage_and_a_refusal_is_none() {
+        let digest = Digest::of(b"one");
+        let refused = |errno| ReadError::Io { digest, chunk: 0, source: io::Error::from_raw_os_error(errno) };
+        // A file of the kernel's that gives what a bad sector gives.
+        let bad = std::os::unix::fs::FileExt::read_at(&std::fs::File::open("/proc/self/mem").unwrap(), &mut [0], 0);
+        assert!(ReadError::Io { digest, chunk: 0, source: bad.unwrap_err() }.is_damage());
+        assert!(refused(nix::libc::EBADMSG).is_damage());
+        assert!(!refused(nix::libc::EACCES).is_damage() && !refused(nix::libc::ESTALE).is_damage());
+        assert!(!ReadError::Stuck { digest, chunk: 0 }.is_damage());
     }
 }

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use super::arrive::Delivery;
 use super::audit::{Audit, Listed};
 use super::blob::Blob;
-use super::boot::{Boot, unix_now};
+use super::boot::Boot;
 use super::bounds::{Bounds, Reason, Usage};
 use super::disk::{Disk, RealDisk};
 use super::errors::{CommitError, IngestError, OpenError};
@@ -29,8 +29,10 @@ use crate::image::{Access, Digest, MediaType, Registry, Repository, Tag};
 /// How many times a blob is looked for again after it was settled: once finds it, unless it was damaged meanwhile.
 const LOOKS: usize = 3;
 
-/// How many blobs are removed by one call of the disk's hands.
-const EVICTED_AT_ONCE: usize = 64;
+/// How many blobs are removed by one call of the disk's hands: a burst so short that nobody waits long for its CPU.
+const EVICTED_AT_ONCE: usize = 8;
+/// Between two of them.
+const EVICTION_REST: Duration = Duration::from_millis(1);
 
 /// How a store is opened.
 #[derive(Debug, Clone)]
@@ -295,13 +297,6 @@ impl Store {
         self.shelves().open.is_open(digest)
     }
 
-    /// The `limit` blobs that were used least recently, the coldest first, none of them used within `spare`.
-    pub async fn coldest(&self, limit: usize, spare: Duration) -> Vec<Digest> {
-        let before = unix_now().saturating_sub(u64::try_from(spare.as_millis()).unwrap_or(u64::MAX));
-        let coldest = self.run(move |shelves| shelves.index.coldest(limit, before)).await.unwrap_or_default();
-        coldest.into_iter().map(|(_, digest)| digest).collect()
-    }
-
     /// Removes blobs to make room, until `enough` bytes are free; how many bytes and blobs went.
     pub async fn evict(&self, digests: Vec<Digest>, enough: u64, reason: Reason) -> (u64, u64) {
         let (mut bytes, mut blobs) = (0_u64, 0);
@@ -314,6 +309,7 @@ impl Store {
             if bytes >= enough {
                 break;
             }
+            tokio::time::sleep(EVICTION_REST).await;
         }
         (bytes, blobs)
     }

@@ -20,6 +20,8 @@ pub struct Holding {
     pub size: u64,
     /// Whose they are.
     pub held: Held,
+    /// Some registry gave it to an anonymous caller.
+    pub is_public: bool,
 }
 
 impl Store {
@@ -46,7 +48,7 @@ impl Store {
 
 impl Holding {
     fn of(record: &BlobRecord) -> Self {
-        Self { size: record.size, held: record.hold.held() }
+        Self { size: record.size, held: record.hold.held(), is_public: record.provenance.is_public() }
     }
 }
 

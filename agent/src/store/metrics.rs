@@ -17,6 +17,7 @@ pub struct Metrics {
     writable: Gauge,
     disk_size: Gauge,
     disk_used: Gauge,
+    disk_mark: Gauge,
     evicted_bytes: Counter,
     evictions: Family<EvictionLabels, Counter>,
     adoptions: Family<AdoptionLabels, Counter>,
@@ -80,6 +81,8 @@ impl Metrics {
         registry.register("writable", "1 while blobs can be stored, else 0", self.writable.clone());
         registry.register("disk_size_bytes", "Size of the store's disk", self.disk_size.clone());
         registry.register("disk_used_bytes", "Bytes used on the store's disk, by whomever", self.disk_used.clone());
+        let mark = "Bytes used on the store's disk, by whomever, above which the store gives up what it can";
+        registry.register("disk_mark_bytes", mark, self.disk_mark.clone());
         registry.register("evicted_bytes", "Bytes freed by dropping blobs", self.evicted_bytes.clone());
         registry.register("evictions", "Blobs dropped, by why", self.evictions.clone());
         registry.register("adoptions", "Blobs taken over from containerd without a copy", self.adoptions.clone());
@@ -116,6 +119,10 @@ impl Metrics {
         self.disk_used.set(signed(disk.used));
     }
 
+    pub(super) fn set_disk_mark(&self, bytes: u64) {
+        self.disk_mark.set(signed(bytes));
+    }
+
     pub(super) fn count_eviction(&self, reason: Reason, bytes: u64) {
         let reason = match reason {
             Reason::MaxBytes => ReasonLabel::max_bytes,
@@ -145,6 +152,7 @@ mod tests {
         metrics.count_adoption(Adopted::LeftInPlace);
         metrics.set_writable(true);
         metrics.set_disk(&DiskUse { size: 1000, used: 400 });
+        metrics.set_disk_mark(750);
         metrics.count_eviction(Reason::MaxDiskPercent, 50);
         let mut registry = Registry::default();
         metrics.register(&mut registry);
@@ -160,6 +168,7 @@ mod tests {
             "larder_store_writable 1",
             "larder_store_disk_size_bytes 1000",
             "larder_store_disk_used_bytes 400",
+            "larder_store_disk_mark_bytes 750",
             "larder_store_evicted_bytes_total 50",
             "larder_store_evictions_total{reason=\"max_disk_percent\"} 1",
             "larder_store_rotten_total 0",

@@ -23,6 +23,7 @@
 
 mod adopt;
 mod arrive;
+mod aside;
 mod audit;
 mod blob;
 mod boot;
@@ -62,6 +63,7 @@ mod verify;
 mod tests;
 
 pub use adopt::{Adopted, Found};
+pub use aside::aside;
 pub use audit::{Audit, Condition, Listed};
 pub use blob::Blob;
 pub use bounds::{Bounds, DiskUse, Excess, Reason, Usage};

@@ -2,6 +2,7 @@ use std::sync::Arc;
 
 use super::CHUNK;
 use super::blob::Blob;
+use super::errors::are_lost;
 use super::handle::Store;
 use super::hands::Hands;
 use super::lookup::Sight;
@@ -97,7 +98,8 @@ impl Scrub {
                     let expected = usize::try_from(chunk).ok().and_then(|at| opened.checksums.get(at));
                     Some(expected == Some(&crc32fast::hash(buffer.as_ref())))
                 }
-                Err(error) => (error.kind() == std::io::ErrorKind::UnexpectedEof).then_some(false),
+                Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof || are_lost(&error) => Some(false),
+                Err(_) => None,
             }
         });
         match read.await {

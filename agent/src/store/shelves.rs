@@ -10,6 +10,7 @@ use tokio::sync::{Notify, Semaphore, watch};
 use tracing::{info, warn};
 
 use super::adopt::Seen;
+use super::aside::give_way;
 use super::blob::{OpenBlobs, Reading};
 use super::boot::Boot;
 use super::bounds::Bounds;
@@ -154,7 +155,10 @@ impl Shelves {
 
     fn start_one(self: &Arc<Self>, name: &str, work: fn(&Self)) -> io::Result<JoinHandle<()>> {
         let shelves = Arc::clone(self);
-        thread::Builder::new().name(name.into()).spawn(move || work(&shelves))
+        thread::Builder::new().name(name.into()).spawn(move || {
+            give_way();
+            work(&shelves);
+        })
     }
 
     /// Tells the threads to end. The index is written a last time; what is not yet synced is, after the next start.

@@ -8,6 +8,7 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 
 use super::CHUNK;
+use super::errors::are_lost;
 use super::index::Change;
 use super::label::Label;
 use super::layout::FileId;
@@ -87,7 +88,11 @@ impl Shelves {
             Ok(None) => return Proof::Unknown,
             Err(error) => {
                 warn!(%digest, %error, "can't read a blob to check it");
-                return Proof::Unknown;
+                if !are_lost(&error) {
+                    return Proof::Unknown;
+                }
+                self.set_aside(digest, Some(&file));
+                return Proof::Wrong;
             }
         };
         self.metrics.rechecked.inc();

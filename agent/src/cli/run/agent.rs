@@ -19,7 +19,7 @@ use crate::config::{Config, HostsTarget};
 use crate::containerd::canary::Canary;
 use crate::containerd::client::Client;
 use crate::containerd::hosts::{self, Adopted, Adoption, Applied, Entry, HostsDir, HostsError};
-use crate::containerd::inventory;
+use crate::containerd::inventory::{self, Inventory};
 use crate::health::{self, Monitor};
 use crate::keep::{self, Keep};
 use crate::mirror::{Identity, Listener, Mirror};
@@ -85,7 +85,9 @@ async fn serve(config: &Config, mut teller: Teller) -> anyhow::Result<ExitCode> 
     let Taken { store, door, left, has_waited } = taken;
     let canary = Arc::new(Canary::new());
     let ends = peers::Ends { stop: stop.clone(), end: end.clone() };
-    let (peers, port) = join(config, &store, &containerd, &tasks, &ends, has_waited).await.unzip();
+    let watched = inventory::Metrics::default();
+    let inventory = inventory::watch(Arc::clone(&containerd), watched.clone(), &tasks, end.clone());
+    let (peers, port) = join(config, &store, inventory.clone(), &tasks, &ends, has_waited).await.unzip();
     let pull = Pull::new(
         config,
         store.clone(),
@@ -119,14 +121,13 @@ async fn serve(config: &Config, mut teller: Teller) -> anyhow::Result<ExitCode> 
     let serving = tokio::spawn(listener.serve(Arc::clone(&mirror), identity.server_config()?, stop.clone()));
     teller.say(Word::Serves);
     tasks.spawn(Arc::clone(&identity).keep_fresh(stop.clone()));
-    let watched = inventory::Metrics::default();
     let parts = keep::Parts {
         config: config.cache.clone(),
         store: store.clone(),
         pull: pull.clone(),
         upstreams: Arc::clone(&upstreams),
         containerd: Arc::clone(&containerd),
-        inventory: inventory::watch(Arc::clone(&containerd), watched.clone(), &tasks, end.clone()),
+        inventory,
         peers: peers.clone(),
     };
     let keep = Keep::start(parts, &tasks, &end).await;
@@ -299,7 +300,7 @@ async fn end_work(end: &CancellationToken, tasks: &TaskTracker) {
 async fn join(
     config: &Config,
     store: &Store,
-    containerd: &Arc<Client>,
+    inventory: watch::Receiver<Option<Arc<Inventory>>>,
     tasks: &TaskTracker,
     ends: &peers::Ends,
     has_waited: bool,
@@ -312,10 +313,9 @@ async fn join(
     let opened = tokio::task::spawn_blocking(move || wire::Identity::open(&peers, &into)).await;
     let joined = match opened {
         Ok(Ok(identity)) => {
-            let containerd = Some(Arc::clone(containerd));
             let join = || {
-                let (identity, dir, containerd) = (Arc::clone(&identity), dir.clone(), containerd.clone());
-                Peers::join(config, identity, dir, store.clone(), containerd, tasks, ends)
+                let (identity, dir, inventory) = (Arc::clone(&identity), dir.clone(), inventory.clone());
+                Peers::join(config, identity, dir, store.clone(), Some(inventory), tasks, ends)
             };
             takeover::bind(has_waited, join).await
         }

@@ -26,6 +26,15 @@ pub struct Content {
     namespace: AsciiMetadataValue,
 }
 
+#[cfg(test)]
+impl Content {
+    /// One from a repository, for tests.
+    pub(crate) fn from_repository(digest: Digest, registry: &str, repository: &str) -> Self {
+        let sources = vec![(registry.parse().unwrap(), repository.parse().unwrap())];
+        Self { digest, size: 1, sources, namespace: AsciiMetadataValue::from_static("k8s.io") }
+    }
+}
+
 /// The bytes of one of them.
 #[derive(Debug)]
 pub struct ContentReader {

@@ -2,8 +2,8 @@
 //!
 //! What comes and goes in the store is told within 100 ms, together with what else does meanwhile. Every five minutes
 //! each owner hears that all stands as it stood, in a few bytes a bucket; who has lost what it was told asks for all of
-//! it. When owners change, the new ones are told within a second. What containerd holds besides is looked up at the
-//! beginning, and whenever the store is listed.
+//! it. When owners change, the new ones are told within a second. What containerd holds besides is told as its inventory
+//! says it.
 
 mod holdings;
 mod runtime;
@@ -18,17 +18,19 @@ use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use rand::RngExt as _;
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use self::holdings::Holdings;
+use self::runtime::Lent;
 use super::Inner;
 use super::calls::CallError;
 use super::messages::MOST_HOLDINGS;
 use super::owner::until;
 use crate::cluster::directory::{Announced, Shelf};
 use crate::cluster::{Bucket, Ring};
-use crate::containerd::client::Client;
-use crate::image::NodeId;
+use crate::containerd::inventory::Inventory;
+use crate::image::{Digest, NodeId};
 use crate::store::{Event, Events, Store};
 
 /// What comes within it is told together.
@@ -43,14 +45,20 @@ const AGAIN: Duration = Duration::from_secs(5);
 const AT_ONCE: usize = 8;
 /// How many blobs are listed at a time.
 const LISTED: usize = 256;
+/// And of how many it is asked at a time whether the store holds them.
+const ASKED: usize = 2048;
 
 /// Tells owners what `store` and containerd hold, until the node ends.
-pub(super) async fn announce(inner: Arc<Inner>, store: Store, containerd: Option<Arc<Client>>) {
+pub(super) async fn announce(
+    inner: Arc<Inner>,
+    store: Store,
+    inventory: Option<watch::Receiver<Option<Arc<Inventory>>>>,
+) {
     let mut events = store.events();
     let mut announcer = Announcer {
         ring: inner.ring.borrow().clone(),
         inner: Arc::clone(&inner),
-        containerd,
+        lent: Lent::new(inventory),
         holdings: Holdings::default(),
         todo: BTreeMap::new(),
         calls: FuturesUnordered::new(),
@@ -69,7 +77,7 @@ pub(super) async fn announce(inner: Arc<Inner>, store: Store, containerd: Option
 
 struct Announcer {
     inner: Arc<Inner>,
-    containerd: Option<Arc<Client>>,
+    lent: Lent,
     ring: Arc<Ring>,
     holdings: Holdings,
     /// What each owner is still to be told.
@@ -107,10 +115,8 @@ impl Announcer {
             after = Some(last.digest);
             all.extend(batch.into_iter().map(|listed| (listed.digest, listed.provenance)));
         }
-        if let Some(client) = &self.containerd {
-            for (digest, provenance) in runtime::lent(client).await {
-                all.entry(digest).or_insert(provenance);
-            }
+        for (digest, provenance) in self.lent.all() {
+            all.entry(digest).or_insert(provenance);
         }
         self.holdings.replace(all);
         self.flush();
@@ -128,7 +134,7 @@ impl Announcer {
                         self.hurry();
                     }
                     Some(Event::Gone(digest)) => {
-                        self.holdings.drop(&digest);
+                        self.look_at_containerd(&digest);
                         self.hurry();
                     }
                     // That it is gone was said before.
@@ -138,11 +144,8 @@ impl Announcer {
                 },
                 () = until(self.flush_at) => self.flush(),
                 () = until(self.spread_at) => self.spread(),
-                () = until(Some(self.renew_at)) => {
-                    // containerd doesn't say by itself what comes and goes.
-                    self.list(store).await;
-                    self.renew();
-                }
+                changed = self.lent.changed() => self.containerd_changed(store, &changed).await,
+                () = until(Some(self.renew_at)) => self.renew(),
                 Some(called) = self.calls.next(), if !self.calls.is_empty() => self.called(called),
                 changed = rings.changed() => {
                     if changed.is_err() {
@@ -152,6 +155,25 @@ impl Announcer {
                     self.ring_changed(ring);
                 }
             }
+        }
+    }
+
+    /// What the store holds is told as the store says it.
+    async fn containerd_changed(&mut self, store: &Store, changed: &[Digest]) {
+        for some in changed.chunks(ASKED) {
+            let holdings = store.holdings(some.to_vec()).await;
+            for (digest, _) in some.iter().zip(holdings).filter(|(_, holding)| holding.is_none()) {
+                self.look_at_containerd(digest);
+            }
+        }
+        self.hurry();
+    }
+
+    /// The store doesn't hold it: whether it is held is containerd's to say.
+    fn look_at_containerd(&mut self, digest: &Digest) {
+        match self.lent.provenance(digest) {
+            Some(provenance) => self.holdings.keep(*digest, &provenance),
+            None => self.holdings.drop(digest),
         }
     }
 

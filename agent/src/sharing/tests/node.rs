@@ -126,7 +126,7 @@ impl Node {
             gossip: None,
             channels,
             store: store.clone(),
-            containerd: None,
+            inventory: None,
             tasks,
             stop: stop.clone(),
         });

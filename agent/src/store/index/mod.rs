@@ -8,11 +8,12 @@
 mod batch;
 mod database;
 mod file;
+mod known;
 mod tables;
+mod walk;
 mod writer;
 
-use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap, HashMap};
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -24,10 +25,9 @@ use super::disk::Disk;
 use super::events::{Event, Events, Teller};
 use super::locks::held;
 use super::metrics::Metrics;
-use super::record::{BlobRecord, Hold, Openness, TagRecord};
-use super::records::Records;
+use super::record::{BlobRecord, Hold};
 use super::space::Space;
-use crate::image::{Digest, Registry, Repository, Tag};
+use crate::image::{Digest, Registry, Repository};
 
 /// How many blobs may have changes that are not written. Beyond, nothing new is stored until the index takes it.
 const MOST_PENDING: usize = 8192;
@@ -180,6 +180,7 @@ impl Index {
     /// Changes a blob's record, with nobody else changing it meanwhile.
     pub(super) fn update(&self, digest: &Digest, change: impl FnOnce(Option<BlobRecord>) -> Change) {
         let mut queue = held(&self.shared.queue);
+        let was_idle = queue.pending.has_only_uses();
         let old = self.shared.record(&queue, digest);
         let old_counted = old.as_ref().map(Totals::of);
         let new_counted = match change(old) {
@@ -202,7 +203,10 @@ impl Index {
         queue.count(old_counted, new_counted);
         queue.taken_in += 1;
         drop(queue);
-        self.shared.changed.notify_all();
+        // To be woken for each of thousands costs more than the changes do.
+        if was_idle {
+            self.shared.changed.notify_all();
+        }
     }
 
     /// Makes sure that no power loss can bring back an older record of this blob, which may call something synced that
@@ -294,199 +298,6 @@ impl Index {
         known.sort_unstable();
         known.dedup();
         known
-    }
-
-    /// The last answer about a tag.
-    pub(super) fn tag(&self, registry: &Registry, repository: &Repository, tag: &Tag) -> Option<TagRecord> {
-        let key = tables::tag_key(registry, repository, tag);
-        let queue = held(&self.shared.queue);
-        let pending = queue.layers().find_map(|batch| batch.tags.get(&key).cloned());
-        pending.or_else(|| self.shared.home.read(|database| tables::tag(database, &key)).flatten())
-    }
-
-    /// Notes an answer about a tag. One that is new is written at once: after a crash, nobody is to be given an older
-    /// one.
-    pub(super) fn record_tag(&self, registry: &Registry, repository: &Repository, tag: &Tag, record: TagRecord) {
-        let is_new = self.tag(registry, repository, tag).is_none_or(|known| known.digest != record.digest);
-        let mut queue = held(&self.shared.queue);
-        if queue.pending.tags.len() >= MOST_PENDING {
-            return;
-        }
-        queue.pending.tags.insert(tables::tag_key(registry, repository, tag), record);
-        queue.taken_in += 1;
-        queue.urgent |= is_new;
-        drop(queue);
-        self.shared.changed.notify_all();
-    }
-
-    /// Whether a repository opens to anybody, as far as is known.
-    pub(super) fn openness(&self, registry: &Registry, repository: &Repository) -> Option<Openness> {
-        let key = tables::place_key(registry, repository);
-        let queue = held(&self.shared.queue);
-        let pending = queue.layers().find_map(|batch| batch.openness.get(&key).copied());
-        pending.or_else(|| self.shared.home.read(|database| tables::openness(database, &key)).flatten())
-    }
-
-    /// Notes whether a repository opens to anybody.
-    pub(super) fn note_openness(&self, registry: &Registry, repository: &Repository, openness: Openness) {
-        self.take_in(|pending| {
-            if pending.openness.len() < MOST_PENDING {
-                pending.openness.insert(tables::place_key(registry, repository), openness);
-            }
-        });
-    }
-
-    /// When what has this hash last held, in seconds since 1970.
-    pub(super) fn remembered(&self, hash: &[u8; 32]) -> Option<u64> {
-        let queue = held(&self.shared.queue);
-        for batch in queue.layers() {
-            if let Some(at) = batch.remembered.get(hash) {
-                return *at;
-            }
-        }
-        let known = self.shared.home.read(|database| tables::remembered(database, hash)).flatten()?;
-        queue.layers().all(|batch| batch.forget_before <= known).then_some(known)
-    }
-
-    /// Remembers when what has this hash last held, or, for `None`, forgets it.
-    pub(super) fn remember(&self, hash: [u8; 32], at: Option<u64>) {
-        self.take_in(|pending| {
-            // To forget is never put off.
-            if at.is_none() || pending.remembered.len() < MOST_PENDING {
-                pending.remembered.insert(hash, at);
-            }
-        });
-    }
-
-    /// Forgets what last held before that.
-    pub(super) fn forget_before(&self, before: u64) {
-        self.take_in(|pending| pending.forget_before = pending.forget_before.max(before));
-    }
-
-    fn take_in(&self, change: impl FnOnce(&mut Batch)) {
-        let mut queue = held(&self.shared.queue);
-        change(&mut queue.pending);
-        queue.taken_in += 1;
-        drop(queue);
-        self.shared.changed.notify_all();
-    }
-
-    /// Somebody's records of one kind, as they were given.
-    pub(super) fn records(&self, of: Records) -> Vec<(String, Vec<u8>)> {
-        let queue = held(&self.shared.queue);
-        let written = self.shared.home.read(|database| tables::records(database, of)).unwrap_or_default();
-        let mut records: BTreeMap<String, Vec<u8>> = written.into_iter().collect();
-        let mut layers: Vec<_> = queue.layers().collect();
-        layers.reverse();
-        let pending = layers.into_iter().flat_map(|batch| &batch.records);
-        for ((_, name), value) in pending.filter(|((kind, _), _)| *kind == of) {
-            match value {
-                Some(value) => drop(records.insert(name.clone(), value.to_vec())),
-                None => drop(records.remove(name)),
-            }
-        }
-        records.into_iter().collect()
-    }
-
-    /// Keeps a record, or removes it. False when there are `most` others already.
-    pub(super) fn record_as(&self, of: Records, name: &str, value: Option<Arc<[u8]>>, most: usize) -> bool {
-        let mut queue = held(&self.shared.queue);
-        if value.is_some() {
-            let written = self.shared.home.read(|database| tables::count_records(database, of, name));
-            let (count, is_known) = written.unwrap_or_default();
-            let key = (of, name.to_owned());
-            let is_pending = queue.layers().any(|batch| batch.records.contains_key(&key));
-            // What waits may be of another kind, or known already: the bound is reached a little early then.
-            let added: usize = queue.layers().map(|batch| batch.records.len()).sum();
-            if !is_known && !is_pending && usize::try_from(count).unwrap_or(usize::MAX).saturating_add(added) >= most {
-                return false;
-            }
-        }
-        queue.pending.records.insert((of, name.to_owned()), value);
-        queue.taken_in += 1;
-        drop(queue);
-        self.shared.changed.notify_all();
-        true
-    }
-
-    /// Blobs in the order of their digests, the first `limit` after `after`; none only at the end. Waits for no write,
-    /// and holds no lock while it reads.
-    pub(super) fn scan(&self, after: Option<&Digest>, limit: usize) -> Vec<Entry> {
-        let mut after = after.copied();
-        loop {
-            let changes: Vec<(Digest, Option<BlobRecord>)> = {
-                let queue = held(&self.shared.queue);
-                let mut layers: Vec<_> = queue.layers().collect();
-                layers.reverse();
-                let changes = layers.into_iter().flat_map(|batch| &batch.blobs);
-                let beyond = changes.filter(|(digest, _)| after.is_none_or(|after| **digest > after));
-                let record = |change: &RowChange| match change {
-                    RowChange::Put(record, _) => Some(record.clone()),
-                    RowChange::Drop => None,
-                };
-                beyond.map(|(digest, change)| (*digest, record(change))).collect()
-            };
-            let read = self.shared.home.read(|database| tables::scan(database, after.as_ref(), limit));
-            let written = read.unwrap_or_default();
-            let last = written.last().filter(|_| written.len() >= limit).map(|entry| entry.digest);
-            let mut entries: BTreeMap<Digest, Entry> = written.into_iter().map(|entry| (entry.digest, entry)).collect();
-            for (digest, record) in changes {
-                match record {
-                    _ if last.is_some_and(|last| digest > last) => {}
-                    Some(record) => {
-                        // When it was used is written apart from what else is known of it.
-                        let used = entries.get(&digest).map_or(0, |entry| entry.used);
-                        entries.insert(digest, Entry { digest, record, used });
-                    }
-                    None => drop(entries.remove(&digest)),
-                }
-            }
-            let mut entries: Vec<Entry> = entries.into_values().take(limit).collect();
-            match last {
-                // All of them were dropped just now.
-                Some(last) if entries.is_empty() => after = Some(last),
-                _ => {
-                    self.note_uses(&mut entries);
-                    return entries;
-                }
-            }
-        }
-    }
-
-    /// Enters the uses that are not written yet.
-    fn note_uses(&self, entries: &mut [Entry]) {
-        let queue = held(&self.shared.queue);
-        let touched = held(&self.shared.touched);
-        for entry in entries {
-            let newer = touched.get(&entry.digest);
-            let newer = newer.or_else(|| queue.layers().find_map(|batch| batch.used.get(&entry.digest)));
-            entry.used = newer.copied().unwrap_or(entry.used);
-        }
-    }
-
-    /// The `limit` blobs that were used least recently, none of them after `before`, of those that dropping would free;
-    /// the coldest first, with their times. Holds no more than that many in memory.
-    pub(super) fn coldest(&self, limit: usize, before: u64) -> Vec<(u64, Digest)> {
-        self.flush();
-        let mut coldest = BinaryHeap::with_capacity(limit + 1);
-        // A walk that ended early gives a shorter list.
-        let _ = self.shared.home.read(|database| {
-            tables::for_each_own(database, |digest, used| {
-                // Without a time it was never used here: nobody knows how cold it is.
-                if used > 0
-                    && used <= before
-                    && coldest.peek().is_none_or(|(most, _)| coldest.len() < limit || used < *most)
-                {
-                    coldest.push((used, digest));
-                    if coldest.len() > limit {
-                        coldest.pop();
-                    }
-                }
-            })
-        });
-        let mut sorted: Vec<Reverse<(u64, Digest)>> = coldest.into_iter().map(Reverse).collect();
-        sorted.sort_unstable_by_key(|Reverse(entry)| *entry);
-        sorted.into_iter().map(|Reverse(entry)| entry).collect()
     }
 
     /// Waits until everything so far is on the disk; false when the disk refuses, or takes too long.

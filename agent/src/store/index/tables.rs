@@ -5,7 +5,7 @@ use redb::{Database, ReadableDatabase, ReadableTable, ReadableTableMetadata, Tab
 use super::batch::{Batch, RowChange};
 use super::{Entry, Totals};
 use crate::image::{Digest, Registry, Repository, Tag};
-use crate::store::record::{BlobRecord, Hold, Openness, State, TagRecord, digest_of, key, seal, unseal, unseal_front};
+use crate::store::record::{BlobRecord, Openness, TagRecord, digest_of, key, seal, unseal};
 use crate::store::records::Records;
 
 type Definition = TableDefinition<'static, &'static [u8], &'static [u8]>;
@@ -264,16 +264,6 @@ pub(super) fn scan(database: &Database, after: Option<&Digest>, limit: usize) ->
         found.len() < limit
     })?;
     Ok(found)
-}
-
-/// Goes over all blobs that dropping would free, and when each was last used.
-pub(super) fn for_each_own(database: &Database, mut each: impl FnMut(Digest, u64)) -> Result<()> {
-    walk(database, None, |digest, sealed, used| {
-        if let Some((_, _, Hold::Own)) = unseal_front::<(u64, State, Hold)>(sealed) {
-            each(digest, used);
-        }
-        true
-    })
 }
 
 /// Walks over the blobs after `after` and, beside them, when each was last used (0 for never), for as long as `each`

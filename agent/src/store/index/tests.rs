@@ -1,10 +1,10 @@
 use super::super::boot::Boot;
 use super::super::disk::RealDisk;
 use super::super::provenance::Provenance;
-use super::super::record::State;
+use super::super::record::{State, TagRecord};
 use super::super::space::Standing;
 use super::*;
-use crate::image::MediaType;
+use crate::image::{MediaType, Tag};
 
 fn index(path: Option<PathBuf>) -> (Index, Option<std::thread::JoinHandle<()>>) {
     let metrics = Metrics::default();
@@ -63,23 +63,6 @@ fn changes_are_seen_before_while_and_after_they_are_written() {
     assert!(running.0.flush());
     assert!(running.0.row(&digest(5)).is_none());
     assert_eq!(running.0.totals().0, Totals::default());
-    stop(running);
-}
-
-#[test]
-fn the_coldest_come_first() {
-    let running = index(None);
-    let index = &running.0;
-    for n in 0..500 {
-        put(index, n, 1000 + (n * 7919) % 500);
-    }
-    let times = |limit, before| index.coldest(limit, before).iter().map(|(used, _)| *used).collect::<Vec<_>>();
-    assert_eq!(times(5, u64::MAX), [1000, 1001, 1002, 1003, 1004]);
-    assert_eq!(times(5, 1001), [1000, 1001]);
-    assert_eq!(times(1000, u64::MAX).len(), 500);
-    let (_, coldest) = index.coldest(1, u64::MAX)[0];
-    index.touch(&coldest);
-    assert_eq!(times(1, u64::MAX), [1001], "a use that was just noted counts");
     stop(running);
 }
 

@@ -7,18 +7,21 @@
 //! Whoever fetches a chunk writes it from where it stands to its end, in order; different chunks may arrive in any
 //! order and at the same time. The hash runs along the frontier: the first byte that isn't there yet.
 
+mod chunks;
+mod file;
 mod map;
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, IoSlice, Write};
+use std::io::{self, Write};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use nix::fcntl::{FallocateFlags, fallocate};
 
+use self::chunks::{Chunk, State};
+use self::file::{reserve, write_all_vectored};
 use self::map::{Recorded, header};
 use super::CHUNK;
 use crate::image::{Access, Digest, Hasher, Registry};
@@ -62,31 +65,6 @@ pub struct Mismatch {
     pub expected: Digest,
     /// The digest of what arrived.
     pub found: Digest,
-}
-
-#[derive(Debug)]
-struct State {
-    chunks: Vec<Chunk>,
-    /// Absent while a thread hashes.
-    hasher: Option<Hasher>,
-    hashed_to: u64,
-}
-
-#[derive(Debug, Clone)]
-enum Chunk {
-    Missing,
-    /// The first bytes are there.
-    Filling {
-        filled: u64,
-        checksum: crc32fast::Hasher,
-    },
-    /// An earlier process finished it; not checked since.
-    Recorded {
-        checksum: u32,
-    },
-    Present {
-        checksum: u32,
-    },
 }
 
 impl Ingest {
@@ -408,99 +386,6 @@ impl Ingest {
         // Nothing panics while it is held; were it so, the state is whole after each statement.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-impl State {
-    fn available(&self, offset: u64, limit: u64, size: u64) -> u64 {
-        let mut end = offset;
-        while end < limit {
-            let index = end / CHUNK;
-            let length = CHUNK.min(size - index * CHUNK);
-            let filled = index * CHUNK + self.chunks[index as usize].filled(length);
-            end = end.max(filled);
-            if filled < index * CHUNK + length {
-                break;
-            }
-        }
-        end
-    }
-
-    /// How far the bytes of a chunk reach, as an offset in the blob.
-    fn stands(&self, index: u64, length: u64) -> u64 {
-        index * CHUNK
-            + match &self.chunks[index as usize] {
-                // What isn't checked yet is not written over either: `recheck` decides.
-                Chunk::Recorded { .. } => length,
-                chunk => chunk.filled(length),
-            }
-    }
-
-    /// Takes bytes into a chunk's checksum, which is returned when the chunk is finished by them.
-    fn fill(&mut self, index: u64, bytes: &[u8], length: u64) -> Option<u32> {
-        let chunk = &mut self.chunks[index as usize];
-        let (filled, mut checksum) = match std::mem::replace(chunk, Chunk::Missing) {
-            Chunk::Filling { filled, checksum } => (filled, checksum),
-            // A chunk that follows one just filled in the same write begins here.
-            _ => (0, crc32fast::Hasher::new()),
-        };
-        checksum.update(bytes);
-        let filled = filled + bytes.len() as u64;
-        if filled < length {
-            *chunk = Chunk::Filling { filled, checksum };
-            return None;
-        }
-        let checksum = checksum.finalize();
-        *chunk = Chunk::Present { checksum };
-        Some(checksum)
-    }
-}
-
-impl Chunk {
-    const fn filled(&self, length: u64) -> u64 {
-        match self {
-            Self::Missing | Self::Recorded { .. } => 0,
-            Self::Filling { filled, .. } => *filled,
-            Self::Present { .. } => length,
-        }
-    }
-
-    const fn checksum(&self) -> Option<u32> {
-        match self {
-            Self::Present { checksum } => Some(*checksum),
-            _ => None,
-        }
-    }
-}
-
-fn reserve(file: &File, size: u64) -> io::Result<()> {
-    if size == 0 {
-        return Ok(());
-    }
-    let length = i64::try_from(size).map_err(io::Error::other)?;
-    match fallocate(file, FallocateFlags::FALLOC_FL_KEEP_SIZE, 0, length) {
-        // Filesystems without it find out while writing.
-        Ok(()) | Err(nix::errno::Errno::EOPNOTSUPP | nix::errno::Errno::ENOSYS) => Ok(()),
-        Err(e) => Err(e.into()),
-    }
-}
-
-fn write_all_vectored(file: &File, mut offset: u64, parts: &[Bytes]) -> io::Result<()> {
-    let mut slices: Vec<IoSlice<'_>> = parts.iter().map(|part| IoSlice::new(part)).collect();
-    let mut slices = &mut slices[..];
-    while !slices.is_empty() {
-        // The kernel takes at most 1,024 slices a call.
-        let some = &slices[..slices.len().min(1024)];
-        let written = nix::sys::uio::pwritev(file, some, i64::try_from(offset).map_err(io::Error::other)?)?;
-        if written == 0 && some.iter().any(|slice| !slice.is_empty()) {
-            return Err(io::ErrorKind::WriteZero.into());
-        }
-        offset += written as u64;
-        IoSlice::advance_slices(&mut slices, written);
-        if written == 0 {
-            break;
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@
 
 mod chain;
 mod cluster;
+mod collect;
 mod debian;
 mod footprint;
 mod install;
@@ -20,9 +21,9 @@ mod stats;
 
 use anyhow::{Result, bail, ensure};
 
-const ALL: [&str; 13] = [
-    "cold", "warm", "ranges", "raw", "head", "chain", "memory", "start", "install", "cluster", "apart", "stream",
-    "soak",
+const ALL: [&str; 14] = [
+    "cold", "warm", "ranges", "raw", "head", "chain", "memory", "start", "collect", "install", "cluster", "apart",
+    "stream", "soak",
 ];
 
 #[tokio::main]
@@ -46,6 +47,7 @@ async fn main() -> Result<()> {
             "cluster" => cluster::cluster(pairs).await?,
             "apart" => cluster::apart(pairs).await?,
             "stream" => cluster::stream(pairs).await?,
+            "collect" => collect::collect().await?,
             "install" => install::install().await?,
             "memory" => footprint::memory().await?,
             _ => footprint::start().await?,

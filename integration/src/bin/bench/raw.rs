@@ -127,7 +127,7 @@ pub(crate) async fn get(port: u16, path: &str, length: usize) -> Result<()> {
 }
 
 /// A reply's head, byte for byte so that nothing of the body goes with it.
-async fn read_head(stream: &mut TcpStream) -> Result<String> {
+pub(crate) async fn read_head(stream: &mut TcpStream) -> Result<String> {
     let mut head = Vec::new();
     let mut peeked = [0; 4096];
     loop {
