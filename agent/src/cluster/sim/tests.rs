@@ -66,6 +66,17 @@ fn many_small_blobs_flow_as_one_large_one_does() {
 }
 
 #[test]
+fn over_full_links_an_image_comes_nearly_as_soon() {
+    for seed in seeds(10) {
+        let outcome = run(&Cluster::cold(seed));
+        assert_eq!(outcome.wrong, Vec::<String>::new());
+        // Seven times the delay of a link is in it, and the pauses in which a lease passes on.
+        assert!(outcome.last_healthy() <= 1.18, "LARDER_SIM_SEED={seed}: {}", outcome.last_healthy());
+        assert!((1.0..=1.01).contains(&outcome.copies), "LARDER_SIM_SEED={seed}: {} copies", outcome.copies);
+    }
+}
+
+#[test]
 fn what_is_parted_fetches_a_copy_for_each_part_at_most() {
     let parted = (When::At(Duration::from_millis(200)), Fault::Parted(3));
     let cluster = Cluster {
