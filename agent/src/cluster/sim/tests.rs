@@ -58,6 +58,18 @@ fn the_last_healthy_node_is_nearly_as_soon_as_a_single_one() {
 }
 
 #[test]
+fn what_a_zone_has_comes_from_it_whoever_asks_first() {
+    for seed in seeds(40) {
+        let begin_within = Duration::from_millis(seed % 4);
+        let cluster = Cluster { zones: 2, whole: 1, blobs: vec![64 << 20], begin_within, ..Cluster::herd(6, seed) };
+        let outcome = run(&cluster);
+        assert_eq!(outcome.wrong, Vec::<String>::new(), "LARDER_SIM_SEED={seed}");
+        let crossed = outcome.crossed as f64 / cluster.blobs[0] as f64;
+        assert!(crossed <= 1.05, "{crossed} copies crossed: LARDER_SIM_SEED={seed}");
+    }
+}
+
+#[test]
 fn many_small_blobs_flow_as_one_large_one_does() {
     let outcome = run(&Cluster::many_small(1));
     assert_eq!(outcome.wrong, Vec::<String>::new());
