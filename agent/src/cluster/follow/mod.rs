@@ -95,6 +95,7 @@ pub struct Follow {
     /// How far it was when it left off fetching for itself, to try another.
     left_own_at: Option<u64>,
     told_reading: Duration,
+    told_both: bool,
     numbers: u64,
     is_answered: bool,
     broken_sources: Vec<String>,
@@ -160,6 +161,7 @@ impl Follow {
             ask_again: ASK_AGAIN,
             left_own_at: None,
             told_reading: now,
+            told_both: false,
             numbers: 0,
             is_answered: false,
             broken_sources: Vec::new(),
@@ -215,9 +217,11 @@ impl Follow {
             self.return_to_first(now);
         }
         if self.is_served(now) {
-            // The other owner was faster. This one is to forget the place that it gave.
+            // The other owner was faster. This one is to forget the place that it gave; if it is the first, it is to know of
+            // the place that counts, above which its next ones have to be.
             if let Answer::Fetch { .. } | Answer::Read { .. } = answered.answer {
-                self.tell(now, pending.owner, State::Gone);
+                let reads = matches!(self.source, Source::Peer(_)) && !self.ranks.is_second(pending.owner);
+                self.tell(now, pending.owner, if reads { State::Reading } else { State::Gone });
             }
             return;
         }

@@ -107,6 +107,27 @@ fn what_is_parted_fetches_a_copy_for_each_part_at_most() {
 }
 
 #[test]
+fn who_comes_after_an_owner_is_told_what_there_is_by_those_who_read() {
+    for seed in seeds(5) {
+        // Some begin from nothing when the next owner knows only what it is told, and by some when nobody knows yet that
+        // the one before has died.
+        let again = |number: u64| {
+            (
+                When::At(Duration::from_millis(2_900)),
+                Fault::Leaves(3 * number as usize, Duration::from_millis(300 * number)),
+            )
+        };
+        let faults = std::iter::once((When::At(Duration::from_secs(3)), Fault::OwnerDark)).chain((1..8).map(again));
+        let noticed_after = Duration::from_secs(1);
+        let cluster = Cluster { faults: faults.collect(), noticed_after, piece: 128 << 10, ..Cluster::herd(30, seed) };
+        let outcome = run(&cluster);
+        assert_eq!(outcome.wrong, Vec::<String>::new(), "LARDER_SIM_SEED={seed}");
+        // No second download; one that runs out of patience meanwhile fetches some of it for itself.
+        assert!(outcome.copies <= 1.1, "{} copies: LARDER_SIM_SEED={seed}", outcome.copies);
+    }
+}
+
+#[test]
 fn the_same_seed_gives_the_same_run() {
     let cluster = Cluster::random(7);
     assert_eq!(format!("{:?}", run(&cluster)), format!("{:?}", run(&cluster)));
