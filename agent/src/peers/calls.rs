@@ -1,7 +1,7 @@
 //! Small calls to other nodes: owners of digests and tags.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use larder_proto::peers::HandOverRequest;
@@ -69,19 +69,19 @@ pub(super) struct Failing(Mutex<HashMap<NodeId, Instant>>);
 
 impl Failing {
     fn is_left_alone(&self, node: NodeId) -> bool {
-        let failing = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let failing = held(&self.0);
         failing.get(&node).is_some_and(|until| *until > Instant::now())
     }
 
     fn failed(&self, node: NodeId) {
         let now = Instant::now();
-        let mut failing = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut failing = held(&self.0);
         failing.retain(|_, until| *until > now);
         failing.insert(node, now + LEFT_ALONE);
     }
 
     fn answered(&self, node: NodeId) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&node);
+        held(&self.0).remove(&node);
     }
 }
 

@@ -1,9 +1,10 @@
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
+use super::owner::held;
 use crate::cluster::Ring;
 use crate::cluster::checks::{Allowance, Answer, Kept, Ledger};
 use crate::config;
@@ -151,7 +152,6 @@ impl Grants {
     }
 
     fn ledger(&self) -> MutexGuard<'_, Ledger> {
-        // It is sound between any two calls.
-        self.0.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+        held(&self.0.ledger)
     }
 }

@@ -35,7 +35,7 @@ mod trace;
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
@@ -316,13 +316,13 @@ struct Avoided(Mutex<HashMap<NodeId, Instant>>);
 impl Avoided {
     fn add(&self, node: NodeId) {
         let now = Instant::now();
-        let mut avoided = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut avoided = held(&self.0);
         avoided.retain(|_, until| *until > now);
         avoided.insert(node, now + AVOIDED_FOR);
     }
 
     fn holds(&self, node: NodeId) -> bool {
-        let avoided = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let avoided = held(&self.0);
         avoided.get(&node).is_some_and(|until| *until > Instant::now())
     }
 }

@@ -14,6 +14,9 @@ const TRIAL: Duration = Duration::from_millis(1200);
 const REST: Duration = Duration::from_secs(10);
 /// The gain that makes twice as many connections worth their cost: a fifth more.
 const GAIN: f64 = 1.2;
+/// The same where others read along what comes next. Two connections that share a link each bring their part later, and
+/// take more of that link from whoever else uses it, which looks like a gain.
+const GAIN_FOR_OTHERS: f64 = 1.6;
 /// Below so much that is left, in bytes, all is over before more connections could gain much.
 const WORTHWHILE: u64 = 16 << 20;
 /// The same in time, at the rate measured.
@@ -54,11 +57,18 @@ pub(super) struct Reading {
     pub(super) in_demand: bool,
     /// The most connections there may be.
     pub(super) limit: usize,
+    /// Whether others read along.
+    pub(super) for_others: bool,
 }
 
 impl Gauge {
     pub(super) const fn new(now: Instant) -> Self {
         Self { width: 1, mark: (now, 0), trial: None, rest_until: None }
+    }
+
+    /// What came until now, in bytes, came from elsewhere: it is no measure of what is asked from here on.
+    pub(super) fn begin_anew(&mut self, now: Instant, bytes: u64) {
+        *self = Self { mark: (now, bytes), ..Self::new(now) };
     }
 
     /// How many connections there should be.
@@ -79,8 +89,9 @@ impl Gauge {
         let rate = bytes.saturating_sub(self.mark.1) as f64 / elapsed.as_secs_f64();
         self.mark = (now, bytes);
         let before = self.width;
+        let gain = if reading.for_others { GAIN_FOR_OTHERS } else { GAIN };
         match &self.trial {
-            Some(trial) if rate < trial.rate * GAIN => {
+            Some(trial) if rate < trial.rate * gain => {
                 if now.saturating_duration_since(trial.since) >= TRIAL {
                     self.width = trial.from;
                     self.rest(now);
@@ -126,6 +137,10 @@ mod tests {
 
     const MIB: u64 = 1 << 20;
 
+    fn at(now: Instant) -> Reading {
+        Reading { now, bytes: 6 * MIB, left: 600 * MIB, workers: 1, in_demand: true, limit: 8, for_others: false }
+    }
+
     /// Runs a gauge for some seconds against an upstream; the widths that it went through.
     fn widths(seconds: u64, limit: usize, in_demand: bool, rate: impl Fn(usize) -> u64) -> Vec<usize> {
         let start = Instant::now();
@@ -134,7 +149,8 @@ mod tests {
         for tick in 1..=seconds * 10 {
             bytes += rate(gauge.width()) / 10;
             let now = start + Duration::from_millis(tick * 100);
-            if gauge.measure(Reading { now, bytes, left: 10_000 * MIB, workers: gauge.width(), in_demand, limit }) {
+            let reading = Reading { workers: gauge.width(), bytes, left: 10_000 * MIB, in_demand, limit, ..at(now) };
+            if gauge.measure(reading) {
                 widths.push(gauge.width());
             }
         }
@@ -172,7 +188,7 @@ mod tests {
         let start = Instant::now();
         let mut gauge = Gauge::new(start);
         let now = start + WINDOW;
-        let reading = Reading { now, bytes: 6 * MIB, left: 15 * MIB, workers: 1, in_demand: true, limit: 8 };
+        let reading = Reading { left: 15 * MIB, ..at(now) };
         assert!(!gauge.measure(reading));
         assert!(gauge.measure(Reading { now: start + 2 * WINDOW, bytes: 12 * MIB, left: 60 * MIB, ..reading }));
     }
@@ -182,7 +198,7 @@ mod tests {
         let start = Instant::now();
         let mut gauge = Gauge::new(start);
         let now = start + WINDOW;
-        let reading = Reading { now, bytes: 18 * MIB, left: 600 * MIB, workers: 3, in_demand: true, limit: 8 };
+        let reading = Reading { bytes: 18 * MIB, workers: 3, ..at(now) };
         assert!(!gauge.measure(reading));
         assert!(gauge.measure(Reading { now: now + WINDOW, bytes: 24 * MIB, workers: 1, ..reading }));
         assert!(gauge.measure(Reading { now: now + 2 * WINDOW, bytes: 36 * MIB, workers: 2, ..reading }));
@@ -194,10 +210,31 @@ mod tests {
         let start = Instant::now();
         let mut gauge = Gauge::new(start);
         let now = start + WINDOW;
-        let reading = Reading { now, bytes: 6 * MIB, left: 600 * MIB, workers: 1, in_demand: true, limit: 8 };
+        let reading = at(now);
         assert!(gauge.measure(reading));
         gauge.refused(reading.now, 1);
         assert_eq!(gauge.width(), 1);
         assert!(!gauge.measure(Reading { now: start + 3 * WINDOW, bytes: 12 * MIB, ..reading }));
+    }
+
+    #[test]
+    fn where_others_read_along_a_larger_part_of_a_shared_link_is_no_gain() {
+        let widths = |for_others| {
+            let start = Instant::now();
+            let mut gauge = Gauge::new(start);
+            let (mut bytes, mut widths) = (0, vec![1]);
+            for tick in 1..=30 {
+                // One more connection is on the link, of somebody else.
+                bytes += 50 * MIB * gauge.width() as u64 / (gauge.width() as u64 + 1) / 10;
+                let now = start + Duration::from_millis(tick * 100);
+                let reading = Reading { bytes, workers: gauge.width(), limit: 2, for_others, ..at(now) };
+                if gauge.measure(reading) {
+                    widths.push(gauge.width());
+                }
+            }
+            widths
+        };
+        assert_eq!(widths(true), [1, 2, 1]);
+        assert_eq!(widths(false), [1, 2]);
     }
 }

@@ -193,7 +193,31 @@ impl Drop for Knock {
 
 #[cfg(test)]
 mod tests {
+    use rustls::pki_types::ServerName;
+    use tokio_rustls::TlsConnector;
+
     use super::*;
+    use crate::wire::tests::Cluster;
+
+    #[tokio::test]
+    async fn what_is_said_does_not_wait_behind_what_the_kernel_holds() {
+        let cluster = Cluster::new();
+        let (here, there) = (cluster.identity("a"), cluster.identity("b"));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let connector = TlsConnector::from(there.client_config(here.node()).unwrap());
+        let client = TcpStream::connect(address).await.unwrap();
+        let (stream, from) = listener.accept().await.unwrap();
+        let metrics = WireMetrics::default();
+        let (server, _client) = tokio::join!(
+            handshake_with(stream, from, &here, &metrics),
+            connector.connect(ServerName::from(address.ip()), client)
+        );
+        let server = server.unwrap();
+        let socket = SockRef::from(server.get_ref().0);
+        assert_eq!(socket.tcp_notsent_lowat().unwrap(), UNSENT);
+        assert!(socket.tcp_nodelay().unwrap());
+    }
 
     #[test]
     fn one_address_has_its_share() {

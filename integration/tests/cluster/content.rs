@@ -10,7 +10,6 @@ use crate::support::run;
 
 /// What one zone has isn't fetched from another; what it hasn't comes once.
 #[test]
-#[ignore = "now and then two nodes of a zone begin at the same moment, and a second copy crosses"]
 fn one_copy_goes_from_zone_to_zone() {
     run(async {
         let image = Image::one_layer(1, 8);

@@ -146,6 +146,24 @@ fn upstream_goes_when_one_copy_has_left_it() {
     });
 }
 
+/// Who comes after an owner knows nothing, until those that have something tell it. There is no upstream to ask.
+#[test]
+fn an_owner_dies_and_the_next_one_is_told_what_there_is() {
+    run(async {
+        // Enough blobs that each node owns some.
+        let image = Image::many_layers(10, 16, 128);
+        let mut stage = Stage::with(&image, None)?;
+        let mut cluster = stage.nodes(4, None)?.start().await?;
+        cluster.member(0).pull(NAME).await?;
+        stage.registry.refuse();
+        cluster.member_mut(1).agent.kill();
+        cluster.settle().await?;
+        until("it pulls", Duration::from_secs(10), async || cluster.member(2).pull(NAME).await.ok()).await?;
+        within(Duration::from_secs(5), cluster.member(3).pull(NAME)).await?;
+        Ok(())
+    });
+}
+
 /// The cluster is of no use, and costs no more than a moment.
 #[test]
 fn the_others_are_frozen() {

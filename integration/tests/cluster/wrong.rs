@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use larder_integration::{Cluster, Fault, FaultRegistry, Image, Rate, When, until};
+use futures_util::future::join_all;
+use larder_integration::{Cluster, Fault, FaultRegistry, Image, Rate, Release, When, until};
 
 use super::{LINK, NAME, Stage, ensure_nothing_wrong_is_kept};
 use crate::support::run;
@@ -40,6 +41,30 @@ async fn wrong_from_the_first_upstream(rate: Option<Rate>) -> Result<()> {
     let wrong = stage.registry.shown(&image.largest().digest);
     ensure!(stage.registry.sent(&image.largest().digest) == 0, "who lied was asked for the layer again:{wrong}");
     ensure_nothing_wrong_is_kept(&cluster).await
+}
+
+/// containerd itself asks, in a namespace that isn't CRI's: what it has of the wrong bytes is in none of the namespaces that
+/// agents look after, and would be continued for as long as containerd doesn't collect its garbage.
+#[test]
+fn every_containerd_has_it_at_its_second_attempt() {
+    run(async {
+        let image = Image::one_layer(3, 8);
+        let stage = Stage::with(&image, None)?;
+        let right = FaultRegistry::start_on(&stage.network.host(None)?)?;
+        right.add(&image, "acme/app", "v1");
+        stage.registry.fault(When::get(image.largest()), Fault::WrongByte(3_000_000));
+        let builder = Cluster::builder(&stage.network, 8, None)?.with_containerd(Release::Trixie);
+        let cluster = builder.registry("reg.test", &[&stage.registry.url(), &right.url()]).start().await?;
+        let twice = cluster.members().iter().map(async |member| {
+            let Err(first) = member.fetch(NAME)?.await else { return Ok(false) };
+            // At once: an instant later containerd may have collected.
+            member.fetch(NAME)?.await.with_context(|| format!("again, after {first:#}"))?;
+            Ok(true)
+        });
+        let failed: Vec<bool> = join_all(twice).await.into_iter().collect::<Result<_>>()?;
+        ensure!(failed.contains(&true), "nobody was given wrong bytes");
+        ensure_nothing_wrong_is_kept(&cluster).await
+    });
 }
 
 /// A holder's disk rots: it isn't believed, and others have it.

@@ -51,7 +51,7 @@ impl Chain {
         if ask.to_the_tail {
             self.leases.remove(now, from, false);
         }
-        let Some(ticket) = self.enter(now, run, from, ask, ask.to_the_tail) else {
+        let Some(ticket) = self.enter(now, run, from, (ask, holders), ask.to_the_tail) else {
             return Answer::Alone { absent: false };
         };
         if let Some(held) = self.leases.of(from) {
@@ -78,13 +78,22 @@ impl Chain {
             }
         }
         // Who has a lower ticket is no use: is there anybody at the tail?
-        let Some(ticket) = self.enter(now, run, from, ask, true) else { return Answer::Alone { absent: false } };
+        let Some(ticket) = self.enter(now, run, from, (ask, holders), true) else {
+            return Answer::Alone { absent: false };
+        };
         let parents = self.placing(from, ask).parents(&self.readers, ticket, holders);
         if parents.is_empty() { Answer::Alone { absent: false } } else { self.read(now, from, ticket, parents) }
     }
 
     /// The asker's place: the one that it has, or a new one.
-    fn enter(&mut self, now: Duration, run: u64, from: NodeId, ask: &Ask, to_the_tail: bool) -> Option<Ticket> {
+    fn enter(
+        &mut self,
+        now: Duration,
+        run: u64,
+        from: NodeId,
+        (ask, holders): (&Ask, &[(NodeId, &Zone)]),
+        to_the_tail: bool,
+    ) -> Option<Ticket> {
         let newcomer = Newcomer { node: from, zone: &ask.zone, ticket: ask.ticket, to_the_tail };
         let ticket = self.readers.enter(now, run, newcomer)?;
         if let Some(reader) = self.readers.of_mut(from) {
@@ -93,7 +102,7 @@ impl Chain {
         if Some(ticket) == ask.ticket {
             return Some(ticket);
         }
-        let between = self.placing(from, ask).between(&self.readers);
+        let between = self.placing(from, ask).between(&self.readers, holders);
         let squeezed = between.and_then(|(low, high)| self.readers.squeeze_in(run, from, low, high));
         Some(squeezed.unwrap_or(ticket))
     }

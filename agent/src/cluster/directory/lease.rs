@@ -14,7 +14,8 @@ const FIRST: u64 = 4 << 20;
 const LONGEST: u64 = 32 << 20;
 /// Ranges end at a multiple of this: what is fetched, stored and checked at a time.
 const CHUNK: u64 = 1 << 20;
-/// How long a range may take whose holder does clearly worse than others did, and how long any.
+/// How long a range may take whose holder does far worse than others did, or clearly worse, and how long any.
+const SOON: Duration = Duration::from_secs(1);
 const LONG: Duration = Duration::from_secs(2);
 const LONGER: Duration = Duration::from_secs(6);
 /// A holder that doesn't report for so long has lost its lease, as has one whose frontier stands still for so long while
@@ -182,7 +183,9 @@ impl Leases {
         // Those who hold leases share upstream's link: of as many as this owner has given, each gets a part.
         let share = at_once.max(1);
         let (took_so_long, rate) = (now.saturating_sub(held.granted), brought as f64 / took * f64::from(share));
-        let is_long = took_so_long >= LONGER * share || (took_so_long >= LONG && rates.is_poor(now, registry, rate));
+        let is_long = took_so_long >= LONGER * share
+            || (took_so_long >= LONG && rates.is_poor(now, registry, rate))
+            || (took_so_long >= SOON && rates.is_very_poor(now, registry, rate));
         let at_end = held.frontier >= held.upto || is_long;
         let at_half = brought * 2 >= held.upto.saturating_sub(held.from);
         if !at_end && !at_half {
@@ -194,7 +197,7 @@ impl Leases {
         }
         // With several at it, the one that has the most goes on alone.
         let stands = held.adopted && !rates.is_poor(now, registry, rate);
-        let good = telling && !ahead && (stands || rates.is_good(now, registry, rate, others));
+        let good = telling && !ahead && (stands || rates.is_good(now, registry, rate, held.frontier, others));
         if good || (at_end && others == 0) {
             held.from = held.frontier;
             held.granted = now;

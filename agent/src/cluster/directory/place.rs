@@ -38,12 +38,18 @@ pub(super) struct Placing<'a> {
 impl Placing<'_> {
     /// Between which tickets a newcomer comes; `None` for the end of the chain: behind those of its zone, but before those
     /// who are slow, unless it is slow itself.
-    pub(super) fn between(&self, readers: &Readers) -> Option<(Option<Ticket>, Ticket)> {
+    pub(super) fn between(&self, readers: &Readers, holders: &[(NodeId, &Zone)]) -> Option<(Option<Ticket>, Ticket)> {
         let others = || readers.iter().filter(|(_, reader)| reader.node != self.me);
         let is_like = |slow: bool| slow == self.slow || !slow;
         let near = others().rfind(|(_, reader)| reader.zone == *self.zone && is_like(reader.slow));
-        // A zone's first stands behind all others, but the slow ones.
-        let after = near.or_else(|| others().rfind(|(_, reader)| is_like(reader.slow)));
+        let reads_at_home = !self.slow && holders.iter().any(|(_, zone)| *zone == self.zone);
+        let after = match near {
+            Some(near) => Some(near),
+            // Behind those of another zone who read from its own zone's holder, it would get from there what it has here.
+            None if reads_at_home => None,
+            // A zone's first stands behind all others, but the slow ones.
+            None => others().rfind(|(_, reader)| is_like(reader.slow)),
+        };
         let after = after.map(|(ticket, _)| *ticket);
         let next = others().find(|(ticket, _)| Some(**ticket) > after);
         next.map(|(next, _)| (after, *next))

@@ -10,10 +10,15 @@ const REMEMBERED: Duration = Duration::from_secs(600);
 /// The most holders remembered of a registry, and the most registries.
 const MAX_HOLDERS: usize = 16;
 const MAX_REGISTRIES: usize = 256;
-/// So many holders must have been measured before the best of them says what is good.
+/// So many holders must have been measured before the best of them says what is good; and so many are enough up to this
+/// byte of a blob. Each more costs a pause, which little that is left doesn't make up for; where much is left, two that
+/// are slow by chance would cost more.
 const ENOUGH: usize = 3;
-/// What part of the best is good.
+const ENOUGH_AT_FIRST: usize = 2;
+const AT_FIRST: u64 = 64 << 20;
+/// What part of the best is good, and below what part nobody has to look for long.
 const GOOD: f64 = 0.7;
+const VERY_POOR: f64 = 0.4;
 
 #[derive(Debug, Default)]
 pub(super) struct Rates(HashMap<Registry, Vec<Measured>>);
@@ -41,18 +46,29 @@ impl Rates {
         holders.push(Measured { node, rate, at: now });
     }
 
-    /// Is there nothing to be gained by another holder? `others`: how many might be one.
-    pub(super) fn is_good(&self, now: Duration, registry: &Registry, rate: f64, others: usize) -> bool {
+    /// Is there nothing to be gained by another holder? `at`: the byte that it has come to. `others`: how many might be
+    /// one.
+    pub(super) fn is_good(&self, now: Duration, registry: &Registry, rate: f64, at: u64, others: usize) -> bool {
         let Some(holders) = self.0.get(registry) else { return others == 0 };
         let known = holders.iter().filter(|holder| now.saturating_sub(holder.at) < REMEMBERED);
         let (count, best) = known.fold((0, 0.0_f64), |(count, best), holder| (count + 1, best.max(holder.rate)));
-        count >= ENOUGH.min(others + 1) && rate >= GOOD * best
+        let enough = if at < AT_FIRST { ENOUGH_AT_FIRST } else { ENOUGH };
+        count >= enough.min(others + 1) && rate >= GOOD * best
     }
 
     /// Is this clearly less than what others had?
     pub(super) fn is_poor(&self, now: Duration, registry: &Registry, rate: f64) -> bool {
+        self.is_below(now, registry, rate, GOOD)
+    }
+
+    /// Is it so much less that a beginning that took its time doesn't explain it?
+    pub(super) fn is_very_poor(&self, now: Duration, registry: &Registry, rate: f64) -> bool {
+        self.is_below(now, registry, rate, VERY_POOR)
+    }
+
+    fn is_below(&self, now: Duration, registry: &Registry, rate: f64, part: f64) -> bool {
         let holders = self.0.get(registry).map_or(&[][..], Vec::as_slice);
-        holders.iter().any(|holder| now.saturating_sub(holder.at) < REMEMBERED && rate < GOOD * holder.rate)
+        holders.iter().any(|holder| now.saturating_sub(holder.at) < REMEMBERED && rate < part * holder.rate)
     }
 
     pub(super) fn sweep(&mut self, now: Duration) {

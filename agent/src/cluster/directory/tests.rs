@@ -144,7 +144,7 @@ fn a_zone_stands_together_and_the_slow_stand_last() {
 }
 
 #[test]
-fn ranges_change_hands_until_three_are_known_and_then_stay() {
+fn ranges_change_hands_until_enough_are_known_and_then_stay() {
     let mut table = Table::new();
     let mut asks = [1, 2, 3, 4].map(|number| {
         let ask = Table::asks(number);
@@ -155,25 +155,30 @@ fn ranges_change_hands_until_three_are_known_and_then_stay() {
         Ask { ticket: Some(ticket), ..ask }
     });
     let mut frontier = 0;
-    for (holder, span) in [(1, 4), (2, 8), (3, 16)] {
+    // Two are enough at first, and three from 64 MiB on.
+    for (holder, spans) in [(1, &[4][..]), (2, &[8, 32, 32]), (3, &[16])] {
         let at = usize::from(holder) - 1;
-        let (ticket, lease, upto) = table.fetches(holder, &Ask { frontier, ..asks[at].clone() });
-        assert_eq!(upto, frontier + span * MIB);
-        // 100 MiB/s each.
-        table.pass(10 * span);
-        let verdict = table.report(holder, &Table::reports(ticket, Some(lease), upto, State::Fetching));
-        if holder == 3 {
-            assert_eq!(verdict, Verdict::GoOn { upto: upto + 32 * MIB });
-        } else {
-            assert_eq!(verdict, Verdict::Ended);
+        let (ticket, lease, first) = table.fetches(holder, &Ask { frontier, ..asks[at].clone() });
+        assert_eq!(first, frontier + spans[0] * MIB);
+        for (number, span) in spans.iter().enumerate() {
+            frontier += span * MIB;
+            // 100 MiB/s each.
+            table.pass(10 * span);
+            let verdict = table.report(holder, &Table::reports(ticket, Some(lease), frontier, State::Fetching));
+            if holder == 3 || number + 1 < spans.len() {
+                assert_eq!(verdict, Verdict::GoOn { upto: frontier + 32 * MIB });
+            } else {
+                assert_eq!(verdict, Verdict::Ended);
+            }
+        }
+        if holder != 3 {
             asks[at].to_the_tail = true;
-            let (place, parents) = table.parents(holder, &Ask { frontier: upto, ..asks[at].clone() });
+            let (place, parents) = table.parents(holder, &Ask { frontier, ..asks[at].clone() });
             assert!(place > asks[3].ticket.unwrap());
             assert!(!parents.contains(&node(holder)));
         }
-        frontier = upto;
     }
-    // One that is slower than that loses its lease at the end of its range, or after two seconds of it.
+    // One that is slower than that loses its lease at the end of its range, or after some seconds of it.
     let (held, from, upto) = table.directory.leases(&key(Access::Anonymous)).next().unwrap();
     assert_eq!((held, from), (node(3), frontier));
     let lease = table.fetches(3, &asks[2].clone()).1;

@@ -52,6 +52,9 @@ const REPORT_EVERY: Duration = Duration::from_millis(200);
 /// Who goes alone asks again after so long, then after twice as long, and so on.
 const ASK_AGAIN: Duration = Duration::from_millis(1_000);
 const ASK_AGAIN_AT_MOST: Duration = Duration::from_secs(16);
+/// The same for one who has tried others in vain meanwhile: each try ends what is on its way from upstream, over a link that
+/// is so slow that hardly more than that comes from one try to the next.
+const ASK_AGAIN_IN_VAIN_AT_MOST: Duration = Duration::from_secs(256);
 /// Upstream, when it failed, isn't tried again for so long while somebody else may help.
 const UPSTREAM_RESTS: Duration = Duration::from_millis(500);
 /// A reader moves at most this often to one that does better, and not for so long when it was found to be slow itself.
@@ -89,7 +92,10 @@ pub struct Follow {
     stays_until: Duration,
     upstream_rests_until: Duration,
     ask_again: Duration,
+    /// How far it was when it left off fetching for itself, to try another.
+    left_own_at: Option<u64>,
     told_reading: Duration,
+    told_both: bool,
     numbers: u64,
     is_answered: bool,
     broken_sources: Vec<String>,
@@ -153,7 +159,9 @@ impl Follow {
             stays_until: Duration::ZERO,
             upstream_rests_until: Duration::ZERO,
             ask_again: ASK_AGAIN,
+            left_own_at: None,
             told_reading: now,
+            told_both: false,
             numbers: 0,
             is_answered: false,
             broken_sources: Vec::new(),
@@ -209,9 +217,11 @@ impl Follow {
             self.return_to_first(now);
         }
         if self.is_served(now) {
-            // The other owner was faster. This one is to forget the place that it gave.
+            // The other owner was faster. This one is to forget the place that it gave; if it is the first, it is to know of
+            // the place that counts, above which its next ones have to be.
             if let Answer::Fetch { .. } | Answer::Read { .. } = answered.answer {
-                self.tell(now, pending.owner, State::Gone);
+                let reads = matches!(self.source, Source::Peer(_)) && !self.ranks.is_second(pending.owner);
+                self.tell(now, pending.owner, if reads { State::Reading } else { State::Gone });
             }
             return;
         }
@@ -495,7 +505,7 @@ impl Follow {
             }
             Source::Own { ask_at, .. } => {
                 if ask_at.is_some_and(|at| now >= at) {
-                    self.ask_again = (self.ask_again * 2).min(ASK_AGAIN_AT_MOST);
+                    self.ask_again = (self.ask_again * 2).min(ASK_AGAIN_AT_MOST.max(self.ask_again));
                     *ask_at = Some(now + self.ask_again);
                     self.ask(now);
                 }

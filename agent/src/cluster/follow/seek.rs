@@ -7,7 +7,9 @@ use crate::cluster::directory::Ask;
 use crate::image::NodeId;
 
 use super::reading::Reading;
-use super::{ANSWERS_ARE_LATE, ASK_FAILS, Action, Follow, Opening, PIECE, Source, piece_after};
+use super::{
+    ANSWERS_ARE_LATE, ASK_AGAIN_IN_VAIN_AT_MOST, ASK_FAILS, Action, Follow, Opening, PIECE, Source, piece_after,
+};
 
 pub(super) const MAX_REDIRECTS: u32 = 2;
 const MAX_REFERRALS: usize = 4;
@@ -123,7 +125,10 @@ impl Follow {
                 insists: candidate.insists,
             };
             match &self.source {
-                Source::Own { .. } => self.patience.try_another(now),
+                Source::Own { .. } => {
+                    self.left_own_at = Some(self.frontier);
+                    self.patience.try_another(now);
+                }
                 Source::Lease(_) => self.patience.begin(now),
                 Source::Nothing | Source::Peer(_) => {}
             }
@@ -229,6 +234,9 @@ impl Follow {
         }
         self.candidates.clear();
         self.fruitless = 0;
+        if self.left_own_at.take() == Some(self.frontier) {
+            self.ask_again = (self.ask_again * 2).min(ASK_AGAIN_IN_VAIN_AT_MOST);
+        }
         let has_owner = self.ranks.owners().first.is_some();
         let upto = if has_owner { piece_after(self.frontier) } else { u64::MAX };
         let ask_at = has_owner.then_some(now + self.ask_again);

@@ -8,6 +8,10 @@ use crate::image::NodeId;
 
 use super::{Action, Follow, Source};
 
+/// Of a blob of so many bytes both owners know who reads it: of whom the first one knows alone, the second one, asked in its
+/// place, would have fetched again. Of smaller ones that would cost more than it saves.
+const LARGE: u64 = 8 << 20;
+
 impl Follow {
     pub(super) fn report(&self, now: Duration, lease: Option<Lease>, state: State) -> Report {
         let parent = match &self.source {
@@ -55,8 +59,18 @@ impl Follow {
     /// Tells the owner whom this node reads from.
     pub(super) fn tell_reading(&mut self, now: Duration) {
         self.told_reading = now;
-        if let Some(owner) = self.ranks.best(now, None) {
-            self.tell(now, owner, State::Reading);
+        let Some(owner) = self.ranks.best(now, None) else { return };
+        self.tell(now, owner, State::Reading);
+        if self.size.is_some_and(|size| size >= LARGE) {
+            self.tell_other(now, owner, State::Reading);
+            self.told_both = true;
+        }
+    }
+
+    /// Tells the owner that isn't this one, too.
+    fn tell_other(&mut self, now: Duration, owner: NodeId, state: State) {
+        if let Some(other) = self.ranks.owners().iter().find(|other| *other != owner) {
+            self.tell(now, other, state);
         }
     }
 
@@ -74,7 +88,10 @@ impl Follow {
         // Who never came to a place has nothing to take back.
         let says_something = state != State::Gone || self.ticket.is_some() || self.asked.is_some();
         if let Some(owner) = of_lease.or_else(|| self.ranks.best(now, None)).filter(|_| says_something) {
-            self.tell(now, owner, state);
+            self.tell(now, owner, state.clone());
+            if self.told_both {
+                self.tell_other(now, owner, state);
+            }
         }
         self.source = Source::Nothing;
     }

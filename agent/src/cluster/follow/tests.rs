@@ -294,8 +294,12 @@ fn all_of_it_is_reported_and_nothing_waited_for() {
     follow.arrived(millis(10), SIZE);
     assert_eq!((follow.turn(), follow.next_deadline()), (Turn::Wait, None));
     follow.is_whole(millis(11));
-    let [Action::Report { ref report, .. }] = follow.actions()[..] else { panic!() };
-    assert_eq!(report.state, State::Whole);
+    // Both owners knew of the reading.
+    let reports = follow.actions().into_iter().filter_map(|action| match action {
+        Action::Report { owner, report } if report.state == State::Whole => Some(owner),
+        _ => None,
+    });
+    assert_eq!(reports.collect::<Vec<_>>(), [node(100), node(101)]);
     follow.leave(millis(12));
     assert_eq!(follow.actions(), []);
 }

@@ -6,9 +6,11 @@ use std::time::Duration;
 use super::events::{Event, Spot};
 use super::world::World;
 
-/// So much of a stream may be under way, in pieces or in bytes, whatever is more.
+/// So much of a stream may be under way, in pieces, in bytes, or in times as much as is on the way at the link's rate,
+/// whatever is more.
 const WINDOW_PIECES: u64 = 4;
 const WINDOW_BYTES: u64 = 512 << 10;
+const WINDOW_DELAYS: f64 = 2.0;
 
 /// One direction of a link.
 #[derive(Debug)]
@@ -63,7 +65,8 @@ impl World {
         if !stream.is_open || stream.is_ended || (stream.is_closed && stream.sender != self.upstream()) {
             return 0;
         }
-        let window = (WINDOW_PIECES * self.cluster.piece).max(WINDOW_BYTES);
+        let on_its_way = (WINDOW_DELAYS * self.cluster.link * self.cluster.delay.as_secs_f64()) as u64;
+        let window = (WINDOW_PIECES * self.cluster.piece).max(WINDOW_BYTES).max(on_its_way);
         if stream.under_way + self.cluster.piece > window {
             return 0;
         }

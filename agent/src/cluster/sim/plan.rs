@@ -188,6 +188,23 @@ impl Cluster {
         }
     }
 
+    /// Eight nodes that pull an image of one large and 40 small blobs, all of them at once, over links of 100 Mbit/s that
+    /// are full: what is small waits behind what is large, and takes as long as their queues are.
+    #[must_use]
+    pub fn cold(seed: u64) -> Self {
+        let small = std::iter::repeat_n(512 << 10, 40);
+        Self {
+            blobs: std::iter::once(44 << 20).chain(small).collect(),
+            at_once: 41,
+            link: 12.5e6,
+            upstream_link: 12.5e6,
+            delay: Duration::from_millis(40),
+            upstream_delay: Duration::from_millis(80),
+            begin_within: Duration::from_millis(100),
+            ..Self::herd(8, seed)
+        }
+    }
+
     /// Something small, with everything that can go wrong, by chance.
     #[must_use]
     pub fn random(seed: u64) -> Self {

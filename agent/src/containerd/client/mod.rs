@@ -18,8 +18,9 @@ use std::time::Duration;
 
 use containerd_client::services::v1::content_client::ContentClient;
 use containerd_client::services::v1::introspection_client::IntrospectionClient;
+use containerd_client::services::v1::namespaces_client::NamespacesClient;
 use containerd_client::services::v1::version_client::VersionClient;
-use containerd_client::services::v1::{AbortRequest, Plugin, PluginsRequest};
+use containerd_client::services::v1::{AbortRequest, ListNamespacesRequest, Plugin, PluginsRequest};
 use hyper_util::rt::TokioIo;
 use tonic::metadata::AsciiMetadataValue;
 use tonic::transport::{Channel, Endpoint};
@@ -46,6 +47,9 @@ const MAX_MESSAGE: usize = 16 << 20;
 
 /// What containerd's fetches are called: the kind of content in front of its digest.
 const INGEST_KINDS: [&str; 5] = ["layer", "config", "manifest", "index", "unknown"];
+
+/// The most namespaces in which one is looked for.
+const MAX_NAMESPACES: usize = 64;
 
 /// containerd at one socket. Clones share a connection.
 #[derive(Debug, Clone)]
@@ -103,25 +107,40 @@ impl Client {
         Ok(Release::new(answer.version))
     }
 
-    /// Throws away what containerd has begun to fetch of this blob, in every configured namespace, so that its next
-    /// attempt starts clean. Returns how many beginnings there were.
+    /// Throws away what containerd has begun to fetch of this blob, so that its next attempt starts clean: in all of its
+    /// namespaces, since a request doesn't say in which it was made. Returns how many beginnings there were.
     ///
     /// # Errors
-    /// No answer within 5 s, or a refusal. That there is nothing to abort is no error.
+    /// No answer within 5 s, or a refusal; in the other namespaces it is tried all the same. That there is nothing to
+    /// abort is no error.
     pub async fn abort_ingest(&self, digest: &Digest) -> Result<usize, ClientError> {
         let mut client = ContentClient::new(self.channel.clone());
-        let mut aborted = 0;
-        for namespace in self.namespaces.iter() {
+        let (mut aborted, mut failed) = (0, None);
+        for namespace in &self.all_namespaces().await {
             for kind in INGEST_KINDS {
                 let request = within(namespace, AbortRequest { r#ref: format!("{kind}-{digest}") });
                 match self.call("Content.Abort", DEADLINE, client.abort(request)).await {
                     Ok(()) => aborted += 1,
                     Err(ClientError::Status { code: Code::NotFound, .. }) => {}
-                    Err(error) => return Err(error),
+                    Err(error) => failed = Some(error),
                 }
             }
         }
-        Ok(aborted)
+        failed.map_or(Ok(aborted), Err)
+    }
+
+    /// Those that are configured, and whatever others there are, where containerd says.
+    async fn all_namespaces(&self) -> Vec<AsciiMetadataValue> {
+        let mut all = self.namespaces.to_vec();
+        let mut client = NamespacesClient::new(self.channel.clone());
+        let list = self.call("Namespaces.List", DEADLINE, client.list(ListNamespacesRequest::default())).await;
+        let names = list.map(|list| list.namespaces).unwrap_or_default().into_iter();
+        for name in names.filter_map(|namespace| AsciiMetadataValue::try_from(namespace.name).ok()) {
+            if all.len() < MAX_NAMESPACES && !all.contains(&name) {
+                all.push(name);
+            }
+        }
+        all
     }
 
     /// The folder below which `blobs/` and `ingest/` of containerd's content store lie, as containerd sees it.

@@ -78,13 +78,17 @@ impl Arrival<'_> {
             return 1;
         }
         let most = source.ranges_at_once();
-        match self.turn_is {
+        if self.is_leased() {
             // Where other transfers run, the link is theirs too, and one more connection takes from them.
-            Turn::Upstream { upto } if upto != u64::MAX => {
-                (most / self.pull.transfers.len().max(1)).clamp(1, LEASED_CONNECTIONS)
-            }
-            _ => most,
+            (most / self.pull.transfers.len().max(1)).clamp(1, LEASED_CONNECTIONS)
+        } else {
+            most
         }
+    }
+
+    /// Whether a range is fetched for others too.
+    pub(super) const fn is_leased(&self) -> bool {
+        matches!(self.turn_is, Turn::Upstream { upto } if upto != u64::MAX)
     }
 
     pub(super) fn claim_wanted(&mut self) -> Option<ClaimId> {

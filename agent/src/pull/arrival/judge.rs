@@ -29,11 +29,12 @@ impl Arrival<'_> {
         }
         let left = self.arriving.ingest.size().saturating_sub(self.frontier);
         let is_upstreams = matches!(self.turn_is, Turn::Upstream { .. });
+        let for_others = self.is_leased();
         let source = if is_upstreams { self.sources.next() } else { None };
         let limit = source.map_or(1, |source| self.limit(&source));
         let in_demand = !std::mem::take(&mut self.was_ahead);
         let workers = self.workers.len();
-        let reading = Reading { now, bytes: self.gained, left, workers, in_demand, limit };
+        let reading = Reading { now, bytes: self.gained, left, workers, in_demand, limit, for_others };
         let resized = self.gauge.measure(reading);
         // What somebody waits for may have seemed to come soon, and doesn't.
         resized || workers < before || workers == 0 || !self.transfer.wants.is_empty() || self.part_ends_soon()

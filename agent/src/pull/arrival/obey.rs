@@ -1,6 +1,7 @@
 //! Whose turn it is to bring what comes next.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use futures_util::FutureExt as _;
 
@@ -41,6 +42,9 @@ impl Arrival<'_> {
             } else {
                 self.dismiss(index);
             }
+        }
+        if matches!(turn, Turn::Upstream { .. }) && !matches!(self.turn_is, Turn::Upstream { .. }) {
+            self.gauge.begin_anew(Instant::now(), self.gained);
         }
         self.turn_is = turn;
     }

@@ -129,6 +129,36 @@ async fn a_turn_that_grows_is_not_waited_for() {
 }
 
 #[tokio::test]
+async fn what_others_read_along_comes_by_two_connections_at_the_most() {
+    let blob = blob(64);
+    let (upstream, script) = (Registry::start(&blob).await, Script::default());
+    upstream.always(Manner { rate: Some(8 * MIB), ..Manner::default() });
+    script.turn(Turn::Upstream { upto: 48 * MIB });
+    script.at(40 * MIB, Turn::Upstream { upto: 64 * MIB });
+    let node = in_cluster(&blob, &[&upstream], &script);
+    node.whole().await.unwrap();
+    // Each is limited, so that two are worth it; one that has been left may still be open.
+    assert!((2..=3).contains(&upstream.busiest()), "{}", upstream.busiest());
+}
+
+#[tokio::test]
+async fn how_fast_a_peer_was_says_nothing_of_upstream() {
+    let blob = blob(48);
+    let (upstream, script) = (Registry::start(&blob).await, Script::default());
+    upstream.always(Manner { rate: Some(16 * MIB), ..Manner::default() });
+    let slow = peer(1, &blob, Habit { rate: Some(4 * MIB), ..Habit::default() });
+    script.turn(Turn::Peer(slow));
+    script.at(4 * MIB, Turn::Upstream { upto: 40 * MIB });
+    script.at(30 * MIB, FETCH_ALL);
+    let node = in_cluster(&blob, &[&upstream], &script);
+    node.whole().await.unwrap();
+    let asked = upstream.asked();
+    assert!(asked[0].start < 6 * MIB, "{asked:?}");
+    // Not before it has been measured for a moment.
+    assert!(asked[1].start >= asked[0].start + 4 * MIB, "{asked:?}");
+}
+
+#[tokio::test]
 async fn where_a_peer_ends_the_next_goes_on() {
     let blob = blob(16);
     let (upstream, script) = (Registry::start(&blob).await, Script::default());
