@@ -74,8 +74,9 @@ impl Agent {
         let mut environment = self.environment.clone();
         environment.retain(|(name, _)| name != SOCKET);
         environment.push((SOCKET.to_owned(), socket));
-        let (namespace, http) = (self.namespace.clone(), Http::within(self.namespace.clone()));
-        Ok(Self { folder, environment, namespace, http, process: None, ..*self })
+        let (namespace, wrapper) = (self.namespace.clone(), self.wrapper.clone());
+        let http = Http::within(self.namespace.clone());
+        Ok(Self { folder, environment, namespace, wrapper, http, process: None, ..*self })
     }
 
     /// Whether `larder status --probe` says so.
