@@ -1,6 +1,7 @@
 //! The DaemonSet's Pod, run for real: as rendered, by the containerd that it serves.
 #![cfg(renderers)]
 
+mod doctor;
 mod install;
 mod upgrade;
 mod volumes;
