@@ -75,7 +75,8 @@ impl Agent {
         environment.retain(|(name, _)| name != SOCKET);
         environment.push((SOCKET.to_owned(), socket));
         let (namespace, http) = (self.namespace.clone(), Http::within(self.namespace.clone()));
-        Ok(Self { folder, environment, namespace, http, process: None, ..*self })
+        let wrapper = self.wrapper.clone();
+        Ok(Self { folder, environment, namespace, wrapper, http, process: None, ..*self })
     }
 
     /// Whether `larder status --probe` says so.
