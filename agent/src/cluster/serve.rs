@@ -251,6 +251,13 @@ impl Serve {
         self.streams.values().filter(|stream| stream.bound.is_none()).map(|stream| stream.node)
     }
 
+    /// How many bytes that are here the furthest of them hasn't got yet.
+    #[must_use]
+    pub fn lag(&self) -> u64 {
+        let furthest = self.streams.values().filter(|stream| stream.bound.is_none()).map(|stream| stream.at).max();
+        furthest.map_or(0, |at| self.frontier.saturating_sub(at))
+    }
+
     fn bind(&mut self, whom: impl Fn(&Stream) -> bool) {
         if self.is_whole {
             return;

@@ -201,6 +201,7 @@ impl Chain {
         let heard = |machine: &Follow| (machine.is_answered(), machine.broken_sources().len());
         let (before, heard_before) = (reading.machine.turn(), heard(&reading.machine));
         reading.machine.expect(late);
+        reading.machine.readers_lag(serve.lag());
         tell(&mut reading.machine, now);
         let mut is_placed = false;
         for _ in 0..MOST_AVOIDED {

@@ -47,6 +47,8 @@ const ASK_FAILS: Duration = Duration::from_millis(1_500);
 const PIECE: u64 = 4 << 20;
 const CHUNK: u64 = 1 << 20;
 const LONGEST_PIECE: u64 = 64 << 20;
+/// A reader that lags by more, in bytes, would leave upstream idle while it catches up: until it has, who fetched goes on.
+const LAG: u64 = 1 << 20;
 /// How often a lease holder reports, besides at half of its range and at its end.
 const REPORT_EVERY: Duration = Duration::from_millis(200);
 /// Who goes alone asks again after so long, then after twice as long, and so on.
@@ -88,6 +90,8 @@ pub struct Follow {
     patience: Patience,
     /// After which an answer is late.
     late: Duration,
+    /// By how much those who read from here lag.
+    readers_lag: u64,
     moved: Option<Duration>,
     stays_until: Duration,
     upstream_rests_until: Duration,
@@ -130,6 +134,8 @@ struct Range {
     reported: Duration,
     /// At the end, since when there is no verdict.
     waits: Option<Duration>,
+    /// It has ended, and readers haven't caught up.
+    has_ended: bool,
 }
 
 impl Follow {
@@ -155,6 +161,7 @@ impl Follow {
             meter: Meter::new(now, frontier),
             patience: Patience::new(now),
             late: OWNER_IS_LATE,
+            readers_lag: 0,
             moved: None,
             stays_until: Duration::ZERO,
             upstream_rests_until: Duration::ZERO,
@@ -200,6 +207,11 @@ impl Follow {
         self.late = late;
     }
 
+    /// Those who read from this node lag by so many bytes: the furthest of them.
+    pub const fn readers_lag(&mut self, bytes: u64) {
+        self.readers_lag = bytes;
+    }
+
     /// An owner has answered.
     pub fn answered(&mut self, now: Duration, number: u64, answered: Answered) {
         let Some(at) = self.pending.iter().position(|pending| pending.number == number) else { return };
@@ -240,6 +252,7 @@ impl Follow {
                     told_half: false,
                     reported: now,
                     waits: None,
+                    has_ended: false,
                 };
                 self.source = Source::Lease(range);
             }
@@ -271,7 +284,7 @@ impl Follow {
         let has_all = self.has_all();
         let frontier = self.frontier;
         let Source::Lease(range) = &mut self.source else { return };
-        if range.lease != lease {
+        if range.lease != lease || range.has_ended {
             return;
         }
         match verdict {
@@ -286,9 +299,9 @@ impl Follow {
             }
             Verdict::Ended if has_all => {}
             Verdict::Ended => {
-                self.actions.push(Action::Yields);
-                self.to_the_tail = true;
-                self.seek_anew(now);
+                range.has_ended = true;
+                range.waits = None;
+                self.yield_or_go_on(now);
             }
         }
     }
@@ -417,6 +430,8 @@ impl Follow {
                 let is_end = frontier >= range.upto;
                 if has_all {
                     // What is left to say is that all of it holds.
+                } else if range.has_ended {
+                    self.yield_or_go_on(now);
                 } else if is_end && range.waits.is_none() {
                     range.waits = Some(now);
                     self.report_lease(now);
@@ -492,6 +507,13 @@ impl Follow {
                 } else if now.saturating_sub(self.told_reading) >= REPORT_READING_EVERY {
                     self.tell_reading(now);
                 }
+            }
+            Source::Lease(range) if range.has_ended => {
+                range.reported = now;
+                if self.meter.rate(now) == 0.0 {
+                    self.readers_lag = 0;
+                }
+                self.yield_or_go_on(now);
             }
             Source::Lease(range) => {
                 if range.waits.is_some_and(|since| now.saturating_sub(since) >= late) {

@@ -40,6 +40,9 @@ impl Follow {
     pub(super) fn report_lease(&mut self, now: Duration) {
         let Source::Lease(range) = &mut self.source else { return };
         range.reported = now;
+        if range.has_ended {
+            return;
+        }
         let (owner, lease) = (range.owner, range.lease);
         let report = self.report(now, Some(lease), State::Fetching);
         self.actions.push(Action::Report { owner, report: Box::new(report) });

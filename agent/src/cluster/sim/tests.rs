@@ -107,6 +107,19 @@ fn what_is_parted_fetches_a_copy_for_each_part_at_most() {
 }
 
 #[test]
+fn who_is_far_ahead_fetches_until_the_next_has_what_there_is() {
+    for seed in seeds(5) {
+        // The first alone has much of it when others come.
+        let cluster = Cluster { begin_within: Duration::from_secs(6), piece: 128 << 10, ..Cluster::herd(8, seed) };
+        let outcome = run(&cluster);
+        assert_eq!(outcome.wrong, Vec::<String>::new(), "LARDER_SIM_SEED={seed}");
+        assert!((1.0..=1.01).contains(&outcome.copies), "{} copies: LARDER_SIM_SEED={seed}", outcome.copies);
+        let longest = outcome.pulls.iter().map(|pull| pull.longest_gap).max().unwrap();
+        assert!(longest < Duration::from_secs(1), "{longest:?} without a byte: LARDER_SIM_SEED={seed}");
+    }
+}
+
+#[test]
 fn who_comes_after_an_owner_is_told_what_there_is_by_those_who_read() {
     for seed in seeds(5) {
         // Some begin from nothing when the next owner knows only what it is told, and by some when nobody knows yet that

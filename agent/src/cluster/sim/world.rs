@@ -262,6 +262,7 @@ impl World {
         }
         let Some(blob) = &mut self.nodes[spot.node].pulls[spot.blob] else { return };
         let Some(follow) = &mut blob.follow else { return };
+        follow.readers_lag(blob.serve.lag());
         tell(follow);
         self.settle(spot);
     }
