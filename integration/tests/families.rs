@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use http::StatusCode;
-use larder_integration::{Agent, AgentConfig, FaultRegistry, Folder, Http, Image, Namespace, Network, until};
+use larder_integration::{
+    Agent, AgentConfig, FaultRegistry, Folder, Http, Image, Namespace, Network, Node, Release, until,
+};
 
 use crate::support::{Case, asked_by_agent, on_every_containerd, run};
 
@@ -68,6 +70,29 @@ async fn a_node_without_ipv4(case: Case) -> Result<()> {
     node.containerd.pull(NAME).await?;
     ensure!(registry.count("GET", "/blobs/") == 0, "{:?}", registry.requests());
     Ok(())
+}
+
+/// What containerd can't read isn't written: the hosts of the user's own in that file would be gone with ours.
+#[test]
+fn what_containerd_cant_read_is_not_written() {
+    run(async {
+        let registry = FaultRegistry::start().await?;
+        registry.add(&Image::one_layer(7, 3), "acme/app", "v1");
+        let url = registry.url();
+        let own = format!("server = {url:?}\n\n[host.{url:?}]\n  capabilities = [\"pull\", \"resolve\"]\n");
+        let mut builder = Node::builder(Release::Bookworm)?.hosts("reg.test", &own)?;
+        builder.agent.is_v6 = true;
+        builder.expects_entry = false;
+        let node = builder.start().await?;
+        let agent = node.agent()?;
+        let told = async || agent.log().contains("containerd isn't told of the mirror").then_some(());
+        until("it says so", Duration::from_secs(20), told).await?;
+        node.containerd.pull(NAME).await?;
+        ensure!(!registry.requests().iter().any(asked_by_agent), "{:?}", registry.requests());
+        ensure!(std::fs::read_to_string(node.hosts_dir().join("reg.test/hosts.toml"))? == own);
+        ensure!(!node.hosts_dir().join("_default").exists());
+        Ok(())
+    });
 }
 
 /// An agent by itself, whose `reg.test` is at `both.test`.

@@ -17,7 +17,7 @@ use super::word::{Teller, Word};
 use crate::admin::{self, Agent, Figures, Flows, MetricsPort, Page, Socket, Standing, Textfile, view};
 use crate::config::{Config, HostsTarget};
 use crate::containerd::canary::Canary;
-use crate::containerd::client::Client;
+use crate::containerd::client::{Client, Version};
 use crate::containerd::hosts::{self, Adopted, Adoption, Applied, Entry, HostsDir, HostsError};
 use crate::containerd::inventory::{self, Inventory};
 use crate::health::{self, Monitor};
@@ -35,6 +35,9 @@ const END: Duration = Duration::from_secs(5);
 
 /// How long those who were let in may take to be answered, when another process waits to serve the others.
 const ANSWERS: Duration = Duration::from_secs(1);
+
+/// How soon a containerd that didn't answer is asked again which version it is.
+const ASK_AGAIN: Duration = Duration::from_secs(2);
 
 /// How long the user's own hosts.toml files may take to be read before the mirror opens.
 const LOOK: Duration = Duration::from_secs(5);
@@ -158,7 +161,16 @@ async fn serve(config: &Config, mut teller: Teller) -> anyhow::Result<ExitCode> 
             applied.send_replace(Some(view::hosts(outcome)));
             ready.send_replace(true);
         };
-        tasks.spawn(hosts::watch(folder, entry, adoption, told, stop.clone()));
+        let (containerd, stop) = (Arc::clone(&containerd), stop.clone());
+        let is_v6 = config.mirror.listen.is_ipv6();
+        tasks.spawn(async move {
+            if is_v6 && stop.run_until_cancelled(reads_brackets(&containerd)).await == Some(false) {
+                let error = HostsError::Bracket;
+                tracing::error!(%error, "containerd isn't told of the mirror");
+                return told(&Err(error));
+            }
+            hosts::watch(folder, entry, adoption, told, stop).await;
+        });
     }
     {
         let (canary, containerd, stop) = (Arc::clone(&canary), Arc::clone(&containerd), stop.clone());
@@ -332,6 +344,16 @@ async fn join(
 fn chain(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(error.source(), |cause| cause.source());
     causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}
+
+/// Whether containerd can read a hosts.toml that names an address of IPv6. Waits until it says which version it is.
+async fn reads_brackets(containerd: &Client) -> bool {
+    loop {
+        match containerd.version().await {
+            Ok(release) => return release.version.is_none_or(|version| version >= Version::new(2, 0, 0)),
+            Err(_) => tokio::time::sleep(ASK_AGAIN).await,
+        }
+    }
 }
 
 /// The folder that hosts.toml files are written to. With named registries alone, the canary gets an entry too: it has

@@ -27,6 +27,13 @@ pub enum HostsError {
         /// What the kernel said.
         source: io::Error,
     },
+    /// containerd before 2.0 can't read a table's name with a bracket in it, and would use no host of the file, the user's
+    /// own neither.
+    #[error(
+        "containerd before 2.0 can't read a hosts.toml that names an address of IPv6; let mirror.listen be an address of \
+         IPv4 (127.0.0.1:7439), which nodes without IPv4 have too, or update containerd"
+    )]
+    Bracket,
     /// Anything else that the filesystem refused.
     #[error("{doing} {} failed", path.display())]
     Io {
