@@ -39,14 +39,15 @@ lint: setup
 	@if command -v cargo-deny >/dev/null; then $(CARGO) deny check licenses bans sources; \
 	else echo 'lint: cargo-deny is not here: licences are not checked (cargo install cargo-deny)'; fi
 
-demo: setup
+demo:
+	integration/setup --demo
 	$(BUILD) --release
 	$(TARGET)/release/demo
 
 # At most 25 MiB, compressed. Of a binary that was built here, only what runs: symbols are a seventh of it.
 image: VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 image:
-	integration/setup --image
+	integration/setup --build
 ifndef BINARY
 	$(BUILD) --release
 	mkdir -p target/image
@@ -61,14 +62,15 @@ bench:
 	$(TARGET)/release/bench
 
 build:
+	integration/setup --build
 	$(BUILD) --release
 
 # Shell completion and the manual, made by the program itself.
 papers:
 	systemd/papers "$(INSTALLED)" "$(TARGET)/release/papers"
 
-# The one that setup installed, or whichever is there.
 deb: build papers
+	integration/setup --deb
 	PATH="$${LARDER_TOOLS:-$(CURDIR)/.tools}/cargo-deb/bin:$$PATH" $(CARGO) deb --no-build --manifest-path agent/Cargo.toml
 
 install:
