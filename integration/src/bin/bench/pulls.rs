@@ -132,6 +132,8 @@ pub(crate) async fn cold(pairs: usize) -> Result<()> {
             for pair in 0..=pairs {
                 agent.kill();
                 let _ = std::fs::remove_dir_all(agent.cache());
+                // What containerd still has, the agent would have too.
+                larder.containerd.wipe().await?;
                 agent.start_again().await?;
                 proven(&agent).await?;
                 proxy.start_again().await?;
