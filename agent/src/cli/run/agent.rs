@@ -76,7 +76,7 @@ async fn serve(config: &Config, mut teller: Teller) -> anyhow::Result<ExitCode> 
     // What may be wrong is found before the store is asked for: one that waits for its turn must be able to take it.
     let upstreams = Arc::new(Upstreams::new(config)?);
     let containerd = Arc::new(Client::new(&config.containerd)?);
-    hosts_dir(config)?;
+    let hosts_dir = Arc::new(hosts_dir(config)?);
     let standing = watch::Sender::new(Standing::Starting);
     let desk =
         Socket::bind(&config.admin.socket).map(|socket| tasks.spawn(socket.serve(standing.subscribe(), stop.clone())));
@@ -151,8 +151,7 @@ async fn serve(config: &Config, mut teller: Teller) -> anyhow::Result<ExitCode> 
     let changed = Arc::new(Notify::new());
     let ready = watch::Sender::new(config.containerd.registries.is_empty());
     if !config.containerd.registries.is_empty() {
-        let folder = Arc::new(hosts_dir(config)?);
-        folder.metrics().register(&mut registry);
+        hosts_dir.metrics().register(&mut registry);
         let (entry, follow) = entries(config, &identity);
         tasks.spawn(stop.clone().run_until_cancelled_owned(follow));
         let (applied, changed, ready) = (applied.clone(), Arc::clone(&changed), ready.clone());
@@ -169,7 +168,7 @@ async fn serve(config: &Config, mut teller: Teller) -> anyhow::Result<ExitCode> 
                 tracing::error!(%error, "containerd isn't told of the mirror");
                 return told(&Err(error));
             }
-            hosts::watch(folder, entry, adoption, told, stop).await;
+            hosts::watch(hosts_dir, entry, adoption, told, stop).await;
         });
     }
     {

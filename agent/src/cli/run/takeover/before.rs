@@ -27,16 +27,9 @@ impl Before {
     /// Asks the process that serves from the store in `dir` for its door at `listen`.
     pub(super) async fn find(dir: &Path, listen: SocketAddr) -> Option<Self> {
         let dir: PathBuf = dir.to_owned();
-        let asked = tokio::task::spawn_blocking(move || Self::ask(&dir));
+        let asked = tokio::task::spawn_blocking(move || Self::ask(&dir, listen));
         match tokio::time::timeout(2 * DEADLINE, asked).await {
-            Ok(Ok(Ok(before))) => match before.door.local_addr() {
-                Ok(at) if at == listen => Some(before),
-                // With another address, this one binds its own when it is its turn.
-                at => {
-                    tracing::debug!(?at, %listen, "the agent before listens elsewhere");
-                    None
-                }
-            },
+            Ok(Ok(Ok(before))) => Some(before),
             Ok(Ok(Err(error))) => {
                 tracing::debug!(%error, "no agent hands its door over");
                 None
@@ -45,12 +38,23 @@ impl Before {
         }
     }
 
-    fn ask(dir: &Path) -> io::Result<Self> {
+    fn ask(dir: &Path, listen: SocketAddr) -> io::Result<Self> {
         let folder = File::open(dir)?;
         let mut stream = UnixStream::connect(format!("/proc/self/fd/{}/{NAME}", folder.as_raw_fd()))?;
         stream.set_read_timeout(Some(DEADLINE))?;
         let door = TcpListener::from(door::receive(&stream)?);
+        let at = door.local_addr()?;
+        if at != listen {
+            // This one binds its own when it is its turn.
+            return Err(io::Error::other(format!("the agent before listens at {at}")));
+        }
         stream.write_all(&[door::RECEIVED])?;
+        // Its end may come at any moment, and from here on it knows of us.
+        let mut said = [0];
+        stream.read_exact(&mut said)?;
+        if said != [door::AWAITED] {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
         stream.set_nonblocking(true)?;
         Ok(Self { door, stream, left: None })
     }

@@ -14,6 +14,8 @@ use rustix::net::{
 const GREETING: &[u8] = b"larder takeover 1\n";
 /// What whoever received it says.
 pub(super) const RECEIVED: u8 = b'r';
+/// What the process before says to it, when it counts on it.
+pub(super) const AWAITED: u8 = b'a';
 /// What the process before says when its end has come.
 pub(super) const ENDING: u8 = b'e';
 /// What the one that has the store says, and nobody else: it is given what the mirror leaves behind.

@@ -116,6 +116,9 @@ async fn follow(
         return;
     }
     let _counts = Follower::new(followers);
+    if !matches!(timeout(DEADLINE, stream.write_u8(door::AWAITED)).await, Ok(Ok(()))) {
+        return;
+    }
     tracing::info!("another agent waits to take over");
     // Nothing more is said by who follows: whatever comes is its end.
     tokio::select! {
