@@ -138,6 +138,12 @@ struct Range {
     has_ended: bool,
 }
 
+impl Range {
+    const fn new(now: Duration, owner: NodeId, lease: Lease, from: u64, upto: u64) -> Self {
+        Self { lease, owner, from, upto, told_half: false, reported: now, waits: None, has_ended: false }
+    }
+}
+
 impl Follow {
     /// Begins, by asking. `frontier`: every byte before it is here already; `owners`: of the blob's bucket.
     #[must_use]
@@ -216,6 +222,7 @@ impl Follow {
     pub fn answered(&mut self, now: Duration, number: u64, answered: Answered) {
         let Some(at) = self.pending.iter().position(|pending| pending.number == number) else { return };
         let pending = self.pending.swap_remove(at);
+        self.ranks.answers(pending.owner);
         self.is_answered |= !matches!(answered.answer, Answer::NotOwner(_));
         for source in answered.broken_sources {
             if self.broken_sources.len() < MAX_BROKEN && !self.broken_sources.contains(&source) {
@@ -226,7 +233,8 @@ impl Follow {
             return;
         }
         if self.has_lease_of_other(pending.owner) && !self.ranks.is_second(pending.owner) {
-            self.return_to_first(now);
+            self.return_to_first(now, pending.owner, &answered.answer);
+            return;
         }
         if self.is_served(now) {
             // The other owner was faster. This one is to forget the place that it gave; if it is the first, it is to know of
@@ -244,17 +252,7 @@ impl Follow {
             Answer::NotOwner(_) => self.owner_failed(now, pending.owner),
             Answer::Fetch { ticket, lease, upto } => {
                 self.place(ticket);
-                let range = Range {
-                    lease,
-                    owner: pending.owner,
-                    from: self.frontier,
-                    upto,
-                    told_half: false,
-                    reported: now,
-                    waits: None,
-                    has_ended: false,
-                };
-                self.source = Source::Lease(range);
+                self.source = Source::Lease(Range::new(now, pending.owner, lease, self.frontier, upto));
             }
             Answer::Read { ticket, parents, ahead } => {
                 self.place(ticket);
@@ -626,15 +624,21 @@ impl Follow {
     }
 
     /// The first owner lives after all. What it says counts, since all others go by it: under a lease of the second one,
-    /// this node would fetch a copy for itself.
-    fn return_to_first(&mut self, now: Duration) {
-        if let Source::Lease(range) = &self.source {
-            let second = range.owner;
-            self.tell(now, second, State::Gone);
-            self.actions.push(Action::Yields);
-            self.patience.begin(now);
-            self.source = Source::Nothing;
+    /// this node would fetch a copy for itself. It goes on without a pause until the first one has judged how far it is;
+    /// to the second one it is one who reads, so that those who ask there are still sent to it.
+    fn return_to_first(&mut self, now: Duration, first: NodeId, answer: &Answer) {
+        let Source::Lease(range) = &mut self.source else { return };
+        let second = range.owner;
+        match *answer {
+            Answer::Fetch { ticket, lease, upto } => {
+                *range = Range::new(now, first, lease, self.frontier, upto);
+                self.place(ticket);
+            }
+            Answer::Read { .. } => range.owner = first,
+            Answer::NotOwner(_) | Answer::Alone { .. } => return,
         }
+        self.tell(now, second, State::Reading);
+        self.report_lease(now);
     }
 
     /// Is there a source that another answer shouldn't take away?

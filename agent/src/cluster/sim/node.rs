@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::cluster::{Delays, Ring};
 use crate::cluster::directory::Directory;
 use crate::cluster::follow::Follow;
 use crate::cluster::serve::Serve;
+use crate::cluster::{Delays, Ring};
 use crate::image::{NodeId, Zone};
 
 /// How a node is.

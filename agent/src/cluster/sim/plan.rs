@@ -214,8 +214,8 @@ impl Cluster {
         }
     }
 
-    /// Five nodes that pull one blob of 12 MiB over links of 40 Mbit/s, with short queues: little enough that a second is
-    /// much of it.
+    /// So many nodes that pull one blob of 12 MiB at once over links of 40 Mbit/s, behind whose queues small messages wait:
+    /// of a node at a fifth of that, answers are late as long as bytes flow.
     #[must_use]
     pub fn narrow(nodes: usize, seed: u64) -> Self {
         Self {
@@ -283,8 +283,8 @@ impl Cluster {
             link,
             upstream_link: link * rng.random_range(0.2..2.0),
             delay: Duration::from_micros(rng.random_range(50..20_000)),
-            queue: Duration::ZERO,
-            lost: 0.0,
+            queue: if seed % 4 == 3 { Duration::from_millis(50) } else { Duration::ZERO },
+            lost: 0.05,
             upstream_delay: Duration::from_millis(rng.random_range(1..300)),
             piece: 256 << 10,
             begin_within: Duration::from_millis([1, 100, 3_000][rng.random_range(0..3)]),
