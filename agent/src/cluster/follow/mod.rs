@@ -99,6 +99,7 @@ pub struct Follow {
     /// How far it was when it left off fetching for itself, to try another.
     left_own_at: Option<u64>,
     told_reading: Duration,
+    /// Both owners are to be told of the end.
     told_both: bool,
     numbers: u64,
     is_answered: bool,
@@ -637,6 +638,7 @@ impl Follow {
             Answer::Read { .. } => range.owner = first,
             Answer::NotOwner(_) | Answer::Alone { .. } => return,
         }
+        self.told_both = true;
         self.tell(now, second, State::Reading);
         self.report_lease(now);
     }
