@@ -1,8 +1,8 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::cluster::chain::{Credential, Key};
-use crate::cluster::directory::{Ask, Report};
+use crate::cluster::chain::{Beat, Credential, Key, Lease, Parting};
+use crate::cluster::directory::{Ask, Released, Report, Verdict};
 use crate::image::{Access, Digest, Zone};
 
 const SIZE: u64 = 100 << 20;
