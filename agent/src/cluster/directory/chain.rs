@@ -64,6 +64,15 @@ impl Chain {
         if holders.is_empty() && self.leases.spare(now) && self.may_fetch(now, from, ask) {
             return self.fetch(now, rng, from, ticket, ask);
         }
+        let complains = ask.troubles.iter().any(|trouble| trouble.why == Ailment::Slow);
+        if complains
+            && holders.is_empty()
+            && self.leases.hold_up(now, ask.frontier, self.size)
+            && self.may_fetch(now, from, ask)
+        {
+            self.end_leases(now);
+            return self.fetch(now, rng, from, ticket, ask);
+        }
         let parents = self.placing(from, ask).parents(&self.readers, ticket, holders);
         if !parents.is_empty() {
             return self.read(now, from, ticket, parents);
@@ -128,6 +137,18 @@ impl Chain {
         self.readers.attach(now, from, None);
         let held = self.leases.grant(now, rng, from, ask.frontier, self.size);
         Answer::Fetch { ticket, lease: held.lease, upto: held.upto }
+    }
+
+    /// Who fetches is told so when it reports next, and goes to the tail.
+    fn end_leases(&mut self, now: Duration) {
+        let holders: Vec<NodeId> = self.leases.iter().map(|held| held.node).collect();
+        for node in holders {
+            self.leases.remove(now, node, false);
+            if let Some(reader) = self.readers.of_mut(node) {
+                reader.leaving = true;
+                reader.slow = true;
+            }
+        }
     }
 
     fn may_fetch(&self, now: Duration, from: NodeId, ask: &Ask) -> bool {

@@ -14,6 +14,8 @@ const FIRST: u64 = 4 << 20;
 const LONGEST: u64 = 32 << 20;
 /// Ranges end at a multiple of this: what is fetched, stored and checked at a time.
 const CHUNK: u64 = 1 << 20;
+/// This part of a small blob is much of it.
+const NEAR_PART: u64 = 4;
 /// How long a range may take whose holder does far worse than others did, or clearly worse, and how long any.
 const SOON: Duration = Duration::from_secs(1);
 const LONG: Duration = Duration::from_secs(2);
@@ -147,6 +149,15 @@ impl Leases {
             self.failures = self.failures.saturating_add(1);
             self.failed_at = now;
         }
+    }
+
+    /// One who complains is at this byte: is it who fetches that keeps it waiting? Not who began a moment ago, or is clearly
+    /// ahead, in bytes or in parts of a small blob.
+    pub(super) fn hold_up(&self, now: Duration, frontier: u64, size: Option<u64>) -> bool {
+        let near = size.map_or(CHUNK, |size| CHUNK.min(size / NEAR_PART));
+        let holds_up =
+            |held: &Held| now.saturating_sub(held.granted) >= LONG && held.frontier <= frontier.saturating_add(near);
+        self.any() && self.held.iter().all(holds_up)
     }
 
     pub(super) fn absent(&mut self, now: Duration) {

@@ -239,6 +239,44 @@ fn of_two_who_fetch_the_one_behind_leaves_it_to_the_other() {
 }
 
 #[test]
+fn one_of_those_who_complain_of_a_holder_fetches_in_its_place() {
+    let mut table = Table::new();
+    let small = |number| Ask { size: Some(MIB / 2), ..Table::asks(number) };
+    let (holder, lease, _) = table.fetches(1, &small(1));
+    let (second, _) = table.parents(2, &small(2));
+    let (third, _) = table.parents(3, &small(3));
+    let slow = |node| vec![Trouble { node, why: Ailment::Slow }];
+    let complaint = |number, ticket| Ask { ticket: Some(ticket), troubles: slow(node(1)), ..small(number) };
+    // A moment is too short to tell.
+    table.parents(2, &complaint(2, second));
+    table.pass(900);
+    table.report(1, &Table::reports(holder, Some(lease), MIB / 16, State::Fetching));
+    table.pass(900);
+    table.report(1, &Table::reports(holder, Some(lease), MIB / 8, State::Fetching));
+    table.pass(300);
+    assert_eq!(table.fetches(2, &complaint(2, second)).0, second);
+    let (_, parents) = table.parents(3, &complaint(3, third));
+    assert_eq!(parents, [node(2)]);
+    let report = Report { size: Some(MIB / 2), ..Table::reports(holder, Some(lease), MIB / 4, State::Fetching) };
+    assert_eq!(table.report(1, &report), Verdict::Ended);
+}
+
+#[test]
+fn who_complains_though_the_holder_is_far_ahead_reads_on() {
+    let mut table = Table::new();
+    let (holder, lease, _) = table.fetches(1, &Table::asks(1));
+    let (second, _) = table.parents(2, &Table::asks(2));
+    table.pass(900);
+    table.report(1, &Table::reports(holder, Some(lease), MIB, State::Fetching));
+    table.pass(900);
+    table.report(1, &Table::reports(holder, Some(lease), 3 * MIB, State::Fetching));
+    table.pass(300);
+    let troubles = vec![Trouble { node: node(1), why: Ailment::Slow }];
+    let (place, parents) = table.parents(2, &Ask { ticket: Some(second), troubles, ..Table::asks(2) });
+    assert_eq!((place, parents), (second, vec![node(1)]));
+}
+
+#[test]
 fn who_reads_holds_no_lease_and_is_read_from() {
     let mut table = Table::new();
     let (ticket, ..) = table.fetches(1, &Table::asks(1));

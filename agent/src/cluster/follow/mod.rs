@@ -8,6 +8,7 @@
 //! goes to the one beyond; without one, to the owner. When nothing has brought bytes nearer for [two seconds](patience), it
 //! fetches a piece by itself, and asks again while it does.
 
+mod complaint;
 mod lease;
 mod meter;
 mod parent;
@@ -31,6 +32,7 @@ use crate::cluster::chain::{Hop, Ticket};
 use crate::cluster::directory::{Answer, Answered, State};
 use crate::image::NodeId;
 
+use complaint::Complaint;
 use lease::Range;
 use meter::Meter;
 use patience::Patience;
@@ -87,6 +89,7 @@ pub struct Follow {
     troubles: Troubles,
     meter: Meter,
     patience: Patience,
+    complaint: Complaint,
     /// After which an answer is late.
     late: Duration,
     /// By how much those who read from here lag.
@@ -145,6 +148,7 @@ impl Follow {
             troubles: Troubles::default(),
             meter: Meter::new(now, frontier),
             patience: Patience::new(now),
+            complaint: Complaint::default(),
             late: OWNER_IS_LATE,
             readers_lag: 0,
             moved: None,
@@ -213,6 +217,10 @@ impl Follow {
         }
         if self.has_lease_of_other(pending.owner) && !self.ranks.is_second(pending.owner) {
             self.return_to_first(now, pending.owner, &answered.answer);
+            return;
+        }
+        if self.is_about_complaint(number) {
+            self.complaint_answered(now, pending.owner, answered.answer);
             return;
         }
         if self.is_served(now) {
@@ -316,7 +324,10 @@ impl Follow {
                     *upto = upto.saturating_add(*span);
                 }
             }
-            Source::Peer(reading) => reading.heard = now,
+            Source::Peer(reading) => {
+                reading.heard = now;
+                self.complaint.fed(now);
+            }
             Source::Nothing => {}
         }
     }

@@ -26,7 +26,8 @@ impl Follow {
 
     /// A peer's beat.
     pub fn beat(&mut self, now: Duration, opening: u64, beat: Beat) {
-        let (frontier, rate, me, ticket) = (self.frontier, self.meter.rate(now), self.me, self.ticket);
+        let (size, frontier, rate) = (self.size, self.frontier, self.meter.rate(now));
+        let (me, ticket) = (self.me, self.ticket);
         let may_move =
             now >= self.stays_until && self.moved.is_none_or(|moved| now.saturating_sub(moved) >= MOVES_EVERY);
         let Some(reading) = self.reading(opening) else { return };
@@ -34,7 +35,7 @@ impl Follow {
         // Under an older ticket this node may still be on paths that were told further and further.
         let is_circle = beat.path.iter().any(|hop| hop.node == me && hop.ticket == ticket);
         let parent = reading.opening.node;
-        let (comes_nearer, better) = reading.beat(now, beat, frontier, rate);
+        let (comes_nearer, better) = reading.beat(now, beat, size, frontier, rate);
         if is_circle {
             // Can't be, by the order of tickets; a node that breaks it is none to wait for.
             self.troubles.note(now, parent, Ailment::Full);

@@ -52,6 +52,12 @@ impl Patience {
         self.left = self.left.max(LITTLE);
     }
 
+    /// All of it again.
+    pub(super) fn renew(&mut self, now: Duration) {
+        self.begin(now);
+        self.left = self.left.max(ALL);
+    }
+
     /// When it has run out, if nothing comes.
     pub(super) fn deadline(&self) -> Duration {
         self.last + SHORT + self.left

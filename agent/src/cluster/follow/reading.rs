@@ -11,8 +11,9 @@ use super::Opening;
 pub(super) const SILENCE: Duration = Duration::from_millis(600);
 /// So long a reader starves before it moves.
 const STARVED: Duration = Duration::from_millis(600);
-/// So far ahead is the node beyond the parent then, in bytes.
+/// So far ahead is the node beyond the parent then, in bytes; of a small blob, this part of it.
 const LAG: u64 = 2 << 20;
+const LAG_PART: u64 = 4;
 /// And so much less than it receives comes in here.
 const CLEARLY_LESS: f64 = 0.6;
 
@@ -24,17 +25,25 @@ pub(super) struct Reading {
     /// The parent, whom it reads from, and so on.
     pub(super) path: Vec<Hop>,
     starved_since: Option<Duration>,
-    /// The best rate that was seen of the node beyond the parent.
-    best: (Option<NodeId>, u64),
+    /// The best rate that was seen of those beyond the parent.
+    pub(super) best: u64,
 }
 
 impl Reading {
     pub(super) const fn new(now: Duration, opening: Opening) -> Self {
-        Self { opening, heard: now, is_open: false, path: Vec::new(), starved_since: None, best: (None, 0) }
+        Self { opening, heard: now, is_open: false, path: Vec::new(), starved_since: None, best: 0 }
     }
 
-    /// Takes in a beat. `frontier`, `rate`: of this node. Says whether bytes come nearer, and whom to move to.
-    pub(super) fn beat(&mut self, now: Duration, beat: Beat, frontier: u64, rate: f64) -> (bool, Option<NodeId>) {
+    /// Takes in a beat. `frontier`, `rate`: of this node, of a blob of `size`. Says whether bytes come nearer, and whom to
+    /// move to.
+    pub(super) fn beat(
+        &mut self,
+        now: Duration,
+        beat: Beat,
+        size: Option<u64>,
+        frontier: u64,
+        rate: f64,
+    ) -> (bool, Option<NodeId>) {
         let before = self.path.first().map_or(0, |hop| hop.frontier);
         self.path = beat.path;
         let Some(parent) = self.path.first().copied() else { return (false, None) };
@@ -43,16 +52,14 @@ impl Reading {
             self.starved_since = None;
             return (comes_nearer, None);
         };
-        if self.best.0 != Some(beyond.node) {
-            self.best = (Some(beyond.node), 0);
-        }
-        self.best.1 = self.best.1.max(beyond.rate);
+        self.best = self.path.iter().skip(1).map(|hop| hop.rate).fold(self.best, u64::max);
         // Who has all there is to have receives nothing any more: what it received counts then.
-        let beyond_rate = if beyond.rate > 0 { beyond.rate } else { self.best.1 };
+        let beyond_rate = if beyond.rate > 0 { beyond.rate } else { self.best };
         let waits_for_parent = parent.frontier <= frontier;
         let here = if waits_for_parent { parent.rate as f64 } else { rate };
         let behind = beyond.frontier.saturating_sub(frontier.min(parent.frontier));
-        let starves = behind > LAG && here < CLEARLY_LESS * beyond_rate as f64;
+        let starves =
+            behind > size.map_or(LAG, |size| LAG.min(size / LAG_PART)) && here < CLEARLY_LESS * beyond_rate as f64;
         if !starves {
             self.starved_since = None;
             return (comes_nearer, None);

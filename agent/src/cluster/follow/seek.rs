@@ -124,15 +124,17 @@ impl Follow {
                 instead_of: candidate.instead_of,
                 insists: candidate.insists,
             };
+            let mut reading = Reading::new(now, opening);
             match &self.source {
                 Source::Own { .. } => {
                     self.left_own_at = Some(self.frontier);
                     self.patience.try_another(now);
                 }
                 Source::Lease(_) => self.patience.begin(now),
-                Source::Nothing | Source::Peer(_) => {}
+                Source::Peer(before) => reading.best = before.best,
+                Source::Nothing => {}
             }
-            self.source = Source::Peer(Box::new(Reading::new(now, opening)));
+            self.source = Source::Peer(Box::new(reading));
             return true;
         }
         false

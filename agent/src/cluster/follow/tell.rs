@@ -10,7 +10,7 @@ use super::{Action, Follow, Source};
 
 /// Of a blob of so many bytes both owners know who reads it: of whom the first one knows alone, the second one, asked in its
 /// place, would have fetched again. Of smaller ones that would cost more than it saves.
-const LARGE: u64 = 8 << 20;
+pub(super) const LARGE: u64 = 8 << 20;
 
 impl Follow {
     pub(super) fn report(&self, now: Duration, lease: Option<Lease>, state: State) -> Report {

@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::cluster::chain::{Beat, Credential, Key, Lease, Parting};
+use crate::cluster::chain::{Ailment, Beat, Credential, Key, Lease, Parting};
 use crate::cluster::directory::{Ask, Released, Report, Verdict};
 use crate::image::{Access, Digest, Zone};
 
@@ -321,6 +321,48 @@ fn a_parent_that_beats_and_brings_nothing_is_waited_for_two_seconds() {
     follow.tick(millis(at) + ASK_AGAIN);
     assert_eq!(asks(&mut follow).len(), 1);
     assert_eq!(follow.turn(), Turn::Upstream { upto: PIECE });
+}
+
+#[test]
+fn who_gets_little_complains_and_reads_on_until_the_owner_has_said_who_fetches() {
+    let (mut follow, first) = reading();
+    follow.arrived(millis(100), 64 << 10);
+    follow.actions();
+    for at in (200..=1_000).step_by(200) {
+        follow.beat(millis(at), first.number, beat([64 << 10, 128 << 10, 128 << 10], [1000, 1000, 1000]));
+        follow.tick(millis(at));
+    }
+    assert_eq!(asks(&mut follow).len(), 0);
+    follow.beat(millis(2_000), first.number, beat([64 << 10, 128 << 10, 128 << 10], [1000, 1000, 1000]));
+    follow.tick(millis(2_000));
+    let asked = asks(&mut follow);
+    let [(number, owner, ask)] = &asked[..] else { panic!("{asked:?}") };
+    assert!(ask.troubles.iter().any(|trouble| trouble.why == Ailment::Slow && trouble.node == first.node));
+    assert_eq!((*owner, opening(&follow)), (node(100), first));
+    let place = follow.ticket().unwrap();
+    let fetch = Answer::Fetch { ticket: place, lease: Lease(7), upto: 4 << 20 };
+    follow.answered(millis(2_010), *number, answered(fetch));
+    assert_eq!(follow.turn(), Turn::Upstream { upto: 4 << 20 });
+}
+
+#[test]
+fn who_gets_nothing_after_a_complaint_fetches_for_itself() {
+    let (mut follow, first) = reading();
+    follow.arrived(millis(100), 64 << 10);
+    let mut complaints = 0;
+    let mut alone_at = None;
+    for at in (200..=8_000).step_by(100) {
+        follow.beat(millis(at), first.number, beat([64 << 10, 128 << 10, 128 << 10], [1000, 1000, 1000]));
+        follow.tick(millis(at));
+        for (number, ..) in asks(&mut follow) {
+            complaints += 1;
+            follow.unanswered(millis(at), number);
+        }
+        if matches!(follow.turn(), Turn::Upstream { .. }) {
+            alone_at = alone_at.or(Some(at));
+        }
+    }
+    assert!(complaints >= 1 && alone_at.is_some_and(|at| at <= 4_500), "{complaints} {alone_at:?}");
 }
 
 #[test]

@@ -19,6 +19,7 @@ impl Follow {
             return;
         }
         let (silence, late, patience_until) = (self.silence(), self.late, self.patience_until());
+        let is_to_complain = self.is_to_complain(now);
         match &mut self.source {
             Source::Peer(reading) if now.saturating_sub(reading.heard) >= silence => {
                 self.losses = self.losses.saturating_add(1);
@@ -26,7 +27,9 @@ impl Follow {
             }
             Source::Peer(reading) => {
                 let parent = reading.opening.node;
-                if now >= patience_until {
+                if is_to_complain {
+                    self.complain(now, parent);
+                } else if now >= patience_until {
                     self.troubles.note(now, parent, Ailment::Full);
                     self.go_alone(now);
                 } else if now.saturating_sub(self.told_reading) >= REPORT_READING_EVERY {
@@ -71,6 +74,7 @@ impl Follow {
         let own = match &self.source {
             Source::Peer(reading) => {
                 let heard_until = (reading.heard + self.silence()).min(self.patience_until());
+                let heard_until = self.hungry_at().map_or(heard_until, |at| at.min(heard_until));
                 Some(heard_until.min(self.told_reading + REPORT_READING_EVERY))
             }
             Source::Lease(range) => {
@@ -96,7 +100,7 @@ impl Follow {
     }
 
     /// How much longer than usual answers take.
-    const fn delay(&self) -> Duration {
+    pub(super) const fn delay(&self) -> Duration {
         self.late.saturating_sub(OWNER_IS_LATE)
     }
 }
