@@ -115,6 +115,7 @@ async fn damaged_bytes_are_not_taken() {
     let parts = [read_reply::Part::Head(head(bytes.len())), read_reply::Part::Data(data)];
     let replies = parts.into_iter().flat_map(|part| framed(&ReadReply { part: Some(part) })).collect();
     let liar = Impostor::start(&world, digest, replies);
-    let mut stream = world.peer_for(digest).await.open(0, None).await.unwrap();
+    let (peer, _follow) = world.peer_for(digest).await;
+    let mut stream = peer.open(0, None).await.unwrap();
     assert_eq!(stream.frame().await, Err(PeerError::Damaged { node: liar.node }));
 }

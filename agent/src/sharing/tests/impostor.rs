@@ -2,19 +2,21 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use larder_proto::peers::Head;
+use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::body::Body;
 
-use super::node::{Node, World};
+use super::node::{Node, PATIENCE, World};
 use crate::cluster::directory::{Holding, Shelf};
 use crate::cluster::{Bucket, Member, Ring};
 use crate::image::{Digest, NodeId};
-use crate::peers::{Peer, Trace, Turn, messages};
+use crate::peers::{Follow, Peer, Trace, Turn, messages};
 use crate::wire::{Identity, PeerListener, WireMetrics};
 
 pub(super) struct Impostor {
@@ -69,14 +71,21 @@ impl World {
         }
     }
 
-    /// Whom the first node is to read a blob from.
-    pub(super) async fn peer_for(&self, digest: Digest) -> Peer {
-        let mut follow = self.nodes[0].peers.follow(Node::sought(digest), None, 0, &Trace::new());
-        loop {
-            match follow.turn() {
-                Turn::Peer(peer) => return peer,
-                _ => follow.changed().await,
+    /// Whom the first node is to read a blob from, which others are known to hold; and the turn that says so.
+    pub(super) async fn peer_for(&self, digest: Digest) -> (Peer, Follow) {
+        let asking = async {
+            loop {
+                let mut follow = self.nodes[0].peers.follow(Node::sought(digest), None, 0, &Trace::new());
+                while matches!(follow.turn(), Turn::Wait) {
+                    follow.changed().await;
+                }
+                if let Turn::Peer(peer) = follow.turn() {
+                    return (peer, follow);
+                }
+                // Its owners were late: a busy machine may take longer than they are given.
+                tokio::time::sleep(Duration::from_millis(10)).await;
             }
-        }
+        };
+        timeout(PATIENCE, asking).await.unwrap()
     }
 }

@@ -47,7 +47,7 @@ async fn a_newer_peer_is_read_as_far_as_it_is_understood() {
         part(4, &Parting { why: parting::Why::Held.into(), ..Parting::default() }),
     ];
     let newer = Impostor::start(&world, digest, replies.concat());
-    let peer = world.peer_for(digest).await;
+    let (peer, _follow) = world.peer_for(digest).await;
     assert_eq!(peer.node(), newer.node);
     let mut stream = peer.open(0, None).await.unwrap();
     assert_eq!((stream.head().size, stream.head().whole), (bytes.len() as u64, true));
