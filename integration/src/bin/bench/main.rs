@@ -14,6 +14,7 @@ mod collect;
 mod debian;
 mod footprint;
 mod install;
+mod memory;
 mod pulls;
 mod ranges;
 mod raw;

@@ -13,8 +13,8 @@ use larder_integration::{
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 
-use crate::debian;
 use crate::stats::Median;
+use crate::{debian, memory};
 
 pub(super) const REPOSITORY: &str = "acme/app";
 pub(super) const NAME: &str = "reg.test/acme/app:v1";
@@ -47,6 +47,7 @@ impl Arm {
         self.containerd.wipe().await?;
         // What was written before this pull doesn't weigh on it.
         tokio::task::spawn_blocking(nix::unistd::sync).await?;
+        memory::fill().await?;
         let blobs: Vec<_> = image.blobs().iter().map(|blob| self.containerd.blob(&blob.digest)).collect();
         let committed = Committed::watch(blobs)?;
         let begun = Instant::now();
