@@ -50,11 +50,11 @@ impl Follow {
         is_hungry || (now >= self.patience_until() && self.may_complain())
     }
 
-    /// Who gets nothing at all after a complaint helps himself.
+    /// Who has had nothing at all, or gets nothing after a complaint, helps himself.
     fn may_complain(&self) -> bool {
         let most_in_vain = if self.delay().is_zero() { 0 } else { MOST_IN_VAIN };
         let is_heard = self.complaint.at != Some(self.frontier) || self.complaint.in_vain < most_in_vain;
-        is_heard && self.complaint.count < MOST && self.pending.is_empty()
+        self.frontier > 0 && is_heard && self.complaint.count < MOST && self.pending.is_empty()
     }
 
     /// When hunger makes this node complain, if nothing comes.

@@ -326,6 +326,7 @@ fn a_parent_that_beats_and_brings_nothing_is_waited_for_two_seconds() {
 #[test]
 fn who_gets_little_complains_and_reads_on_until_the_owner_has_said_who_fetches() {
     let (mut follow, first) = reading();
+    follow.learnt_size(512 << 10);
     follow.arrived(millis(100), 64 << 10);
     follow.actions();
     for at in (200..=1_000).step_by(200) {
