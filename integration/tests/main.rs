@@ -4,6 +4,7 @@
 
 mod support;
 
+mod background;
 mod cluster;
 mod crash;
 mod daemonset;
@@ -22,6 +23,7 @@ mod keep;
 mod kubernetes;
 mod mirror;
 mod outage;
+mod own_credentials;
 mod packaging;
 mod page;
 mod pod;

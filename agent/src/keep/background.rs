@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use super::fetch::{FetchError, Fetcher, Progress, Target};
+use super::fetch::{Fetcher, Progress, Target};
 use super::memory::{Remembered, millis};
 use super::{Catalog, Known, Why};
 use crate::image::{Digest, ImageName};
@@ -80,8 +80,9 @@ impl Background {
             if is_known {
                 present.insert(name);
             } else if now.at <= Instant::now() {
-                match self.remember(&name, None).await {
-                    Ok(_) => {
+                match self.fetcher.resolve_in_background(&name).await {
+                    Ok(target) => {
+                        self.remember(&target, None).await;
                         present.insert(name);
                     }
                     Err(error) => {
@@ -135,8 +136,7 @@ impl Background {
     }
 
     /// Makes an image known before anything uses it.
-    pub(super) async fn remember(&self, name: &ImageName, until: Option<Timestamp>) -> Result<Target, FetchError> {
-        let target = self.fetcher.resolve(name).await?;
+    pub(super) async fn remember(&self, target: &Target, until: Option<Timestamp>) {
         let seconds = |at: Timestamp| u64::try_from(at.as_second()).unwrap_or(0);
         let remembered = Remembered {
             target: target.digest,
@@ -145,9 +145,8 @@ impl Background {
             prefetched_until: until.map(seconds),
             in_use: false,
         };
-        self.fetcher.surveyor.memory.note(name, remembered).await;
+        self.fetcher.surveyor.memory.note(&target.name, remembered).await;
         self.news.notify_one();
-        Ok(target)
     }
 }
 

@@ -48,10 +48,10 @@ impl Pull {
     }
 
     /// The same, of all of it, for one who is in no hurry: its bytes come at the pace of the background, unless somebody
-    /// else reads along.
+    /// else reads along. Upstreams that are near their limits aren't asked for it; peers are.
     ///
     /// # Errors
-    /// As for [`Pull::fetch`].
+    /// As for [`Pull::fetch`], and when nobody is left to be asked.
     pub async fn fetch_in_background(&self, wanted: &Wanted, pace: &Arc<Pace>) -> Result<Found, PullError> {
         self.find(wanted, 0, Some(pace)).await
     }
@@ -109,6 +109,9 @@ impl Pull {
                 State::Unstored(unstored) => {
                     return Ok(found(unstored.size, unstored.media_type.clone(), At::Upstream(unstored)));
                 }
+                // Begun for nobody, it left alone whom who waits may ask.
+                State::Failed(Failure::Nothing(PullError::Spared) | Failure::Cut(PullError::Spared))
+                    if pace.is_none() => {}
                 // What was said to somebody else, or elsewhere.
                 State::Failed(Failure::Nothing(_) | Failure::Cut(_)) if !is_mine => {}
                 State::Failed(Failure::Nothing(error) | Failure::Cut(error)) => {
