@@ -10,7 +10,7 @@ use super::ask::first_to_answer;
 use super::drive::drive;
 use super::reader::Source;
 use super::sources::Sources;
-use super::transfer::{Failure, Following, State, Transfer, Unstored};
+use super::transfer::{Failure, Following, State, Transfer, Unstored, Who};
 use super::{Inner, Kind, Pace, Place, Pull, PullError, Reader, Wanted};
 use crate::image::{Access, MediaType};
 use crate::store::Blob;
@@ -166,7 +166,8 @@ impl Inner {
         start: u64,
         pace: Option<&Arc<Pace>>,
     ) -> Result<Following, Following> {
-        let following = self.transfers.follow(wanted.digest, || {
+        let who = if pace.is_some() { Who::Background } else { Who::Caller };
+        let following = self.transfers.follow(wanted.digest, who, || {
             let trace = self.journal.trace(&wanted.place);
             let transfer = Arc::new(Transfer::new(wanted.clone(), start, pace.cloned(), trace));
             self.lanes.spawn(&self.tasks, drive(Arc::clone(self), Arc::clone(&transfer)));

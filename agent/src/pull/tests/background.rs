@@ -56,25 +56,35 @@ async fn peers_give_it_all_the_same() {
     assert!(script.told().contains(&Told::Failed(Failed::Unreachable)), "who waits elsewhere may fetch it");
 }
 
+/// Waits until so many read the transfer under way.
+async fn read_by(node: &Node, readers: usize) {
+    while node.pull.under_way().first().is_none_or(|transfer| transfer.readers != readers) {
+        tokio::task::yield_now().await;
+    }
+}
+
 #[tokio::test]
 async fn who_joins_and_waits_has_it_asked() {
-    let blob = blob(8);
-    let (upstream, script) = (Registry::start(&blob).await, Script::default());
-    let node = Node::among(&blob, &[&upstream], "", Some(Peers::scripted(&script)));
-    script.turn(Turn::Upstream { upto: u64::MAX });
-    tire(&node, &upstream).await;
-    script.turn(Turn::Wait);
-    let both_wait = async {
-        while node.pull.under_way().first().is_none_or(|transfer| transfer.readers < 2) {
-            tokio::task::yield_now().await;
-        }
+    for leaves in [false, true] {
+        let blob = blob(8);
+        let (upstream, script) = (Registry::start(&blob).await, Script::default());
+        let node = Node::among(&blob, &[&upstream], "", Some(Peers::scripted(&script)));
         script.turn(Turn::Upstream { upto: u64::MAX });
-    };
-    let patient = async {
-        let found = fetch(&node).await.unwrap();
-        node.check(found.read(), 0..8 * MIB).await
-    };
-    let (patient, waiting, ()) = tokio::join!(patient, node.whole(), both_wait);
-    patient.unwrap();
-    waiting.unwrap();
+        tire(&node, &upstream).await;
+        script.turn(Turn::Wait);
+        let (pull, wanted) = (node.pull.clone(), node.wanted.clone());
+        let pace = Arc::new(Pace::new(config::Bytes(1 << 30)));
+        let patient = tokio::spawn(async move { pull.fetch_in_background(&wanted, &pace).await.map(|_| ()) });
+        read_by(&node, 1).await;
+        let turn = async {
+            read_by(&node, 2).await;
+            if leaves {
+                patient.abort();
+                read_by(&node, 1).await;
+            }
+            script.turn(Turn::Upstream { upto: u64::MAX });
+        };
+        let (waiting, ()) = tokio::join!(node.whole(), turn);
+        waiting.unwrap();
+    }
 }
