@@ -118,7 +118,7 @@ async fn open(source: Source) -> Result<()> {
     ensure!(registry.count("GET", "/blobs/") == 0);
     source.write(&files, &host, true)?;
     until("it is fetched", SHOWN, async || agent.say(&["prefetch", &name]).await.ok()).await?;
-    ensure!(kept(&agent, &name).await.is_some_and(|image| image["whole"] == true), "it isn't whole");
+    until("it is whole", SHOWN, async || kept(&agent, &name).await?["whole"].as_bool()?.then_some(())).await?;
 
     // What was just fetched is there; what is found later, the agent has asked for.
     has_status(&agent, &name, "Available").await?;
