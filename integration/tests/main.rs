@@ -20,6 +20,7 @@ mod images;
 mod inventory;
 mod keep;
 mod kubernetes;
+mod mending;
 mod mirror;
 mod outage;
 mod packaging;
