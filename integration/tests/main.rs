@@ -21,6 +21,7 @@ mod images;
 mod inventory;
 mod keep;
 mod kubernetes;
+mod mending;
 mod mirror;
 mod outage;
 mod own_credentials;

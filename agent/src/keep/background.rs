@@ -94,12 +94,24 @@ impl Background {
         }
     }
 
-    /// Whatever should be whole and isn't, what runs first.
+    /// Whatever should be whole and isn't, what runs first, and last what nothing uses.
     async fn mend(&self, due: &mut HashMap<(ImageName, Option<Digest>), Due>) {
         let catalog = self.catalog.borrow().clone();
-        let mut torn: Vec<&Arc<Known>> =
-            catalog.images.iter().filter(|known| is_to_be_whole(known, &catalog)).collect();
-        torn.sort_by_key(|known| known.why != Why::InUse);
+        let inventory = self.fetcher.inventory.borrow().clone();
+        let memory = &self.fetcher.surveyor.memory;
+        let is_in_runtime = |known: &Known| {
+            inventory.iter().flat_map(|inventory| &inventory.images).any(|image| image.target == known.target)
+        };
+        let is_to_be_whole = |known: &Known| match known.why {
+            // Of what containerd has, it has to say so first.
+            Why::InUse => catalog.is_complete,
+            Why::Kept(_) | Why::Prefetched(_) | Why::Copy => true,
+            // Somebody counts on what containerd could run, but not at the cost of what made it go.
+            Why::Unused(_) => is_in_runtime(known) && !memory.had_to_go(&known.name),
+        };
+        let is_torn = |known: &&Arc<Known>| !known.is_whole() && is_to_be_whole(known);
+        let mut torn: Vec<&Arc<Known>> = catalog.images.iter().filter(is_torn).collect();
+        torn.sort_by_key(|known| urgency(&known.why));
         let key = |known: &Known| (known.name.clone(), Some(known.target));
         let keys: HashSet<_> = torn.iter().map(|known| key(known)).collect();
         due.retain(|key, _| key.1.is_none() || keys.contains(key));
@@ -121,6 +133,10 @@ impl Background {
                     self.fetcher.metrics.fetched(true);
                     due.insert(key(known), Due::first());
                     self.news.notify_one();
+                    // What has come into use meanwhile doesn't wait for all that isn't.
+                    if matches!(known.why, Why::Unused(_)) {
+                        return;
+                    }
                 }
                 Err(error) => {
                     if when.failures == 0 {
@@ -150,12 +166,11 @@ impl Background {
     }
 }
 
-/// What nothing uses may be as torn as it is; and of what containerd has, it has to say so first.
-fn is_to_be_whole(known: &Known, catalog: &Catalog) -> bool {
-    let is_wanted = match known.why {
-        Why::InUse => catalog.is_complete,
-        Why::Kept(_) | Why::Prefetched(_) | Why::Copy => true,
-        Why::Unused(_) => false,
-    };
-    is_wanted && !known.is_whole()
+/// What is made whole first.
+const fn urgency(why: &Why) -> u8 {
+    match why {
+        Why::InUse => 0,
+        Why::Kept(_) | Why::Prefetched(_) | Why::Copy => 1,
+        Why::Unused(_) => 2,
+    }
 }
