@@ -6,13 +6,14 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use jiff::Timestamp;
 use larder_integration::{
     Agent, AgentConfig, Blob, Challenge, Fault, FaultRegistry, Folder, Image, Labels, Login, Node, SmallDisk, When,
     until,
 };
 use serde_json::Value;
 
-use crate::support::{Case, on_every_containerd, run};
+use crate::support::{Case, ensure_only_the_agent_asked, on_every_containerd, run};
 
 on_every_containerd!(over tls:
     what_is_there_already_is_kept_at_no_cost,
@@ -335,7 +336,7 @@ async fn what_is_ignored_passes_through(case: Case) -> Result<()> {
     let node = builder.start().await?;
     node.containerd.pull("reg.test/huge/model:v1").await?;
     node.containerd.pull("reg.test/acme/app:v1").await?;
-    ensure!(registry.requests().iter().all(crate::support::asked_by_agent), "containerd went past the agent");
+    ensure_only_the_agent_asked(&registry)?;
     let agent = node.agent()?;
     whole(agent, "reg.test/acme/app:v1").await?;
     settled(agent).await?;
@@ -372,6 +373,36 @@ fn what_comes_without_a_length_is_kept() {
         let reply = agent.http().get(&url("blobs", long.largest())).await?;
         ensure!(reply.status == 200 && reply.body == long.largest().bytes, "{}", reply.status);
         Ok(())
+    });
+}
+
+/// What is to be kept is fetched with nobody waiting for it: no faster than the background may be.
+#[test]
+fn what_nobody_waits_for_comes_at_its_rate() {
+    const BYTES_PER_SECOND: usize = 2 << 20;
+    // More than comes in one piece: behind the last one nothing is waited for.
+    const PIECE: usize = 1 << 20;
+    run(async {
+        let (registry, image) = (FaultRegistry::start().await?, Image::opaque(23, 6 << 20));
+        registry.add(&image, "acme/app", "v1");
+        let folder = Folder::new()?;
+        let mut config = AgentConfig::without_containerd(folder.path());
+        config.registry("reg.test", &[&registry.url()]);
+        config.set("cache", "keep", r#"["reg.test/acme/app:v1"]"#).set_text("cache", "background_rate", "2MiB");
+        let agent = Agent::start(&folder.path().join("larder"), &config).await?;
+        let layer = image.largest();
+        until("it is there", ADOPTED, async || stored(&agent, layer).exists().then_some(())).await?;
+        let done = Timestamp::now();
+        let requests = registry.requests();
+        let asked = requests.iter().find(|request| request.method == "GET" && request.target.contains(&layer.digest));
+        let took = done.duration_since(asked.context("it was not fetched")?.at).as_secs_f64();
+        let least = (layer.bytes.len() - PIECE) as f64 / BYTES_PER_SECOND as f64;
+        ensure!(took >= least, "it took {took} seconds, and may not take less than {least}");
+        until("it is counted", ADOPTED, async || {
+            let bytes = agent.metrics().await.ok()?.sum("larder_background_bytes_total", &[]);
+            (bytes >= layer.bytes.len() as f64).then_some(())
+        })
+        .await
     });
 }
 

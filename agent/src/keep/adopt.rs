@@ -199,11 +199,8 @@ impl Adopter {
 
     /// Whether it belongs to images alone that are passed through.
     fn is_ignored(&self, content: &Content) -> bool {
-        let ignore = &self.surveyor.cache.ignore;
-        let is_covered = |(registry, repository): &(Registry, Repository)| {
-            ignore.iter().any(|pattern| pattern.covers(registry, repository))
-        };
-        !ignore.is_empty() && !content.sources.is_empty() && content.sources.iter().all(is_covered)
+        let mut sources = content.sources.iter();
+        !content.sources.is_empty() && sources.all(|(registry, repository)| self.surveyor.ignores(registry, repository))
     }
 
     /// What manifests call what they name.

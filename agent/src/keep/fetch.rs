@@ -108,7 +108,7 @@ impl Fetcher {
         let (digest, media_type) = match &name.reference {
             Reference::Digest(digest) => (*digest, MediaType::octet_stream()),
             Reference::Tag(tag) => {
-                let resolved = self.pull.resolve(&place(name), &self.grant(name).await, tag).await;
+                let resolved = self.pull.resolve(&name.into(), &self.grant(name).await, tag).await;
                 let resolved = resolved.map_err(|error| FetchError::Tag(name.clone(), error))?;
                 (resolved.digest, resolved.media_type)
             }
@@ -164,7 +164,7 @@ impl Fetcher {
         let digest = part.digest;
         let is_manifest = digest == target.digest || part.media_type.is_manifest();
         let kind = if is_manifest { Kind::Manifest } else { Kind::Blob };
-        let wanted = Wanted { place: place(&target.name), grant: self.grant(&target.name).await, digest, kind };
+        let wanted = Wanted { place: Place::from(&target.name), grant: self.grant(&target.name).await, digest, kind };
         let found = match in_background {
             true => self.pull.fetch_in_background(&wanted, &self.pace).await,
             false => self.pull.fetch(&wanted, 0).await,
@@ -194,8 +194,4 @@ impl Fetcher {
     async fn grant(&self, name: &ImageName) -> Grant {
         self.upstreams.own_grant(&name.registry, &name.repository).await.unwrap_or(Grant::Anonymous)
     }
-}
-
-fn place(name: &ImageName) -> Place {
-    Place { registry: name.registry.clone(), repository: name.repository.clone() }
 }

@@ -21,13 +21,15 @@ use tokio_util::sync::CancellationToken;
 use super::survey::Surveyor;
 use super::{Catalog, Held};
 use crate::containerd::inventory::Inventory;
-use crate::image::{Access, Digest, ImageName, Registry, Repository};
+use crate::image::{Access, Digest, Registry, Repository};
 use crate::pull::{Kind, Place, Pull};
 
 /// A registry that gave no answer is asked again after so long.
 const ASK_AGAIN: Duration = Duration::from_secs(300);
 /// So many are asked at a time.
 const AT_ONCE: usize = 4;
+/// The most repositories that are asked in a round, and remembered as silent.
+const MOST_ASKED: usize = 4096;
 /// How many blobs the store is asked for at a time.
 const PAGE: usize = 2048;
 /// What changes together comes within a moment.
@@ -85,18 +87,19 @@ impl Prover {
     async fn prove(&self, named: &Named, asked: &mut Asked) {
         asked.silent.retain(|_, at| at.elapsed() < ASK_AGAIN);
         asked.answered.retain(|digest, _| named.places.contains_key(digest));
+        let left: HashMap<Digest, Vec<&Place>> = self.left(named, asked).collect();
         let mut todo: HashMap<&Place, Vec<Digest>> = HashMap::new();
-        for digest in self.protected(named).await {
-            for place in named.places.get(&digest).into_iter().flatten() {
-                let is_answered = asked.answered.get(&digest).is_some_and(|places| places.contains(place));
-                if !is_answered && !asked.silent.contains_key(place) && !self.is_ignored(place) {
-                    todo.entry(place).or_default().push(digest);
-                }
+        for digest in self.protected(left.keys().copied().collect()).await {
+            for place in left.get(&digest).into_iter().flatten() {
+                todo.entry(place).or_default().push(digest);
             }
         }
+        // A map has no order: what is left out has its turn in another round.
+        let todo: HashMap<_, _> = todo.into_iter().take(MOST_ASKED.saturating_sub(asked.silent.len())).collect();
         let opens = self.opens(todo.keys().copied(), named, asked).await;
         for (place, blobs) in todo.into_iter().filter(|(place, _)| opens.contains(*place)) {
-            let proving = blobs.into_iter().map(|digest| {
+            // Another place may have given some of them to anybody by now.
+            let proving = self.protected(blobs).await.into_iter().map(|digest| {
                 let kind = named.kinds.get(&digest).copied();
                 async move { (digest, self.prove_one(place, digest, kind).await) }
             });
@@ -111,11 +114,24 @@ impl Prover {
         }
     }
 
-    /// What is in the store, and nobody was seen to get without credentials.
-    async fn protected(&self, named: &Named) -> Vec<Digest> {
-        let all: Vec<Digest> = named.places.keys().copied().collect();
+    /// Where blobs may yet be asked for: those of which there is such a place.
+    fn left<'a>(&self, named: &'a Named, asked: &Asked) -> impl Iterator<Item = (Digest, Vec<&'a Place>)> {
+        named.places.iter().filter_map(move |(digest, places)| {
+            let answered = asked.answered.get(digest);
+            let is_left = |place: &&Place| {
+                !answered.is_some_and(|places| places.contains(*place))
+                    && !asked.silent.contains_key(*place)
+                    && !self.surveyor.ignores(&place.registry, &place.repository)
+            };
+            let places: Vec<&Place> = places.iter().filter(is_left).collect();
+            (!places.is_empty()).then_some((*digest, places))
+        })
+    }
+
+    /// Those of them that are in the store, and nobody was seen to get without credentials.
+    async fn protected(&self, blobs: Vec<Digest>) -> Vec<Digest> {
         let mut protected = Vec::new();
-        for page in all.chunks(PAGE) {
+        for page in blobs.chunks(PAGE) {
             let holdings = self.surveyor.store.holdings(page.to_vec()).await;
             let found = page.iter().zip(holdings);
             let is_protected = found.filter(|(_, holding)| holding.is_some_and(|holding| !holding.is_public));
@@ -166,10 +182,6 @@ impl Prover {
         }
         true
     }
-
-    fn is_ignored(&self, place: &Place) -> bool {
-        self.surveyor.cache.ignore.iter().any(|pattern| pattern.covers(&place.registry, &place.repository))
-    }
 }
 
 impl Named {
@@ -181,12 +193,12 @@ impl Named {
         }
         for image in inventory.into_iter().flat_map(|inventory| &inventory.images) {
             let sources = named.places.get(&image.target).into_iter().flatten().cloned();
-            let places: Vec<Place> = sources.chain(image.names.iter().map(place_of)).collect();
+            let places: Vec<Place> = sources.chain(image.names.iter().map(Place::from)).collect();
             named.targets.extend(places.into_iter().map(|place| (place, image.target)));
             named.kinds.insert(image.target, Kind::Manifest);
         }
         for known in &catalog.images {
-            let place = place_of(&known.name);
+            let place = Place::from(&known.name);
             named.targets.entry(place.clone()).or_insert(known.target);
             for part in known.parts.iter().filter(|part| part.held != Held::Missing) {
                 let is_manifest = part.digest == known.target || part.media_type.is_manifest();
@@ -200,8 +212,4 @@ impl Named {
 
 fn source((registry, repository): &(Registry, Repository)) -> Place {
     Place { registry: registry.clone(), repository: repository.clone() }
-}
-
-fn place_of(name: &ImageName) -> Place {
-    Place { registry: name.registry.clone(), repository: name.repository.clone() }
 }

@@ -16,7 +16,7 @@ use super::{Catalog, Held, Known, Why};
 use crate::config::Cache;
 use crate::containerd::client::{Client, Content};
 use crate::containerd::inventory::Inventory;
-use crate::image::{Digest, ImageName, MediaType};
+use crate::image::{Digest, ImageName, MediaType, Registry, Repository};
 use crate::peers::WantedCopies;
 use crate::store::{self, Holding, Store};
 
@@ -266,6 +266,11 @@ impl Surveyor {
     /// Whether an image is passed through.
     pub(super) fn is_ignored(&self, name: &ImageName) -> bool {
         self.cache.ignore.iter().any(|pattern| pattern.matches(name))
+    }
+
+    /// Whether all of a repository is.
+    pub(super) fn ignores(&self, registry: &Registry, repository: &Repository) -> bool {
+        self.cache.ignore.iter().any(|pattern| pattern.covers(registry, repository))
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
+use crate::image::{Registry, Repository};
 use crate::pull::Place;
 use crate::upstream::{Credentials, Grant};
 
@@ -46,8 +47,8 @@ struct Written {
 #[derive(Serialize, Deserialize)]
 struct WrittenPass {
     number: u64,
-    registry: String,
-    repository: String,
+    registry: Registry,
+    repository: Repository,
     grant: WrittenGrant,
     made: Duration,
     used: Duration,
@@ -95,7 +96,7 @@ impl From<Left> for WrittenPass {
                 (None, token) => WrittenGrant::Identity(token.to_owned().into()),
             },
         };
-        let (registry, repository) = (place.registry.to_string(), place.repository.to_string());
+        let Place { registry, repository } = place;
         Self { number, registry, repository, grant, made, used }
     }
 }
@@ -103,7 +104,6 @@ impl From<Left> for WrittenPass {
 impl WrittenPass {
     fn read(self) -> Option<Left> {
         let Self { number, registry, repository, grant, made, used } = self;
-        let place = Place { registry: registry.parse().ok()?, repository: repository.parse().ok()? };
         let grant = match grant {
             WrittenGrant::None => Grant::None,
             WrittenGrant::Anonymous => Grant::Anonymous,
@@ -112,6 +112,6 @@ impl WrittenPass {
             }
             WrittenGrant::Identity(token) => Grant::Credentials(Arc::new(Credentials::identity_token(&token)?)),
         };
-        Some(Left { number, place, grant, made, used })
+        Some(Left { number, place: Place { registry, repository }, grant, made, used })
     }
 }

@@ -65,15 +65,13 @@ impl Listener {
     /// # Errors
     /// When another process has it, or the address isn't this node's.
     pub fn bind(address: SocketAddr) -> Result<Self, BindError> {
-        let listen = || {
+        Self::at(address, || {
             let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
             // A restart must not wait for old connections to time out.
             socket.set_reuseaddr(true)?;
             socket.bind(address)?;
             socket.listen(1024)
-        };
-        let listener = listen().map_err(|source| BindError { address, source })?;
-        Ok(Self { listener, address, unanswered: Unanswered::default() })
+        })
     }
 
     /// The port as another process had it, with all who wait in its queue.
@@ -81,13 +79,16 @@ impl Listener {
     /// # Errors
     /// When it isn't at this address, or can't be used.
     pub fn inherit(door: std::net::TcpListener, address: SocketAddr) -> Result<Self, BindError> {
-        let listen = || {
+        Self::at(address, || {
             if door.local_addr()? != address {
                 return Err(io::Error::new(io::ErrorKind::InvalidInput, "the door that was handed over is elsewhere"));
             }
             door.set_nonblocking(true)?;
             TcpListener::from_std(door)
-        };
+        })
+    }
+
+    fn at(address: SocketAddr, listen: impl FnOnce() -> io::Result<TcpListener>) -> Result<Self, BindError> {
         let listener = listen().map_err(|source| BindError { address, source })?;
         Ok(Self { listener, address, unanswered: Unanswered::default() })
     }

@@ -32,18 +32,17 @@ pub(super) async fn first_to_answer(
         }
         is_slow = false;
         tokio::select! {
-            answered = asked.next() => match answered? {
-                (source, Ok(opened)) => {
-                    if let Some(lie) = sources.contradiction(&source, &opened) {
-                        sources.failed(&source, lie);
-                        continue;
+            answered = asked.next() => {
+                let (source, answer) = answered?;
+                match answer.and_then(|opened| sources.hold_to_manifest(&source, opened)) {
+                    Ok(opened) => {
+                        sources.settle(&source);
+                        sources.opened(&opened);
+                        return Some((source, opened));
                     }
-                    sources.settle(&source);
-                    sources.opened(&opened);
-                    return Some((source, opened));
+                    Err(e) => sources.failed(&source, e),
                 }
-                (source, Err(e)) => sources.failed(&source, e),
-            },
+            }
             () = tokio::time::sleep(SLOW) => is_slow = true,
         }
     }

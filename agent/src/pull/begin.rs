@@ -122,8 +122,7 @@ impl Driver {
         let mut disputed = None;
         let mut part = self.first_part(leftover.as_ref(), upto);
         loop {
-            let Some((source, mut opened)) = first_to_answer(&mut self.sources, &self.transfer.wanted, part).await
-            else {
+            let Some((source, opened)) = first_to_answer(&mut self.sources, &self.transfer.wanted, part).await else {
                 if disputed.take().is_some() {
                     // Nobody contradicts.
                     self.discard(leftover).await;
@@ -138,11 +137,6 @@ impl Driver {
                 continue;
             };
             let from = part.from;
-            if opened.size.is_none() {
-                // Its manifest says it, and what comes is held against that.
-                let wanted = &self.transfer.wanted;
-                opened.size = self.pull.sizes.of(&wanted.place, &wanted.digest);
-            }
             if let Some(left) = &*leftover {
                 let size = left.size();
                 if opened.size.is_none_or(|says| says == size) {

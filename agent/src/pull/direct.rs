@@ -19,7 +19,7 @@ const READ_AHEAD_DEADLINE: Duration = Duration::from_secs(20);
 
 /// An upstream's answer, of which nothing or a first part has been read.
 pub(super) struct Opened {
-    /// The whole blob's length in bytes, where the upstream said.
+    /// The whole blob's length in bytes, where the upstream or a manifest said.
     pub(super) size: Option<u64>,
     /// Where in the blob the bytes begin: less than what was asked for where the upstream ignored the range.
     pub(super) offset: u64,
@@ -242,10 +242,9 @@ impl Direct {
             if let Some(bytes) = self.release() {
                 return Ok(Some(bytes));
             }
-            if self.end.is_some_and(|end| self.at >= end) && self.frames.is_none() {
-                return Ok(None);
-            }
-            match self.frame().await? {
+            let is_over = self.frames.is_none() && self.end.is_some_and(|end| self.at >= end);
+            let frame = if is_over { None } else { self.frame().await? };
+            match frame {
                 Some(frame) => self.take(frame),
                 None => {
                     self.frames = None;
@@ -280,21 +279,18 @@ impl Direct {
         let skipped = self.skip.min(frame.len() as u64);
         self.skip -= skipped;
         frame = frame.slice(skipped as usize..);
+        // A part ends before the blob does; and a source that didn't say where the blob ends may send more than it has.
+        let left = self.end.map_or(u64::MAX, |end| end.saturating_sub(self.at));
+        if frame.len() as u64 > left {
+            frame.truncate(left as usize);
+            self.frames = None;
+        }
         if let Some(hasher) = &mut self.hasher {
             hasher.update(&frame);
         }
         let before = self.start.saturating_sub(self.at).min(frame.len() as u64);
         self.at += frame.len() as u64;
-        let mut wanted = frame.slice(before as usize..);
-        if self.hasher.is_none()
-            && let Some(end) = self.end
-            && self.at > end
-        {
-            // A part that ends before the blob does.
-            wanted.truncate(wanted.len() - (self.at - end).min(wanted.len() as u64) as usize);
-            self.at = end;
-            self.frames = None;
-        }
+        let wanted = frame.slice(before as usize..);
         self.held_bytes += wanted.len() as u64;
         if !wanted.is_empty() {
             self.held.push_back(wanted);

@@ -11,7 +11,7 @@ impl Pull {
     /// mean something, and somebody may have it: anybody, or who could pull it through this node before. That its blobs
     /// are there is for the caller to see to. `target`: what the name means here.
     pub async fn would_give(&self, name: &ImageName, target: &Digest) -> bool {
-        let place = Place { registry: name.registry.clone(), repository: name.repository.clone() };
+        let place = Place::from(name);
         let meant = match &name.reference {
             Reference::Digest(_) => *target,
             Reference::Tag(tag) => match self.0.store.tag(&place.registry, &place.repository, tag).await {

@@ -1,6 +1,6 @@
 use std::fmt;
 
-use crate::image::{Digest, Registry, Repository};
+use crate::image::{Digest, ImageName, Registry, Repository};
 use crate::upstream::Grant;
 
 /// Where a blob is asked for: a repository at a registry.
@@ -32,6 +32,12 @@ pub struct Wanted {
     pub digest: Digest,
     /// By which endpoint it is had.
     pub kind: Kind,
+}
+
+impl From<&ImageName> for Place {
+    fn from(name: &ImageName) -> Self {
+        Self { registry: name.registry.clone(), repository: name.repository.clone() }
+    }
 }
 
 impl fmt::Display for Place {

@@ -117,11 +117,17 @@ impl Sources {
         self.pull.given(&self.wanted.place, &self.wanted.grant, opened.access);
     }
 
-    /// The error of an answer that gives the blob another length than the manifest does that names it.
-    pub(super) fn contradiction(&self, source: &Upstream, opened: &Opened) -> Option<UpstreamError> {
-        let expected = self.pull.sizes.of(&self.wanted.place, &self.wanted.digest)?;
-        let says = opened.size.filter(|says| *says != expected)?;
-        Some(source.wrong_answer(format!("says that the blob has {says} bytes, where its manifest says {expected}")))
+    /// An answer with the blob's length as the manifest has it that names it, where there is one.
+    ///
+    /// # Errors
+    /// When the source says another.
+    pub(super) fn hold_to_manifest(&self, source: &Upstream, mut opened: Opened) -> Result<Opened, UpstreamError> {
+        let Some(expected) = self.pull.sizes.of(&self.wanted.place, &self.wanted.digest) else { return Ok(opened) };
+        let says = *opened.size.get_or_insert(expected);
+        if says == expected {
+            return Ok(opened);
+        }
+        Err(source.wrong_answer(format!("says that the blob has {says} bytes, where its manifest says {expected}")))
     }
 
     /// Bytes came from it.

@@ -300,17 +300,13 @@ impl Shelves {
     pub(super) fn usage(&self) -> Usage {
         let (totals, _) = self.index.totals();
         let arriving: Vec<_> = held(&self.arriving).values().filter_map(Weak::upgrade).collect();
-        let disk = self.space.disk();
-        if let Some(disk) = disk {
-            self.metrics.set_disk_mark(self.bounds.disk_mark(disk));
-        }
         Usage {
             blobs: totals.blobs,
             bytes: totals.bytes,
             shared_bytes: totals.shared_bytes,
             ingest_bytes: self.ingest_bytes(),
             reserved_bytes: arriving.iter().map(|ingest| ingest.size()).sum(),
-            disk,
+            disk: self.disk(),
             full: self.space.is_full(),
         }
     }

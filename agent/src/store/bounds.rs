@@ -93,8 +93,7 @@ impl Bounds {
     }
 
     /// How much of the disk may be used, by whomever, in bytes.
-    #[must_use]
-    pub fn disk_mark(&self, disk: DiskUse) -> u64 {
+    pub(super) fn disk_mark(&self, disk: DiskUse) -> u64 {
         percent_of(disk.size, self.max_disk_percent.value())
     }
 

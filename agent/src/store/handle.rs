@@ -30,9 +30,9 @@ use crate::image::{Access, Digest, MediaType, Registry, Repository, Tag};
 const LOOKS: usize = 3;
 
 /// How many blobs are removed by one call of the disk's hands: a burst so short that nobody waits long for its CPU.
-const EVICTED_AT_ONCE: usize = 8;
+const DROPPED_AT_ONCE: usize = 8;
 /// Between two of them.
-const EVICTION_REST: Duration = Duration::from_millis(1);
+const DROPPING_REST: Duration = Duration::from_millis(1);
 
 /// How a store is opened.
 #[derive(Debug, Clone)]
@@ -297,27 +297,21 @@ impl Store {
         self.shelves().open.is_open(digest)
     }
 
-    /// Removes blobs to make room, until `enough` bytes are free; how many bytes and blobs went.
-    pub async fn evict(&self, digests: Vec<Digest>, enough: u64, reason: Reason) -> (u64, u64) {
-        let (mut bytes, mut blobs) = (0_u64, 0);
-        // So many at a time that the disk's deadline is one for a few.
-        for some in digests.chunks(EVICTED_AT_ONCE) {
-            let (some, left) = (some.to_vec(), enough - bytes);
-            let Some(evicted) = self.run(move |shelves| shelves.evict_all(&some, left, reason)).await else { break };
-            bytes = bytes.saturating_add(evicted.0);
-            blobs += evicted.1;
-            if bytes >= enough {
-                break;
-            }
-            tokio::time::sleep(EVICTION_REST).await;
-        }
-        (bytes, blobs)
-    }
-
     /// Removes blobs; how many bytes that freed, and how many blobs went. Where the reason is space, one that containerd
     /// has too frees none and stays.
     pub async fn drop_blobs(&self, digests: Vec<Digest>, reason: Reason) -> (u64, u64) {
-        self.evict(digests, u64::MAX, reason).await
+        let (mut bytes, mut blobs) = (0_u64, 0);
+        // So many at a time that the disk's deadline is one for a few.
+        for (n, some) in digests.chunks(DROPPED_AT_ONCE).enumerate() {
+            if n > 0 {
+                tokio::time::sleep(DROPPING_REST).await;
+            }
+            let some = some.to_vec();
+            let Some(dropped) = self.run(move |shelves| shelves.drop_all(&some, reason)).await else { break };
+            bytes = bytes.saturating_add(dropped.0);
+            blobs += dropped.1;
+        }
+        (bytes, blobs)
     }
 
     /// Removes what arrived in part and wasn't touched for `age`; the bytes freed.

@@ -45,8 +45,12 @@ impl Layout {
         &self.root
     }
 
+    pub(super) fn all_blobs(&self) -> PathBuf {
+        self.root.join("blobs")
+    }
+
     pub(super) fn blobs(&self, algorithm: &str) -> PathBuf {
-        self.root.join("blobs").join(algorithm)
+        self.all_blobs().join(algorithm)
     }
 
     pub(super) fn blob(&self, digest: &Digest) -> PathBuf {
@@ -91,7 +95,7 @@ impl Layout {
                 let _ = disk.sync_dir(parent);
             }
         }
-        let below = [self.root.join("blobs"), self.ingest(), self.trash()];
+        let below = [self.all_blobs(), self.ingest(), self.trash()];
         let made = below.iter().chain(&ALGORITHMS.map(|name| self.blobs(name))).try_fold(false, |made, dir| {
             if dir.is_dir() {
                 return Ok(made);
@@ -99,7 +103,7 @@ impl Layout {
             disk.create_dir(dir).map(|()| true)
         })?;
         if made {
-            disk.sync_dir(&self.root.join("blobs"))?;
+            disk.sync_dir(&self.all_blobs())?;
             disk.sync_dir(&self.root)?;
         }
         Ok(())

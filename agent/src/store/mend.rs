@@ -42,7 +42,7 @@ impl Shelves {
             self.keep_folder();
             self.drop_leftovers(LEFTOVER_AGE);
             self.reading.buffers.trim();
-            self.space.disk();
+            self.disk();
             self.show_totals();
         }
     }

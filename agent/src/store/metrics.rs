@@ -114,13 +114,11 @@ impl Metrics {
         self.writable.set(writable.into());
     }
 
-    pub(super) fn set_disk(&self, disk: &DiskUse) {
+    /// `mark`: how much of it may be used, in bytes.
+    pub(super) fn set_disk(&self, disk: DiskUse, mark: u64) {
         self.disk_size.set(signed(disk.size));
         self.disk_used.set(signed(disk.used));
-    }
-
-    pub(super) fn set_disk_mark(&self, bytes: u64) {
-        self.disk_mark.set(signed(bytes));
+        self.disk_mark.set(signed(mark));
     }
 
     pub(super) fn count_eviction(&self, reason: Reason, bytes: u64) {
@@ -151,8 +149,7 @@ mod tests {
         metrics.set_held(&Totals { blobs: 2, bytes: 300, shared_bytes: 40 });
         metrics.count_adoption(Adopted::LeftInPlace);
         metrics.set_writable(true);
-        metrics.set_disk(&DiskUse { size: 1000, used: 400 });
-        metrics.set_disk_mark(750);
+        metrics.set_disk(DiskUse { size: 1000, used: 400 }, 750);
         metrics.count_eviction(Reason::MaxDiskPercent, 50);
         let mut registry = Registry::default();
         metrics.register(&mut registry);

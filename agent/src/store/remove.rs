@@ -57,18 +57,18 @@ impl Shelves {
         self.index.tell(Event::Damaged(*digest));
     }
 
-    /// Removes blobs until `enough` bytes are free; how many bytes and blobs went. Blocks on the disk.
-    pub(super) fn evict_all(&self, digests: &[Digest], enough: u64, reason: Reason) -> (u64, u64) {
+    /// Removes blobs; how many bytes that freed, and how many blobs went. Blocks on the disk.
+    pub(super) fn drop_all(&self, digests: &[Digest], reason: Reason) -> (u64, u64) {
         let (mut bytes, mut blobs) = (0_u64, 0);
         for digest in digests {
-            if bytes >= enough || self.stop.is_set() {
+            if self.stop.is_set() {
                 break;
             }
             if self.index.is_backed_up() {
                 // Otherwise nothing could be stored until what went is written.
                 self.index.flush();
             }
-            if let Some(freed) = self.evict(digest, reason) {
+            if let Some(freed) = self.drop_blob(digest, reason) {
                 bytes = bytes.saturating_add(freed);
                 blobs += 1;
             }
@@ -77,8 +77,8 @@ impl Shelves {
         (bytes, blobs)
     }
 
-    /// Removes a blob; the bytes freed, if it went. Blocks on the disk.
-    pub(super) fn evict(&self, digest: &Digest, reason: Reason) -> Option<u64> {
+    /// Removes a blob; the bytes freed, if it went.
+    fn drop_blob(&self, digest: &Digest, reason: Reason) -> Option<u64> {
         match self.take_away(digest, Cause::Room(reason)) {
             Ok(Taken::Freed(bytes)) => {
                 self.metrics.count_eviction(reason, bytes);

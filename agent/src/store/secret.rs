@@ -1,6 +1,6 @@
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use aws_lc_rs::hmac;
 use tracing::warn;
@@ -31,6 +31,11 @@ impl Secret {
         Self::new(&kept.unwrap_or_else(rand::random))
     }
 
+    /// Where a key is written that is to come to `path`.
+    pub(super) fn unnamed(path: &Path) -> PathBuf {
+        path.with_extension("new")
+    }
+
     /// The hash of `parts`, which can't run together.
     #[must_use]
     pub fn hash(&self, parts: &[&[u8]]) -> [u8; 32] {
@@ -53,7 +58,7 @@ fn read(path: &Path) -> Option<[u8; BYTES]> {
 }
 
 fn write(path: &Path, key: &[u8; BYTES]) -> io::Result<()> {
-    let new = path.with_extension("new");
+    let new = Secret::unnamed(path);
     match std::fs::remove_file(&new) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}

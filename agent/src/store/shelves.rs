@@ -13,7 +13,7 @@ use super::adopt::Seen;
 use super::aside::give_way;
 use super::blob::{OpenBlobs, Reading};
 use super::boot::Boot;
-use super::bounds::Bounds;
+use super::bounds::{Bounds, DiskUse};
 use super::disk::Disk;
 use super::errors::OpenError;
 use super::hands::Hands;
@@ -186,6 +186,13 @@ impl Shelves {
     pub(super) fn show_totals(&self) {
         let (totals, _) = self.index.totals();
         self.metrics.set_held(&totals);
+    }
+
+    /// The disk's size and use, which are shown; `None` where it can't be asked. May block.
+    pub(super) fn disk(&self) -> Option<DiskUse> {
+        let disk = self.space.disk()?;
+        self.metrics.set_disk(disk, self.bounds.disk_mark(disk));
+        Some(disk)
     }
 
     /// Whether a blob arrives now.

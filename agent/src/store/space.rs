@@ -141,9 +141,7 @@ impl Space {
     pub(super) fn disk(&self) -> Option<DiskUse> {
         let stat = statvfs(&self.root).ok()?;
         let used = (stat.blocks().saturating_sub(stat.blocks_free())).saturating_mul(stat.fragment_size());
-        let disk = DiskUse { size: used.saturating_add(available(&stat)), used };
-        self.metrics.set_disk(&disk);
-        Some(disk)
+        Some(DiskUse { size: used.saturating_add(available(&stat)), used })
     }
 }
 

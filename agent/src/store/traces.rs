@@ -4,8 +4,10 @@ use std::path::{Path, PathBuf};
 
 use super::disk::RealDisk;
 use super::errors::OpenError;
+use super::index::Index;
 use super::layout::{ALGORITHMS, Layout, digest_of};
 use super::lock::{Lock, Locking};
+use super::secret::Secret;
 
 /// A store's folder in which nobody works, until this is dropped.
 #[derive(Debug)]
@@ -29,6 +31,12 @@ impl Hold {
     }
 }
 
+/// Whether the lock of a store lies in the folder `dir`: it comes before all else, and goes last. Blocking.
+#[must_use]
+pub fn has_lock(dir: &Path) -> bool {
+    Layout::new(dir.to_owned()).lock().symlink_metadata().is_ok()
+}
+
 /// What stores have made in the folder `dir`, in an order in which it can be removed: files, then the folders in which
 /// they lie, the lock last. A folder is named even if others have put something there too.
 ///
@@ -47,15 +55,15 @@ pub fn traces(dir: &Path) -> io::Result<Vec<PathBuf>> {
         }));
         traces.push(folder);
     }
-    traces.push(dir.join("blobs"));
+    traces.push(layout.all_blobs());
     for folder in [layout.ingest(), layout.trash()] {
         traces.extend(files(&folder)?);
         traces.push(folder);
     }
     let index = layout.index();
-    traces.extend([index.with_extension("redb.unreadable"), index.with_extension("trial"), index]);
+    traces.extend(Index::beside(&index));
     let secret = layout.secret();
-    traces.extend([secret.with_extension("new"), secret, layout.lock()]);
+    traces.extend([index, Secret::unnamed(&secret), secret, layout.lock()]);
     traces.retain(|path| path.symlink_metadata().is_ok());
     Ok(traces)
 }

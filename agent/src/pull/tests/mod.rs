@@ -78,6 +78,13 @@ impl Node {
         Self { pull, store, wanted, blob: blob.clone(), stop, dir }
     }
 
+    /// As a manifest would say it.
+    fn learn_size(&self) {
+        let Wanted { place, digest, .. } = &self.wanted;
+        let manifest = format!(r#"{{"layers":[{{"digest":"{digest}","size":{}}}]}}"#, self.blob.len());
+        self.pull.0.sizes.learn(place, &Digest::of(manifest.as_bytes()), manifest.as_bytes());
+    }
+
     async fn fetch(&self, start: u64) -> Result<Found, PullError> {
         self.pull.fetch(&self.wanted, start).await
     }

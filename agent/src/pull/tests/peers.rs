@@ -186,7 +186,7 @@ async fn a_peer_that_is_no_use_at_the_beginning_costs_nothing_but_its_turn() {
         script.turn(Turn::Peer(peer(1, &blob, habit.clone())));
         script.then(FETCH_ALL);
         let node_ = in_cluster(&blob, &[&upstream], &script);
-        learn_size(&node_);
+        node_.learn_size();
         node_.whole().await.unwrap();
         assert_eq!(upstream.asked().len(), 1, "{habit:?}");
         assert_eq!(failed(&script), [Failed::Peer(node(1))], "{habit:?}");
@@ -205,13 +205,6 @@ async fn leave_is_asked_for_once_whichever_peer_it_is() {
     node.wanted.grant = alice();
     node.whole().await.unwrap();
     assert_eq!((upstream.heads(), upstream.asked().len()), (1, 0));
-}
-
-/// As a manifest would say it.
-fn learn_size(node: &Node) {
-    let Wanted { place, digest, .. } = &node.wanted;
-    let manifest = format!(r#"{{"layers":[{{"digest":"{digest}","size":{}}}]}}"#, node.blob.len());
-    node.pull.0.sizes.learn(place, &Digest::of(manifest.as_bytes()), manifest.as_bytes());
 }
 
 #[tokio::test]

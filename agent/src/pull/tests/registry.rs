@@ -31,6 +31,8 @@ pub(super) struct Manner {
     pub(super) rate: Option<u64>,
     /// Says that the blob, and sends of it, only so much.
     pub(super) length: Option<u64>,
+    /// Doesn't say how long the whole is: it ends with the connection.
+    pub(super) no_length: bool,
 }
 
 pub(super) struct Registry {
@@ -165,7 +167,11 @@ async fn answer(stream: &mut TcpStream, head: &str, shared: &Shared) -> Option<(
         return stream.write_all(reply.as_bytes()).await.ok();
     }
     let (from, to) = if manner.no_ranges { (0, size) } else { (from, to) };
-    let reply = if range.is_none() || manner.no_ranges {
+    let is_whole = range.is_none() || manner.no_ranges;
+    let ends_with_connection = manner.no_length && is_whole;
+    let reply = if ends_with_connection {
+        "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n".to_owned()
+    } else if is_whole {
         format!("HTTP/1.1 200 OK\r\nContent-Length: {size}\r\n\r\n")
     } else {
         let (length, last) = (to - from, to - 1);
@@ -198,6 +204,10 @@ async fn answer(stream: &mut TcpStream, head: &str, shared: &Shared) -> Option<(
         if let Some(rate) = manner.rate {
             sleep_until(begun + Duration::from_secs_f64((at - from) as f64 / rate as f64)).await;
         }
+    }
+    if ends_with_connection {
+        let _ = stream.shutdown().await;
+        return None;
     }
     Some(())
 }

@@ -47,6 +47,22 @@ async fn a_reader_that_got_nothing_yet_doesn_t_notice() {
 }
 
 #[tokio::test]
+async fn past_the_disk_the_end_of_the_blob_is_proven_though_more_comes() {
+    let (blob, more) = (blob(8), blob(4));
+    let only = Registry::start(&[blob.clone(), more].concat().into()).await;
+    let node = Node::new(&blob, &[&only]);
+    node.learn_size();
+    node.store.note_write_error(&std::io::ErrorKind::StorageFull.into());
+    for (wrong_byte, result) in [(Some(8 * MIB - 3), Err(EndedShort)), (None, Ok(()))] {
+        only.always(Manner { no_length: true, wrong_byte, ..Manner::default() });
+        let found = node.fetch(0).await.unwrap();
+        assert_eq!(found.size, Some(8 * MIB), "its manifest says so");
+        assert_eq!(node.check(found.read(), 0..8 * MIB).await, result);
+    }
+    assert!(!node.is_stored().await);
+}
+
+#[tokio::test]
 async fn nobody_continues_what_was_wrong() {
     let blob = blob(8);
     let only = Registry::start(&blob).await;

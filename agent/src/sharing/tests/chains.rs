@@ -62,7 +62,7 @@ async fn what_is_stored_is_announced_and_what_is_evicted_withdrawn() {
     world.nodes[1].pull(&bytes, upstream.subscribe()).await;
     assert_eq!(world.fetched(), 0, "it was in the cluster");
 
-    world.nodes[0].store.evict(vec![digest], u64::MAX, Reason::MaxBytes).await;
+    world.nodes[0].store.drop_blobs(vec![digest], Reason::MaxBytes).await;
     let holders = if owner == 1 { 1 } else { known(owner) };
     assert!(holders >= 1, "who has just read it holds it");
 }

@@ -131,8 +131,13 @@ pub(super) fn is_damage(error: &redb::Error) -> bool {
     }
 }
 
+/// Where an index goes that can't be read.
+pub(super) fn unreadable(index: &Path) -> PathBuf {
+    index.with_extension("redb.unreadable")
+}
+
 fn set_aside(disk: &Arc<dyn Disk>, path: &Path, why: &str) -> Result<(), redb::Error> {
-    let aside = path.with_extension("redb.unreadable");
+    let aside = unreadable(path);
     match disk.rename(path, &aside) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         other => other?,
@@ -155,7 +160,8 @@ pub(super) struct Trial {
 }
 
 impl Trial {
-    fn path(index: &Path) -> PathBuf {
+    /// Where they are.
+    pub(super) fn path(index: &Path) -> PathBuf {
         index.with_extension("trial")
     }
 

@@ -33,11 +33,10 @@ impl Index {
         if queue.pending.tags.len() >= MOST_PENDING {
             return;
         }
+        let was_idle = queue.pending.has_only_uses();
         queue.pending.tags.insert(tables::tag_key(registry, repository, tag), record);
-        queue.taken_in += 1;
         queue.urgent |= is_new;
-        drop(queue);
-        self.shared.changed.notify_all();
+        self.shared.taken_in(queue, was_idle);
     }
 
     /// Whether a repository opens to anybody, as far as is known.
@@ -86,10 +85,9 @@ impl Index {
 
     fn take_in(&self, change: impl FnOnce(&mut Batch)) {
         let mut queue = held(&self.shared.queue);
+        let was_idle = queue.pending.has_only_uses();
         change(&mut queue.pending);
-        queue.taken_in += 1;
-        drop(queue);
-        self.shared.changed.notify_all();
+        self.shared.taken_in(queue, was_idle);
     }
 
     /// Somebody's records of one kind, as they were given.
@@ -123,10 +121,9 @@ impl Index {
                 return false;
             }
         }
+        let was_idle = queue.pending.has_only_uses();
         queue.pending.records.insert((of, name.to_owned()), value);
-        queue.taken_in += 1;
-        drop(queue);
-        self.shared.changed.notify_all();
+        self.shared.taken_in(queue, was_idle);
         true
     }
 }

@@ -14,8 +14,8 @@ mod walk;
 mod writer;
 
 use std::collections::HashMap;
-use std::path::PathBuf;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use self::batch::{Batch, RowChange};
@@ -127,13 +127,18 @@ impl Index {
         }
     }
 
+    /// What may lie beside the file at `path`: an index that was set aside, and the marks of its trial.
+    pub(super) fn beside(path: &Path) -> [PathBuf; 2] {
+        [file::unreadable(path), file::Trial::path(path)]
+    }
+
     /// What becomes of blobs from now on.
     pub(super) fn events(&self) -> Events {
         self.shared.teller.events()
     }
 
     /// Takes over the tags of an index file that can only be read.
-    pub(super) fn adopt_tags(&self, path: &std::path::Path) {
+    pub(super) fn adopt_tags(&self, path: &Path) {
         let tags = file::read_only_tags(path);
         let mut queue = held(&self.shared.queue);
         queue.pending.tags.extend(tags);
@@ -201,12 +206,7 @@ impl Index {
             }
         };
         queue.count(old_counted, new_counted);
-        queue.taken_in += 1;
-        drop(queue);
-        // To be woken for each of thousands costs more than the changes do.
-        if was_idle {
-            self.shared.changed.notify_all();
-        }
+        self.shared.taken_in(queue, was_idle);
     }
 
     /// Makes sure that no power loss can bring back an older record of this blob, which may call something synced that
@@ -284,10 +284,9 @@ impl Index {
             return;
         }
         let mut queue = held(&self.shared.queue);
+        let was_idle = queue.pending.has_only_uses();
         queue.pending.repositories.entry(*digest).or_default().insert((registry.clone(), repository.clone()));
-        queue.taken_in += 1;
-        drop(queue);
-        self.shared.changed.notify_all();
+        self.shared.taken_in(queue, was_idle);
     }
 
     /// The repositories that are known to have a blob.
@@ -352,6 +351,17 @@ impl Shared {
             Some(RowChange::Put(record, _)) => Some(record.clone()),
             Some(RowChange::Drop) => None,
             None => self.home.read(|database| tables::record(database, digest)).flatten(),
+        }
+    }
+
+    /// Counts a change, and wakes the writer where it doesn't know yet when to write: to be woken for each of thousands
+    /// costs more than the changes do. `was_idle`: nothing but uses was pending before.
+    fn taken_in(&self, mut queue: MutexGuard<'_, Queue>, was_idle: bool) {
+        queue.taken_in += 1;
+        let is_news = was_idle || queue.urgent;
+        drop(queue);
+        if is_news {
+            self.changed.notify_all();
         }
     }
 }

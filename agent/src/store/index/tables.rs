@@ -256,38 +256,27 @@ pub(super) fn repositories(database: &Database, digest: &Digest) -> Result<Vec<(
 
 /// The first `limit` blobs after `after`, in the order of their digests; fewer only at the end.
 pub(super) fn scan(database: &Database, after: Option<&Digest>, limit: usize) -> Result<Vec<Entry>> {
-    let mut found = Vec::with_capacity(limit.min(4096));
-    walk(database, after, |digest, sealed, used| {
-        if let Some(record) = unseal(sealed) {
-            found.push(Entry { digest, record, used });
-        }
-        found.len() < limit
-    })?;
-    Ok(found)
-}
-
-/// Walks over the blobs after `after` and, beside them, when each was last used (0 for never), for as long as `each`
-/// wants more. Both tables are in the order of digests.
-fn walk(database: &Database, after: Option<&Digest>, mut each: impl FnMut(Digest, &[u8], u64) -> bool) -> Result<()> {
     let after = after.map(key).unwrap_or_default();
     let beyond = (std::ops::Bound::Excluded(after.as_slice()), std::ops::Bound::Unbounded);
     let read = database.begin_read()?;
     let (blobs, used) = (read.open_table(BLOBS)?, read.open_table(USED)?);
+    // Both tables are in the order of digests.
     let mut times = used.range::<&[u8]>(beyond)?;
     let mut next = times.next().transpose()?;
+    let mut found = Vec::with_capacity(limit.min(4096));
     for row in blobs.range::<&[u8]>(beyond)? {
         let (key, sealed) = row?;
         while next.as_ref().is_some_and(|(of, _)| of.value() < key.value()) {
             next = times.next().transpose()?;
         }
         let used = next.as_ref().filter(|(of, _)| of.value() == key.value()).map_or(0, |(_, at)| time(at.value()));
-        if let Some(digest) = digest_of(key.value())
-            && !each(digest, sealed.value(), used)
-        {
+        let (Some(digest), Some(record)) = (digest_of(key.value()), unseal(sealed.value())) else { continue };
+        found.push(Entry { digest, record, used });
+        if found.len() >= limit {
             break;
         }
     }
-    Ok(())
+    Ok(found)
 }
 
 /// When each was last used; 0 for never.

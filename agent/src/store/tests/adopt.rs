@@ -74,7 +74,7 @@ async fn linked_served_and_ours_when_containerd_drops_it() {
     assert_eq!(xattrs(&node, &digest), 0);
 
     // For space it stays: it would free nothing.
-    assert_eq!(store.evict(vec![digest], u64::MAX, Reason::MaxBytes).await, (0, 0));
+    assert_eq!(store.drop_blobs(vec![digest], Reason::MaxBytes).await, (0, 0));
     assert_eq!(node.names(&digest), 2);
     store.released(&[digest]).await;
     assert_eq!(held(&store, &digest).await, Some(Held::Shared), "containerd still has it");
@@ -89,7 +89,7 @@ async fn linked_served_and_ours_when_containerd_drops_it() {
     let store = node.open();
     let blob = store.blob(&digest).await.unwrap();
     assert!(blob.provenance().is_public());
-    assert_eq!(store.evict(vec![digest], u64::MAX, Reason::MaxBytes).await, (bytes.len() as u64, 1));
+    assert_eq!(store.drop_blobs(vec![digest], Reason::MaxBytes).await, (bytes.len() as u64, 1));
     assert_eq!(counted(&store).await, (0, 0, 0));
 }
 
@@ -254,7 +254,7 @@ async fn without_a_filesystem_in_common_it_is_left_in_place() {
     assert_eq!((held(&store, &digest).await, node.names(&digest)), (Some(Held::InPlace), 0));
     assert_eq!(counted(&store).await, (1, 0, bytes.len() as u64));
     assert_eq!(read(&store.blob(&digest).await.unwrap()).await, bytes);
-    assert_eq!(store.evict(vec![digest], u64::MAX, Reason::Full).await, (0, 0));
+    assert_eq!(store.drop_blobs(vec![digest], Reason::Full).await, (0, 0));
     store.close().await;
 
     let store = node.open();

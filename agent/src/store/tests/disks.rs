@@ -136,7 +136,7 @@ async fn a_full_disk_stores_nothing_and_serves_everything() {
 
     drop(filler);
     fs::remove_file(at.path().join("filler")).unwrap();
-    let (freed, blobs) = store.evict(vec![digest], 1, Reason::Full).await;
+    let (freed, blobs) = store.drop_blobs(vec![digest], Reason::Full).await;
     assert_eq!((freed, blobs), (4 << 20, 1));
     assert!(!store.usage().await.unwrap().full);
     assert_eq!(read(&arrive(&store, b"after").await).await, b"after");
@@ -202,7 +202,7 @@ async fn reflinks() {
     until_synced(&store, &digest).await;
     let usage = store.usage().await.unwrap();
     assert_eq!((usage.blobs, usage.bytes, usage.shared_bytes), (2, 0, 23 << 20));
-    assert_eq!(store.evict(vec![digest], u64::MAX, Reason::MaxBytes).await, (0, 0), "it would free nothing");
+    assert_eq!(store.drop_blobs(vec![digest], Reason::MaxBytes).await, (0, 0), "it would free nothing");
     nix::unistd::sync();
     let used = usage_of(&disk);
     assert!(used < 40 << 20, "{used} bytes are used for 23 MiB");
@@ -213,7 +213,7 @@ async fn reflinks() {
     theirs.remove(&digest);
     store.released(&[digest]).await;
     assert_eq!(read(&store.blob(&digest).await.unwrap()).await, bytes);
-    assert_eq!(store.evict(vec![digest], u64::MAX, Reason::MaxBytes).await, (20 << 20, 1));
+    assert_eq!(store.drop_blobs(vec![digest], Reason::MaxBytes).await, (20 << 20, 1));
     assert_eq!(read(&store.blob(&second_name).await.unwrap()).await, second);
     store.close().await;
 }

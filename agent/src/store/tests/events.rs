@@ -25,7 +25,7 @@ async fn who_watches_hears_of_what_comes_widens_and_goes() {
             other => panic!("{other:?}"),
         }
     }
-    store.evict(vec![digest], u64::MAX, Reason::MaxBytes).await;
+    store.drop_blobs(vec![digest], Reason::MaxBytes).await;
     loop {
         match events.next().await.unwrap() {
             Event::Gone(of) if of == digest => break,

@@ -124,7 +124,7 @@ async fn take(
         }
         Step::Evict(n, reason) => {
             let expected = model.get_mut(&n).unwrap();
-            let (freed, went) = store.evict(vec![name(n)], u64::MAX, reason).await;
+            let (freed, went) = store.drop_blobs(vec![name(n)], reason).await;
             let goes = expected.ours && !expected.is_one;
             assert_eq!((freed > 0, went), (goes, u64::from(goes)));
             expected.ours &= !goes;

@@ -66,7 +66,7 @@ async fn live(store: &Store, disk: &Recorder, theirs: &Theirs) -> Vec<Digest> {
     // Gone, and back at once, while the index on the disk may still call the first one synced.
     disk.set_slow(true);
     disk.mark(Mark::Dropped(digests[1]));
-    store.evict(vec![digests[1]], 1, Reason::MaxBytes).await;
+    store.drop_blobs(vec![digests[1]], Reason::MaxBytes).await;
     arrive(store, &contents[1]).await;
     disk.mark(Mark::Dropped(digests[0]));
     set_aside(store, &digests[0]).await;
