@@ -62,7 +62,7 @@ async fn the_package_has_its_parts_or() -> Result<()> {
         let found =
             ["", ".gz"].map(|end| data.join(format!("usr/share/{paper}{end}"))).into_iter().find(|it| it.exists());
         // What isn't compressed is passed on as it is.
-        let text = run(Command::new("gzip").args(["-dcf"]).arg(found.context(paper)?))?;
+        let text = say(Command::new("gzip").args(["-dcf"]).arg(found.context(paper)?))?;
         ensure!(text.contains("prefetch"), "{paper} doesn't know all commands: {text}");
     }
     Ok(())
