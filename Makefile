@@ -1,4 +1,5 @@
-# Each target does its own set-up and says what it does. They expect Debian (bookworm or newer) and rustup's cargo.
+# Each target does its own set-up and says what it does. They expect Debian (bookworm or newer) and rustup's cargo; build
+# and install want no Debian.
 CARGO ?= cargo
 # Always all of the workspace: its parts by themselves would be built with other features, and so again.
 BUILD := $(CARGO) build --workspace --bins
@@ -45,9 +46,9 @@ demo:
 	$(TARGET)/release/demo
 
 # At most 25 MiB, compressed. Of a binary that was built here, only what runs: symbols are a seventh of it.
-image: VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
+image: VERSION := $(shell sed -n '/^\[workspace.package\]/,/^\[/s/^version = "\(.*\)"/\1/p' Cargo.toml)
 image:
-	integration/setup --build
+	integration/setup --image
 ifndef BINARY
 	$(BUILD) --release
 	mkdir -p target/image

@@ -1,16 +1,13 @@
 //! The DaemonSet as it is rendered, its Pod run by the containerd of a [`Node`] in the place of kubelet.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use crate::{Containerd, HostMount, LarderImage, Node, Pod, StartedPod, free_port, tool, until};
+use crate::{Containerd, HostMount, LarderImage, Node, Pod, StartedPod, free_port, kustomize, until};
 
-/// Where everything of the project's for Kubernetes is.
-const DAEMONSET: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../daemonset/kustomize");
 /// How long a Pod may take to become ready.
 const READY: Duration = Duration::from_secs(60);
 /// What a Pod's variables may refer to.
@@ -35,15 +32,10 @@ impl DaemonSet {
     /// What kustomize builds of this folder below `daemonset/kustomize`, on `node`, for which its image is imported.
     pub async fn on(node: &Node, folder: &str) -> Result<Self> {
         LarderImage::shared().await?.import_into(&node.containerd).await?;
-        let imported = async || {
-            let images = node.containerd.images().await.ok()?;
-            images.iter().any(|image| image == LarderImage::NAME).then_some(())
-        };
-        until("CRI has the image", Duration::from_secs(30), imported).await?;
         let etc = node.folder().join("etc");
         std::fs::create_dir_all(&etc)?;
         std::fs::copy(node.containerd.config(), etc.join("config.toml"))?;
-        let objects = rendered(folder, &places(node))?;
+        let objects = placed(kustomize(folder)?, &places(node))?;
         let of_kind = |kind: &str| objects.iter().filter(|object| object["kind"] == kind).collect::<Vec<_>>();
         let sets = of_kind("DaemonSet");
         ensure!(sets.len() == 1, "{folder} has {} DaemonSets", sets.len());
@@ -204,16 +196,13 @@ fn places(node: &Node) -> Vec<(&'static str, String)> {
     ]
 }
 
-fn rendered(folder: &str, places: &[(&str, String)]) -> Result<Vec<Value>> {
-    let mut build = Command::new(tool("kustomize/usr/bin/kustomize")?);
-    let output = build.arg("build").arg(Path::new(DAEMONSET).join(folder)).output().context("starting kustomize")?;
-    ensure!(output.status.success(), "kustomize: {}", String::from_utf8_lossy(&output.stderr));
-    let mut yaml = String::from_utf8(output.stdout)?;
+/// The objects with the node's places in them.
+fn placed(objects: Vec<Value>, places: &[(&str, String)]) -> Result<Vec<Value>> {
+    let mut text = Value::from(objects).to_string();
     for (path, place) in places {
-        yaml = yaml.replace(path, place);
+        text = text.replace(path, place);
     }
-    let documents = yaml_serde::Deserializer::from_str(&yaml).map(serde::Deserialize::deserialize);
-    Ok(documents.collect::<Result<_, _>>()?)
+    Ok(serde_json::from_str(&text)?)
 }
 
 fn list(value: &Value) -> &[Value] {

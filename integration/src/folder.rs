@@ -5,8 +5,10 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use tempfile::TempDir;
+
+use crate::say;
 
 /// A folder below the system's temporary one, removed on drop. Kept when `LARDER_KEEP` is set, to look around in it.
 #[derive(Debug)]
@@ -69,8 +71,8 @@ impl Drop for Folder {
 
 /// Makes a folder a mount whose own mounts others may follow, as all of a host's are with systemd.
 pub fn share_mounts(folder: &Path) -> Result<()> {
-    run(Command::new("mount").arg("--bind").arg(folder).arg(folder))?;
-    run(Command::new("mount").arg("--make-shared").arg(folder))
+    say(Command::new("mount").arg("--bind").arg(folder).arg(folder))?;
+    say(Command::new("mount").arg("--make-shared").arg(folder)).map(drop)
 }
 
 /// A containerd killed in the middle of unpacking leaves its mounts behind.
@@ -98,8 +100,8 @@ impl SmallDisk {
         std::fs::create_dir(&mount)?;
         std::fs::File::create(&image)?.set_len(mebibytes << 20)?;
         // No reserve for root, no journal: all of it is for files.
-        run(Command::new("mkfs.ext4").args(["-q", "-m", "0", "-O", "^has_journal"]).arg(&image))?;
-        run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&mount))?;
+        say(Command::new("mkfs.ext4").args(["-q", "-m", "0", "-O", "^has_journal"]).arg(&image))?;
+        say(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&mount))?;
         Ok(Self { folder, mount })
     }
 
@@ -111,29 +113,27 @@ impl SmallDisk {
     /// The loop device that it lies on has let go of it: nobody has it mounted any more, wherever.
     pub fn is_free(&self) -> Result<bool> {
         let image = self.folder.path().join("disk.img");
-        let output = Command::new("losetup").arg("--associated").arg(image).output().context("starting losetup")?;
-        ensure!(output.status.success(), "losetup: {}", String::from_utf8_lossy(&output.stderr));
-        Ok(output.stdout.is_empty())
+        Ok(say(Command::new("losetup").arg("--associated").arg(image))?.is_empty())
     }
 
     /// Moves the mount to this folder, which may be in a shared mount.
     pub fn move_to(&mut self, folder: &Path) -> Result<()> {
-        run(Command::new("umount").arg(&self.mount))?;
+        say(Command::new("umount").arg(&self.mount))?;
         std::fs::create_dir_all(folder)?;
-        run(Command::new("mount").args(["-o", "loop"]).arg(self.folder.path().join("disk.img")).arg(folder))?;
+        say(Command::new("mount").args(["-o", "loop"]).arg(self.folder.path().join("disk.img")).arg(folder))?;
         folder.clone_into(&mut self.mount);
         Ok(())
     }
 
     /// Unmounts it, as the host does with a volume that no Pod uses any more; fails when it is busy.
     pub fn unmount(&self) -> Result<()> {
-        run(Command::new("umount").arg(&self.mount))
+        say(Command::new("umount").arg(&self.mount)).map(drop)
     }
 
     /// Makes it read-only, as the kernel does after an IO error, or writable again.
     pub fn set_read_only(&self, read_only: bool) -> Result<()> {
         let mode = if read_only { "remount,ro" } else { "remount,rw" };
-        run(Command::new("mount").args(["-o", mode]).arg(&self.mount))
+        say(Command::new("mount").args(["-o", mode]).arg(&self.mount)).map(drop)
     }
 }
 
@@ -141,10 +141,4 @@ impl Drop for SmallDisk {
     fn drop(&mut self) {
         unmount_below(self.folder.path());
     }
-}
-
-fn run(command: &mut Command) -> Result<()> {
-    let output = command.output().with_context(|| format!("starting {command:?}"))?;
-    ensure!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr).trim());
-    Ok(())
 }

@@ -51,14 +51,16 @@ pub use folder::{Folder, SmallDisk, listing, share_mounts};
 pub use front::Front;
 pub use http::{Http, Reply};
 pub use image::{Blob, Image, ImageBuilder, digest_of};
-pub use kubernetes::{Api, ClusterDns, ControlPlane, Joining, KubernetesNode, NodeMachine, Refusal};
+pub use kubernetes::{
+    Api, ClusterDns, ControlPlane, Joining, KubernetesNode, NodeMachine, Refusal, kustomize, objects,
+};
 pub use machine::{Machine, Trace};
 pub use network::{Host, Namespace, Network, Rate};
 pub use nginx::Nginx;
 pub use node::{Node, NodeBuilder};
 pub use packaging::LarderImage;
 pub use port::free_port;
-pub use process::{Process, show_logs};
+pub use process::{Process, say, show_logs};
 pub use proxy::Proxy;
 pub use puller::{Fetched, Puller};
 pub use registry::Registry;

@@ -3,12 +3,12 @@
 use std::ffi::OsStr;
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{LazyLock, mpsc};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -27,6 +27,22 @@ pub fn show_logs() {
 /// Whether [`show_logs`] was called.
 pub(crate) fn logs_are_shown() -> bool {
     SHOW.load(Ordering::Relaxed)
+}
+
+/// Runs a program that must succeed, to its end; returns what it prints. An error is all that it says.
+pub fn say(command: &mut Command) -> Result<String> {
+    let output = command.output().with_context(|| format!("starting {command:?}"))?;
+    let [out, err] = [&output.stdout, &output.stderr].map(|said| String::from_utf8_lossy(said).into_owned());
+    ensure!(output.status.success(), "{command:?}: {}: {out}{}", output.status, err.trim());
+    Ok(out)
+}
+
+/// Runs a program to its end, and returns what came of it; fails when that takes longer than `limit`. It is killed when
+/// this is dropped.
+pub(crate) async fn output_within(limit: Duration, command: &mut tokio::process::Command) -> Result<Output> {
+    let output = tokio::time::timeout(limit, command.kill_on_drop(true).output()).await;
+    let command = command.as_std();
+    output.with_context(|| format!("{command:?} hangs"))?.with_context(|| format!("starting {command:?}"))
 }
 
 type Spawn = (Command, mpsc::SyncSender<std::io::Result<Child>>);

@@ -9,7 +9,7 @@ use larder_integration::{Agent, AgentConfig, Blob, FaultRegistry, Folder, Image,
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::support::{Case, asked_by_agent, on_every_containerd, run};
+use crate::support::{Case, ensure_only_the_agent_asked, on_every_containerd, run};
 
 on_every_containerd!(over tls: full, read_only, the_cache_is_smaller_than_the_images, damaged);
 
@@ -32,7 +32,7 @@ async fn full(case: Case) -> Result<()> {
     let ballast = disk.path().join("ballast");
     fill(&ballast);
     node.containerd.pull("reg.test/acme/small:v1").await?;
-    ensure!(registry.requests().iter().all(asked_by_agent));
+    ensure_only_the_agent_asked(&registry)?;
 
     std::fs::remove_file(&ballast)?;
     node.containerd.wipe().await?;
@@ -61,7 +61,7 @@ async fn read_only(case: Case) -> Result<()> {
     node.agent_mut()?.stop()?;
     node.agent_mut()?.start_again().await?;
     node.containerd.pull("reg.test/acme/three:v1").await?;
-    ensure!(registry.requests().iter().all(asked_by_agent));
+    ensure_only_the_agent_asked(&registry)?;
     Ok(())
 }
 

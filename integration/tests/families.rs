@@ -9,7 +9,7 @@ use larder_integration::{
     Agent, AgentConfig, FaultRegistry, Folder, Http, Image, Namespace, Network, Node, Release, until,
 };
 
-use crate::support::{Case, asked_by_agent, on_every_containerd, run};
+use crate::support::{Case, asked_by_agent, ensure_only_the_agent_asked, on_every_containerd, run};
 
 on_every_containerd!(over tls: a_node_without_ipv4);
 
@@ -57,11 +57,7 @@ async fn a_node_without_ipv4(case: Case) -> Result<()> {
     ensure!(has_loopback || agent.address().starts_with("[::1]:"));
 
     node.containerd.pull(NAME).await?;
-    ensure!(
-        registry.requests().iter().all(asked_by_agent),
-        "containerd went past the agent: {:?}",
-        registry.requests()
-    );
+    ensure_only_the_agent_asked(&registry)?;
     let entry = std::fs::read_to_string(node.hosts_dir().join("_default/hosts.toml"))?;
     ensure!(entry.contains(&format!("[host.\"https://{}\"]", agent.address())), "{entry}");
     // From the cache too, which a blob of this size reaches by a redirect.

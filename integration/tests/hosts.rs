@@ -1,11 +1,9 @@
 //! The entries in certs.d: written over users' files, and every byte given back.
 
-use std::collections::BTreeMap;
-use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use larder_integration::{FaultRegistry, Image, Request, Transport, until};
+use larder_integration::{FaultRegistry, Image, Request, Transport, listing, until};
 
 use crate::support::{Case, asked_by_agent, ensure_only_the_agent_asked, on_every_containerd};
 
@@ -35,23 +33,23 @@ async fn users_files_come_back_byte_for_byte(case: Case) -> Result<()> {
         std::fs::write(path, text)?;
     }
     std::os::unix::fs::symlink("plain.test", builder.hosts_dir().join("linked.test"))?;
-    let before = tree(&builder.hosts_dir())?;
+    let before = listing(&builder.hosts_dir(), &[])?;
     let mut node = builder.start().await?;
-    let applied = tree(node.hosts_dir())?;
-    ensure!(applied != before && applied.keys().any(|path| path.starts_with("_default/")), "{applied:?}");
+    let applied = listing(node.hosts_dir(), &[])?;
+    ensure!(applied != before && applied.contains_key(&node.hosts_dir().join("_default/hosts.toml")), "{applied:?}");
 
     // containerd reads what was written.
     node.containerd.pull("reg.test/acme/app:v1").await?;
-    ensure!(registry.requests().iter().all(asked_by_agent));
+    ensure_only_the_agent_asked(&registry)?;
 
     // A second time changes nothing.
     node.agent_mut()?.stop()?;
     node.agent()?.say(&["hosts", "apply"]).await?;
-    ensure!(tree(node.hosts_dir())? == applied, "applied again, something else is there");
+    ensure!(listing(node.hosts_dir(), &[])? == applied, "applied again, something else is there");
     ensure!(node.agent()?.say(&["hosts", "show"]).await?.contains("plain.test"));
 
     node.agent()?.say(&["hosts", "restore"]).await?;
-    ensure!(tree(node.hosts_dir())? == before, "{:?}", tree(node.hosts_dir())?);
+    ensure!(listing(node.hosts_dir(), &[])? == before, "{:?}", listing(node.hosts_dir(), &[])?);
     registry.clear_log();
     node.containerd.wipe().await?;
     node.containerd.pull("reg.test/acme/app:v1").await?;
@@ -78,7 +76,7 @@ async fn folders_that_appear_get_an_entry(case: Case) -> Result<()> {
     let entered = async || std::fs::read_to_string(&file).ok()?.contains(&ours).then_some(());
     until("the new folder gets an entry", Duration::from_secs(20), entered).await?;
     node.containerd.pull("reg.test/acme/app:v1").await?;
-    ensure!(registry.requests().iter().all(asked_by_agent));
+    ensure_only_the_agent_asked(&registry)?;
 
     // They change it once more; their change is what comes back.
     let changed = format!("# Changed.\n{theirs}");
@@ -158,26 +156,4 @@ async fn the_users_own_mirror_is_asked_by_the_agent(case: Case) -> Result<()> {
     node.containerd.pull("reg.test/acme/app:v3").await?;
     ensure!(!second.requests().iter().any(asked_by_agent), "{:?}", second.requests());
     Ok(())
-}
-
-/// Every file, folder and link below a folder, with its content.
-fn tree(folder: &Path) -> Result<BTreeMap<String, Vec<u8>>> {
-    fn walk(top: &Path, folder: &Path, into: &mut BTreeMap<String, Vec<u8>>) -> Result<()> {
-        for entry in std::fs::read_dir(folder)? {
-            let path = entry?.path();
-            let name = path.strip_prefix(top)?.display().to_string();
-            if path.is_symlink() {
-                into.insert(name, std::fs::read_link(&path)?.display().to_string().into_bytes());
-            } else if path.is_dir() {
-                into.insert(format!("{name}/"), Vec::new());
-                walk(top, &path, into)?;
-            } else {
-                into.insert(name, std::fs::read(&path)?);
-            }
-        }
-        Ok(())
-    }
-    let mut all = BTreeMap::new();
-    walk(folder, folder, &mut all)?;
-    Ok(all)
 }

@@ -13,7 +13,7 @@ use larder_integration::{
 };
 use serde_json::Value;
 
-use crate::support::{Case, on_every_containerd, run};
+use crate::support::{Case, ensure_only_the_agent_asked, on_every_containerd, run};
 
 on_every_containerd!(over tls:
     what_is_there_already_is_kept_at_no_cost,
@@ -336,7 +336,7 @@ async fn what_is_ignored_passes_through(case: Case) -> Result<()> {
     let node = builder.start().await?;
     node.containerd.pull("reg.test/huge/model:v1").await?;
     node.containerd.pull("reg.test/acme/app:v1").await?;
-    ensure!(registry.requests().iter().all(crate::support::asked_by_agent), "containerd went past the agent");
+    ensure_only_the_agent_asked(&registry)?;
     let agent = node.agent()?;
     whole(agent, "reg.test/acme/app:v1").await?;
     settled(agent).await?;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use larder_integration::{Agent, Fault, FaultRegistry, Image, Node, Registry, When, until};
 
-use crate::support::{Case, asked_by_agent, on_every_containerd};
+use crate::support::{Case, asked_by_agent, ensure_only_the_agent_asked, on_every_containerd};
 
 on_every_containerd!(the_registry_is_stopped_and_containerd_wiped, the_agent_is_stopped, the_agent_is_frozen);
 on_every_containerd!(over tls:
@@ -147,7 +147,7 @@ async fn the_agents_files_are_deleted(case: Case) -> Result<()> {
     ensure_comes_to_us(node.agent()?).await?;
     registry.clear_log();
     node.containerd.pull("reg.test/acme/app13:v1").await?;
-    ensure!(registry.requests().iter().all(asked_by_agent), "{:?}", registry.requests());
+    ensure_only_the_agent_asked(&registry)?;
 
     // A copy of the CA that is missing fails every pull: it is put back before anyone gets that far, or soon after.
     let entry = node.hosts_dir().join("reg.test");
@@ -176,7 +176,7 @@ async fn containerd_is_started_again(case: Case) -> Result<()> {
     node.containerd.kill();
     node.containerd.start_again().await?;
     node.containerd.pull("reg.test/acme/two:v1").await?;
-    ensure!(registry.requests().iter().all(asked_by_agent));
+    ensure_only_the_agent_asked(&registry)?;
     // The canary proves it again.
     let agent = node.agent()?;
     until("the canary arrives again", Duration::from_secs(30), async || {

@@ -5,7 +5,7 @@ use http::StatusCode;
 use larder_integration::{Agent, AgentConfig, FaultRegistry, Folder, Image, Transport, Upstream};
 use std::time::Duration;
 
-use crate::support::{Case, asked_by_agent, on_every_containerd, run};
+use crate::support::{Case, asked_by_agent, ensure_only_the_agent_asked, on_every_containerd, run};
 
 on_every_containerd!(over tls: what_is_not_mounted_stays_with_containerd);
 
@@ -36,7 +36,7 @@ async fn what_is_not_mounted_stays_with_containerd(case: Case) -> Result<()> {
     // What the rest of the chain has comes by the agent.
     origin.clear_log();
     node.containerd.pull("reg.test/acme/app:v2").await?;
-    ensure!(origin.requests().iter().all(asked_by_agent), "{:?}", origin.requests());
+    ensure_only_the_agent_asked(&origin)?;
 
     let output = agent.command(&["doctor"]).await?;
     let said = String::from_utf8_lossy(&output.stdout).into_owned();

@@ -133,13 +133,13 @@ fn one_that_stays_waits_for_the_agent() {
 fn one_waits_until_every_node_is_clean() {
     run(async {
         let folder = Folder::new()?;
-        let agent = Agent::prepare(&folder.path().join("larder"), &AgentConfig::without_containerd(folder.path()))?;
-        let (hosts, log) = (folder.path().join("hosts"), folder.path().join("log"));
+        let hosts = folder.path().join("hosts");
+        let mut config = AgentConfig::without_containerd(folder.path());
+        config.with_mounts(&[format!("mount --bind {} /etc/hosts", hosts.display())]);
+        let agent = Agent::prepare(&folder.path().join("larder"), &config)?;
         let start = |timeout: &str, more: &[&str]| {
-            let script = format!("mount --bind {} /etc/hosts && exec \"$@\"", hosts.display());
-            let mut words = vec!["uninstall", "--await", "clean-up.test", "--timeout", timeout];
-            words.extend(more);
-            agent.start_within(&["unshare", "--mount", "sh", "-c", &script, "sh"], &words, &log)
+            let arguments = [&["uninstall", "--await", "clean-up.test", "--timeout", timeout], more].concat();
+            agent.start_command(&arguments, folder.path().join("log"))
         };
         let all = "10.0.0.1 clean-up.test-all\n10.0.0.2 clean-up.test-all\n";
         std::fs::write(&hosts, all.to_owned() + "10.0.0.1 clean-up.test\n")?;

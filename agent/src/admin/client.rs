@@ -3,7 +3,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Method, Request};
+use http::{Method, Request, StatusCode};
 use http_body_util::{BodyExt as _, Empty};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
@@ -61,6 +61,9 @@ pub enum ClientError {
         /// The socket.
         path: PathBuf,
     },
+    /// It is alive, and doesn't serve, or can't be counted upon yet; the text says why.
+    #[error("{0}")]
+    NotServing(String),
     /// The agent could not do it.
     #[error("{0}")]
     Refused(String),
@@ -213,12 +216,16 @@ impl Client {
         let request = Request::builder().method(method).uri(path).header("host", "larder").body(Empty::<Bytes>::new());
         let request = request.map_err(|e| self.broken(e))?;
         let response = sender.send_request(request).await.map_err(|e| self.broken(e))?;
-        if response.status().is_success() {
+        let status = response.status();
+        if status.is_success() {
             return Ok((response.into_body(), connection));
         }
         let body = response.into_body().collect().await.map_err(|e| self.broken(e))?.to_bytes();
         let failed: Failed = self.parse(&body)?;
-        Err(ClientError::Refused(failed.error))
+        Err(match status {
+            StatusCode::SERVICE_UNAVAILABLE => ClientError::NotServing(failed.error),
+            _ => ClientError::Refused(failed.error),
+        })
     }
 
     async fn next(&self, body: &mut Incoming) -> Result<Option<Bytes>, ClientError> {

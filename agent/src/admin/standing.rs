@@ -21,7 +21,8 @@ pub enum Standing {
     Serving {
         /// What else is asked.
         agent: Arc<Agent>,
-        /// Whether hosts.toml stands.
+        /// Whether writing hosts.toml has been tried, with whatever outcome: one that can't be written is told elsewhere,
+        /// and would be no better in another process.
         is_ready: watch::Receiver<bool>,
     },
 }

@@ -28,6 +28,15 @@ impl Textfile {
         Self { figures, path }
     }
 
+    /// Where it is written before it gets its own name, which is `path`.
+    #[must_use]
+    pub fn draft(path: &Path) -> PathBuf {
+        // Not `….prom`, by which node-exporter finds files.
+        let mut name = path.file_name().unwrap_or_default().to_owned();
+        name.push(".new");
+        path.with_file_name(name)
+    }
+
     /// Writes it until `stop`. What goes wrong is logged once until it goes well again.
     pub async fn keep(self, stop: CancellationToken) {
         let mut is_failing = false;
@@ -77,10 +86,7 @@ async fn on_disk(
 }
 
 fn write(path: &Path, text: &str) -> io::Result<()> {
-    // Not `….prom`, by which node-exporter finds files.
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(".new");
-    let new = path.with_file_name(name);
+    let new = Textfile::draft(path);
     // One that a process left when it was killed; or a link that leads elsewhere, which is not followed.
     match fs::remove_file(&new) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),

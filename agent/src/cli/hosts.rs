@@ -7,6 +7,7 @@ use anyhow::{Context as _, bail};
 
 use crate::admin::view::{self, Adopted};
 use crate::config::Config;
+use crate::containerd::client::{Client, Version};
 use crate::containerd::hosts::{Entry, HostsDir, HostsError, Original, Outcome, Shown, State, Undone};
 
 /// `larder hosts …`
@@ -36,6 +37,7 @@ pub enum HostsCommand {
 }
 
 /// Runs the command and writes its result to standard output. `ca_pem` is the node's CA, for `apply` with `tls` on.
+/// Blocking: `apply` may wait for containerd's answer, for 5 s at most.
 ///
 /// # Errors
 /// When anything could not be done; what could be is done, and was written out.
@@ -46,19 +48,53 @@ pub fn run(args: &HostsArgs, config: &Config, ca_pem: Option<String>) -> anyhow:
 fn run_to(out: &mut impl Write, args: &HostsArgs, config: &Config, ca_pem: Option<String>) -> anyhow::Result<()> {
     let dir = args.hosts_dir.as_deref().unwrap_or(&config.containerd.hosts_dir);
     match args.command {
-        HostsCommand::Apply => apply(out, dir, config, ca_pem),
+        HostsCommand::Apply => apply(out, dir, config, ca_pem, reader(config)?),
         HostsCommand::Restore => restore(out, dir),
         HostsCommand::Show { json } => show(out, dir, config, json),
     }
 }
 
-fn apply(out: &mut impl Write, dir: &Path, config: &Config, ca_pem: Option<String>) -> anyhow::Result<()> {
+/// The containerd that will read what is applied.
+enum Reader {
+    /// Any can.
+    Any,
+    /// This one.
+    Known(Version),
+    /// Nobody knows; why.
+    Unknown(String),
+}
+
+/// Asks containerd for its version, where it matters.
+fn reader(config: &Config) -> anyhow::Result<Reader> {
+    if !Entry::depends_on_reader(config.mirror.listen) {
+        return Ok(Reader::Any);
+    }
+    let asked = super::block_on(async { Client::new(&config.containerd)?.version().await })?;
+    Ok(match asked.map(|release| release.version.ok_or(release.text)) {
+        Ok(Ok(version)) => Reader::Known(version),
+        Ok(Err(text)) => Reader::Unknown(format!("{text:?} is no version that is known")),
+        Err(error) => Reader::Unknown(error.to_string()),
+    })
+}
+
+fn apply(
+    out: &mut impl Write,
+    dir: &Path,
+    config: &Config,
+    ca_pem: Option<String>,
+    reader: Reader,
+) -> anyhow::Result<()> {
     if config.mirror.tls && ca_pem.is_none() {
         bail!("the node has no CA yet; start larder run once, or set tls = false in [mirror]");
     }
     let targets = config.containerd.registries.clone();
     let hosts = HostsDir::new(dir.to_owned(), targets, config.containerd.templates.as_deref())?;
-    let entry = Entry { listen: config.mirror.listen, ca_pem: ca_pem.filter(|_| config.mirror.tls) };
+    let (reader, doubt) = match reader {
+        Reader::Any => (None, None),
+        Reader::Known(version) => (Some(version), None),
+        Reader::Unknown(why) => (None, Some(why)),
+    };
+    let entry = Entry { listen: config.mirror.listen, ca_pem: ca_pem.filter(|_| config.mirror.tls), reader };
     let applied = hosts.apply(&entry).with_context(|| format!("nothing was written in {}", dir.display()))?;
     let mut rows = Vec::new();
     for folder in &applied.folders {
@@ -72,6 +108,12 @@ fn apply(out: &mut impl Write, dir: &Path, config: &Config, ca_pem: Option<Strin
         rows.extend(folder.warnings.iter().map(|warning| [String::new(), format!("warning: {warning}")]));
     }
     table(out, ["FOLDER", "RESULT"], &rows)?;
+    if let Some(why) = doubt {
+        writeln!(
+            out,
+            "warning: containerd before 2.0 can't read an address of IPv6, and which one it is isn't known: {why}"
+        )?;
+    }
     match applied.failures().count() {
         0 => Ok(()),
         failed => bail!("{failed} of {} folders could not be done", applied.folders.len()),
@@ -276,6 +318,42 @@ mod tests {
         assert!(!said(&config).contains("not asked"));
         config.containerd.adopt_mirrors = false;
         assert_eq!(said(&config), "");
+    }
+
+    #[test]
+    fn an_address_of_ipv6_is_written_where_containerd_may_be_able_to_read_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = folder.path().join("certs.d");
+        let mut config = Config::default();
+        config.mirror.listen = "[::1]:7439".parse().unwrap();
+        config.mirror.tls = false;
+        config.containerd.hosts_dir = dir.clone();
+        config.containerd.socket = folder.path().join("containerd.sock");
+        let mut out = Vec::new();
+        let refused = apply(&mut out, &dir, &config, None, Reader::Known(Version::new(1, 7, 34))).unwrap_err();
+        assert!(
+            format!("{refused:#}").contains("can't read a hosts.toml that names an address of IPv6"),
+            "{refused:#}"
+        );
+        assert!(out.is_empty() && !dir.exists());
+        apply(&mut out, &dir, &config, None, Reader::Known(Version::new(2, 0, 0))).unwrap();
+        assert!(!String::from_utf8(out).unwrap().contains("warning"));
+
+        // Nobody is there to be asked.
+        HostsDir::restore(&dir).unwrap();
+        let args = Command::parse_from(["hosts", "apply"]).args;
+        let mut out = Vec::new();
+        run_to(&mut out, &args, &config, None).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        assert!(text.contains("_default  written\n") && text.contains("warning: "), "{text}");
+        assert!(text.contains("containerd.sock"), "{text}");
+        assert!(
+            std::fs::read_to_string(dir.join("_default/hosts.toml")).unwrap().contains("[host.\"http://[::1]:7439\"]")
+        );
+        config.mirror.listen = "127.0.0.1:7439".parse().unwrap();
+        let mut out = Vec::new();
+        run_to(&mut out, &args, &config, None).unwrap();
+        assert!(!String::from_utf8(out).unwrap().contains("warning"));
     }
 
     #[test]

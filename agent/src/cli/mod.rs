@@ -15,12 +15,12 @@ pub mod status;
 mod table;
 pub mod uninstall;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 
-use crate::admin::Client;
+use crate::admin::{Client, ClientError};
 use crate::config::Config;
 use crate::mirror::Identity;
 
@@ -101,7 +101,7 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
             hosts::run(&hosts, &config, ca).map(|()| ExitCode::SUCCESS)
         }
         Command::Doctor(doctor) => block_on(async {
-            let agent = agent_view(&config).await;
+            let agent = agent(&config.admin.socket).await;
             doctor::run(&config, agent, doctor).await
         })?,
         Command::Prefetch(prefetch) => prefetch::run(&prefetch, &config),
@@ -111,16 +111,26 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// What the running agent knows, a canary pull of this moment included; `None` where there is no agent to ask.
-async fn agent_view(config: &Config) -> Option<doctor::AgentView> {
-    let agent = Client::new(&config.admin.socket);
-    let status = agent.status().await.ok()?;
+/// The agent at `socket` and what it knows, a canary pull of this moment included.
+async fn agent(socket: &Path) -> doctor::Agent {
+    let agent = Client::new(socket);
+    let status = match agent.status().await {
+        Ok(status) => status,
+        Err(ClientError::NotServing(_)) => {
+            return doctor::Agent::Waiting { trouble: agent.ready().await.err().map(|error| error.to_string()) };
+        }
+        Err(_) => return doctor::Agent::Silent,
+    };
     let left_out = |adopted: crate::admin::view::Adopted| {
         let file = adopted.file;
         adopted.left_out.into_iter().map(move |what| doctor::LeftOut { file: file.clone(), what })
     };
     let left_out = status.adopted.into_iter().flat_map(left_out).collect();
-    Some(doctor::AgentView { canary: agent.prove().await.ok(), requests: status.mirror.requests, left_out })
+    doctor::Agent::Serving(doctor::AgentView {
+        canary: agent.prove().await.ok(),
+        requests: status.mirror.requests,
+        left_out,
+    })
 }
 
 /// The CA that hosts.toml pins, made now if there is none yet; `None` where the mirror is named by plain HTTP.
@@ -142,4 +152,29 @@ fn environment() -> impl Iterator<Item = (String, String)> {
 fn block_on<F: Future>(future: F) -> anyhow::Result<F::Output> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     Ok(runtime.block_on(future))
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::watch;
+    use tokio_util::sync::CancellationToken;
+
+    use super::doctor::Agent;
+    use super::*;
+    use crate::admin::{Socket, Standing};
+
+    #[tokio::test]
+    async fn an_agent_that_waits_is_told_from_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("larder.sock");
+        assert_eq!(agent(&path).await, Agent::Silent);
+        let (standing, stop) = (watch::Sender::new(Standing::Waiting { is_served: true }), CancellationToken::new());
+        let serving = tokio::spawn(Socket::bind(&path).unwrap().serve(standing.subscribe(), stop.clone()));
+        assert_eq!(agent(&path).await, Agent::Waiting { trouble: None });
+        standing.send_replace(Standing::Waiting { is_served: false });
+        let Agent::Waiting { trouble: Some(why) } = agent(&path).await else { panic!("it can't be counted upon") };
+        assert!(why.contains("nobody serves containerd"), "{why}");
+        stop.cancel();
+        serving.await.unwrap();
+    }
 }

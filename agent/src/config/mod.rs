@@ -7,6 +7,7 @@ mod health;
 mod load;
 mod peers;
 mod proxy;
+mod reach;
 mod sections;
 mod units;
 mod upstream;
@@ -15,6 +16,7 @@ pub use health::{Budget, Health, Method};
 pub use load::{ConfigError, DEFAULT_FILE, commented_default};
 pub use peers::{Peers, Seed};
 pub use proxy::ProxyUrl;
+pub use reach::reachable;
 pub use sections::{
     Admin, Cache, Config, Containerd, Credentials, HostsTarget, Log, LogFormat, Metrics, Mirror, OnDeleted, Private,
     Tags,

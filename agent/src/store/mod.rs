@@ -79,7 +79,7 @@ pub use record::TagRecord;
 pub use records::Records;
 pub use scrub::{Scrub, Scrubbed};
 pub use secret::Secret;
-pub use traces::{Hold, traces};
+pub use traces::{Hold, has_lock, traces};
 pub use verify::Proof;
 
 /// The unit of checksums, reads and transfers, in bytes. The last chunk of a blob may be shorter.

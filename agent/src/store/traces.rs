@@ -31,6 +31,12 @@ impl Hold {
     }
 }
 
+/// Whether the lock of a store lies in the folder `dir`: it comes before all else, and goes last. Blocking.
+#[must_use]
+pub fn has_lock(dir: &Path) -> bool {
+    Layout::new(dir.to_owned()).lock().symlink_metadata().is_ok()
+}
+
 /// What stores have made in the folder `dir`, in an order in which it can be removed: files, then the folders in which
 /// they lie, the lock last. A folder is named even if others have put something there too.
 ///

@@ -4,6 +4,7 @@ mod config;
 mod metrics;
 mod upstream;
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::time::Duration;
@@ -17,6 +18,7 @@ pub use config::AgentConfig;
 pub use metrics::Metrics;
 pub use upstream::Upstream;
 
+use crate::process::output_within;
 use crate::{Http, Namespace, Process, free_port, until};
 
 /// The variable that sets `admin.socket`.
@@ -103,11 +105,7 @@ impl Agent {
     /// Runs it (again), and doesn't wait.
     pub fn launch(&mut self) -> Result<()> {
         self.process = None;
-        let mut words = self.wrapped(&program()?).into_iter();
-        let first = PathBuf::from(words.next().unwrap_or_default());
-        let arguments = words.chain(["run".into(), "--config".into(), self.config().into_os_string()]);
-        let (namespace, log) = (self.namespace.as_ref(), self.folder.join("log"));
-        self.process = Some(Process::start_in(namespace, &first, arguments, &self.environment, log)?);
+        self.process = Some(self.start_command(&["run"], self.folder.join("log"))?);
         Ok(())
     }
 
@@ -221,24 +219,6 @@ impl Agent {
         self.command_for(arguments, Duration::from_secs(60)).await
     }
 
-    /// The same for a command that may take long. It is killed when this is dropped.
-    pub async fn command_for(&self, arguments: &[&str], limit: Duration) -> Result<Output> {
-        let words = self.wrapped(&program()?);
-        let mut command = tokio::process::Command::new(&words[0]);
-        command.args(&words[1..]).args(arguments).arg("--config").arg(self.config()).kill_on_drop(true);
-        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
-        let output = tokio::time::timeout(limit, command.output());
-        Ok(output.await.with_context(|| format!("larder {arguments:?} hangs"))??)
-    }
-
-    /// Starts `larder` with these arguments by way of another program, which is given its path and them at the end.
-    pub fn start_within(&self, wrapper: &[&str], arguments: &[&str], log: &Path) -> Result<Process> {
-        let (program, config) = (program()?.display().to_string(), self.config().display().to_string());
-        let (first, words) = wrapper.split_first().context("no program")?;
-        let words = [words, &[&program], arguments, &["--config", &config]].concat();
-        Process::start(Path::new(first), words, &self.environment, log.to_owned())
-    }
-
     /// The same, for commands that must succeed; returns what it prints.
     pub async fn say(&self, arguments: &[&str]) -> Result<String> {
         let output = self.command(arguments).await?;
@@ -247,9 +227,25 @@ impl Agent {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
-    /// A program, with what runs it before it.
-    fn wrapped(&self, program: &Path) -> Vec<std::ffi::OsString> {
-        self.wrapper.iter().map(Into::into).chain([program.as_os_str().to_owned()]).collect()
+    /// The same as [`Agent::command`], for one that may take long. It is killed when this is dropped.
+    pub async fn command_for(&self, arguments: &[&str], limit: Duration) -> Result<Output> {
+        let words = self.words(arguments)?;
+        let mut command = tokio::process::Command::new(&words[0]);
+        let environment = self.environment.iter().map(|(name, value)| (name, value));
+        output_within(limit, command.args(&words[1..]).envs(environment)).await
+    }
+
+    /// Starts `larder` with these arguments and this agent's configuration; what it writes is appended to the file `log`.
+    pub fn start_command(&self, arguments: &[&str], log: PathBuf) -> Result<Process> {
+        let words = self.words(arguments)?;
+        Process::start_in(self.namespace.as_ref(), Path::new(&words[0]), &words[1..], &self.environment, log)
+    }
+
+    /// What runs the program, its path, these arguments and its configuration.
+    fn words(&self, arguments: &[&str]) -> Result<Vec<OsString>> {
+        let before = self.wrapper.iter().map(OsString::from).chain([program()?.into_os_string()]);
+        let after = arguments.iter().map(OsString::from).chain(["--config".into(), self.config().into_os_string()]);
+        Ok(before.chain(after).collect())
     }
 
     fn signal(&self, signal: Signal) -> Result<()> {

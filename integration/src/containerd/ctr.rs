@@ -3,10 +3,14 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use tokio::process::Command;
 
 use crate::Namespace;
+use crate::process::output_within;
+
+/// How long it may take.
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// `ctr`, for one containerd.
 #[derive(Debug, Clone)]
@@ -28,10 +32,8 @@ impl Ctr {
                 command
             }
         };
-        command.arg("--address").arg(&self.socket).args(["--namespace", namespace]).args(arguments).kill_on_drop(true);
-        let output = tokio::time::timeout(Duration::from_secs(60), command.output())
-            .await
-            .with_context(|| format!("ctr {arguments:?} hangs"))??;
+        command.arg("--address").arg(&self.socket).args(["--namespace", namespace]).args(arguments);
+        let output = output_within(LIMIT, &mut command).await?;
         let said = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.success(), "ctr {arguments:?}: {}", said.trim());
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())

@@ -5,15 +5,18 @@ use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use rcgen::KeyPair;
 
 use super::api::Api;
 use super::authority::Authority;
+use crate::process::output_within;
 use crate::{Folder, Host, Process, tool, until};
 
 // Two cores that also build take many times what an idle machine takes, which is 5 s.
 const START: Duration = Duration::from_secs(90);
+/// How long a command to it may take: Helm waits for the Pods of all nodes.
+const COMMAND: Duration = Duration::from_secs(120);
 const PORT: u16 = 6443;
 const ETCD: &str = "http://127.0.0.1:2379";
 // The first address of the range is the apiserver's own.
@@ -158,10 +161,8 @@ impl ControlPlane {
         let home = self.folder.path().join("home");
         std::fs::create_dir_all(&home)?;
         let mut command = tokio::process::Command::new(wrapper);
-        command.args(inside).arg(program).args(arguments).kill_on_drop(true);
-        command.env("KUBECONFIG", &self.kubeconfig).env("HOME", home);
-        let output = tokio::time::timeout(Duration::from_secs(120), command.output());
-        Ok(output.await.with_context(|| format!("{} {arguments:?} hangs", program.display()))??)
+        command.args(inside).arg(program).args(arguments);
+        output_within(COMMAND, command.env("KUBECONFIG", &self.kubeconfig).env("HOME", home)).await
     }
 }
 

@@ -4,16 +4,20 @@ use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::{Folder, Host};
+use crate::process::output_within;
+use crate::{Folder, Host, say};
+
+/// How long a command in it may take.
+const COMMAND: Duration = Duration::from_secs(60);
 
 /// What a machine has of its own. The rest is the real one's: programs, and their libraries.
 const OWN: [&str; 4] = ["/etc", "/run", "/var/lib", "/var/log"];
@@ -66,7 +70,7 @@ impl NodeMachine {
         for name in COPIED {
             let from = Path::new("/etc").join(name);
             if from.exists() {
-                run(Command::new("cp").arg("-a").args([&from, &etc]))?;
+                say(Command::new("cp").arg("-a").args([&from, &etc]))?;
             }
         }
         std::fs::write(etc.join("hosts"), "127.0.0.1 localhost\n::1 localhost\n")?;
@@ -76,7 +80,7 @@ impl NodeMachine {
         let made = std::thread::scope(|scope| {
             let unshared = scope.spawn(|| {
                 unshare(CloneFlags::CLONE_NEWNS)?;
-                run(Command::new("sh").args(["-e", "-c", &script]))?;
+                say(Command::new("sh").args(["-e", "-c", &script]))?;
                 File::open("/proc/thread-self/ns/mnt").context("opening a mount namespace")
             });
             unshared.join().unwrap_or_else(|_| bail!("a panic in a mount namespace"))
@@ -103,12 +107,10 @@ impl NodeMachine {
     }
 
     /// Runs a program inside to its end.
-    pub async fn run(&self, program: &Path, arguments: &[&str]) -> Result<std::process::Output> {
+    pub async fn run(&self, program: &Path, arguments: &[&str]) -> Result<Output> {
         let wrapper = self.wrapper();
         let mut command = tokio::process::Command::new(&wrapper[0]);
-        command.args(&wrapper[1..]).arg(program).args(arguments).kill_on_drop(true);
-        let output = tokio::time::timeout(Duration::from_secs(60), command.output());
-        Ok(output.await.with_context(|| format!("{} {arguments:?} hangs", program.display()))??)
+        output_within(COMMAND, command.args(&wrapper[1..]).arg(program).args(arguments)).await
     }
 
     /// Every process on this machine: those whose network is the machine's, whoever started them.
@@ -119,9 +121,7 @@ impl NodeMachine {
         let ids = processes.flatten().filter_map(|process| process.file_name().to_str()?.parse().ok());
         ids.filter(|id| own.is_some() && network(format!("/proc/{id}/ns/net").into()) == own).collect()
     }
-}
 
-impl NodeMachine {
     /// SIGKILL to every process on it, until none is left.
     pub fn kill_all(&self) {
         let deadline = Instant::now() + Duration::from_secs(10);
@@ -147,10 +147,4 @@ impl Drop for NodeMachine {
 
 fn within(folder: &Path, inside: &str) -> PathBuf {
     folder.join("root").join(inside.trim_start_matches('/'))
-}
-
-fn run(command: &mut Command) -> Result<()> {
-    let output = command.output().with_context(|| format!("starting {command:?}"))?;
-    ensure!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr).trim());
-    Ok(())
 }

@@ -10,9 +10,11 @@ mod control;
 mod dns;
 mod machine;
 mod node;
+mod objects;
 
 pub use api::{Api, Refusal};
 pub use control::ControlPlane;
 pub use dns::ClusterDns;
 pub use machine::NodeMachine;
 pub use node::{Joining, KubernetesNode};
+pub use objects::{kustomize, objects};

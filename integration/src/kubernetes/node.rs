@@ -57,20 +57,32 @@ impl KubernetesNode {
         network_of_pods(&machine)?;
         write(&machine, KUBELET_CONFIG, kubelet_config(control, host).to_string())?;
         let mut joined = Self { name: node.name.to_owned(), release: node.release, processes: Vec::new(), machine };
+        joined.power_on(control).await?;
+        Ok(joined)
+    }
 
-        joined.run(&node.release.program("containerd")?, &[format!("--config={CONTAINERD_CONFIG}")])?;
-        until("containerd answers", START, async || joined.ctr(&["version"]).await.ok()).await?;
-        let user = format!("system:node:{}", node.name);
+    /// Everything that runs on it is killed, as by a loss of power. What is on its disk stays.
+    pub fn power_off(&mut self) {
+        self.processes.clear();
+        self.machine.kill_all();
+    }
+
+    /// Starts containerd and kubelet again after [`KubernetesNode::power_off`], and waits until the cluster finds it ready.
+    pub async fn power_on(&mut self, control: &ControlPlane) -> Result<()> {
+        self.run(&self.release.program("containerd")?, &[format!("--config={CONTAINERD_CONFIG}")])?;
+        until("containerd answers", START, async || self.ctr(&["version"]).await.ok()).await?;
+        let user = format!("system:node:{}", self.name);
         let arguments = [
             format!("--config={KUBELET_CONFIG}"),
             format!("--kubeconfig={}", control.kubeconfig_of(&user, "system:nodes")?.display()),
-            format!("--hostname-override={}", node.name),
-            format!("--node-ip={}", host.address()),
+            format!("--hostname-override={}", self.name),
+            format!("--node-ip={}", self.machine.host().address()),
             "--v=2".to_owned(),
         ];
-        joined.run(&program("kubelet")?, &arguments)?;
-        until("the node is ready", START, async || joined.is_ready(control).await.ok().filter(|ready| *ready)).await?;
-        Ok(joined)
+        self.run(&program("kubelet")?, &arguments)?;
+        until("the node is ready", START, async || self.is_ready(control).await.ok().filter(|ready| *ready))
+            .await
+            .map(drop)
     }
 
     async fn is_ready(&self, control: &ControlPlane) -> Result<bool> {

@@ -13,6 +13,7 @@ use anyhow::{Context, Result, ensure};
 
 pub use trace::Trace;
 
+use crate::process::output_within;
 use crate::{Namespace, Process, Release, SmallDisk, require_root, tool, until};
 
 /// How long it may take to boot.
@@ -70,9 +71,8 @@ impl Machine {
         let mut command = tokio::process::Command::new("nsenter");
         command.args(["--all", "--target", &self.systemd.to_string(), "--"]).args(arguments);
         command.env_clear().env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
-        command.env("DEBIAN_FRONTEND", "noninteractive").stdin(Stdio::null()).kill_on_drop(true);
-        let output = tokio::time::timeout(COMMAND, command.output());
-        Ok(output.await.with_context(|| format!("{arguments:?} hangs"))??)
+        command.env("DEBIAN_FRONTEND", "noninteractive").stdin(Stdio::null());
+        output_within(COMMAND, &mut command).await
     }
 
     /// The same for commands that must succeed; returns what it prints, without the last end of line.

@@ -55,8 +55,8 @@ impl Host {
         let mut lines = String::new();
         let _ = writeln!(lines, "link add {port} type veth peer name eth0 netns {}", namespace.path().display());
         let _ = writeln!(lines, "link set {port} master hub up");
-        hub.batch("ip", &lines)?;
-        namespace.batch("ip", &format!("addr add {address}/16 dev eth0\nlink set eth0 up\n"))?;
+        hub.ip(&lines)?;
+        namespace.ip(&format!("addr add {address}/16 dev eth0\nlink set eth0 up\n"))?;
         let host = Self { namespace, address, hub: hub.clone(), port };
         if rate.is_some() {
             host.set_rate(rate)?;
@@ -76,12 +76,12 @@ impl Host {
 
     /// One more address of it.
     pub fn add_address(&self, address: Ipv4Addr) -> Result<()> {
-        self.namespace.batch("ip", &format!("addr add {address}/32 dev eth0\n"))
+        self.namespace.ip(&format!("addr add {address}/32 dev eth0\n"))
     }
 
     /// From now on, it finds the addresses of a network, `10.96.0.0/16`, on its link.
     pub fn add_route(&self, network: &str) -> Result<()> {
-        self.namespace.batch("ip", &format!("route add {network} dev eth0\n"))
+        self.namespace.ip(&format!("route add {network} dev eth0\n"))
     }
 
     /// From now on, its link passes so much in each direction; `None`: all.
@@ -96,24 +96,24 @@ impl Host {
 
     /// Cuts its link: nothing passes, and nobody is told.
     pub fn cut(&self) -> Result<()> {
-        self.hub.batch("ip", &format!("link set {} down\n", self.port))
+        self.hub.ip(&format!("link set {} down\n", self.port))
     }
 
     /// Mends its link.
     pub fn mend(&self) -> Result<()> {
-        self.hub.batch("ip", &format!("link set {} up\n", self.port))
+        self.hub.ip(&format!("link set {} up\n", self.port))
     }
 
     /// From now on, nothing that it sends arrives at the other one.
     pub fn shun(&self, other: &Self) -> Result<()> {
         // A hardware address that nobody has.
         let nobody = "lladdr 02:00:00:00:00:01 dev eth0 nud permanent";
-        self.namespace.batch("ip", &format!("neigh replace {} {nobody}\n", other.address))
+        self.namespace.ip(&format!("neigh replace {} {nobody}\n", other.address))
     }
 
     /// Ends [`Host::shun`].
     pub fn heed(&self, other: &Self) -> Result<()> {
-        self.namespace.batch("ip", &format!("neigh delete {} dev eth0\n", other.address))
+        self.namespace.ip(&format!("neigh delete {} dev eth0\n", other.address))
     }
 
     /// Bytes that it has sent and received so far, with the heads of their frames.

@@ -28,7 +28,7 @@ impl Network {
     pub fn new() -> Result<Self> {
         require_namespaces()?;
         let hub = Namespace::new()?;
-        hub.batch("ip", "link add hub type bridge mcast_snooping 0\nlink set hub up\n")?;
+        hub.ip("link add hub type bridge mcast_snooping 0\nlink set hub up\n")?;
         Ok(Self { hub, hosts: AtomicU16::new(0) })
     }
 

@@ -26,7 +26,7 @@ impl Namespace {
             File::open("/proc/thread-self/ns/net")
         });
         let namespace = Self { file: Arc::new(made.context("making a network namespace")?) };
-        namespace.batch("ip", "link set lo up\n")?;
+        namespace.ip("link set lo up\n")?;
         Ok(namespace)
     }
 

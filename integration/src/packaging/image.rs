@@ -7,6 +7,7 @@ use anyhow::{Context, Result, ensure};
 use tokio::process::Command;
 use tokio::sync::OnceCell;
 
+use crate::process::output_within;
 use crate::{Containerd, agent, tool, until};
 
 /// The script that makes it.
@@ -83,10 +84,8 @@ impl LarderImage {
 
 /// Runs a program to its end; returns what it prints. An error is what it says on standard error.
 async fn said(command: &mut Command) -> Result<String> {
-    let output = tokio::time::timeout(LIMIT, command.kill_on_drop(true).output());
-    let output = output.await.with_context(|| format!("{command:?} hangs"))?;
-    let output = output.with_context(|| format!("starting {command:?}"))?;
+    let output = output_within(LIMIT, command).await?;
     let errors = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{command:?}: {}", errors.trim());
+    ensure!(output.status.success(), "{:?}: {}", command.as_std(), errors.trim());
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }

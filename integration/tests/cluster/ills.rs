@@ -93,7 +93,6 @@ fn two_are_killed_and_one_is_cut_off() {
 
 /// A slow node, that fetches at first, or stands in the middle, holds up nobody but itself.
 #[test]
-#[ignore = "now and then it owns what is pulled: its answers are late, the second owner has it fetched too, and they part"]
 fn a_slow_node_holds_up_itself_alone() {
     run(async {
         let image = Image::one_layer(4, 12);

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use larder_integration::{FaultRegistry, Image, Node, Release, listing, until};
 
 use super::{daemon_set, node};
-use crate::support::{Case, asked_by_agent, run};
+use crate::support::{Case, ensure_only_the_agent_asked, run};
 
 mod it_serves_what_it_has_linked {
     use super::it_serves_what_it_has_linked as scenario;
@@ -36,7 +36,7 @@ async fn it_serves_what_it_has_linked(case: Case) -> Result<()> {
 
     registry.clear_log();
     let id = containerd.pull("reg.test/acme/app:v1").await?;
-    ensure!(registry.requests().iter().all(asked_by_agent), "containerd went past the agent");
+    ensure_only_the_agent_asked(&registry)?;
     let (digest, cache) = (&image.largest().digest, containerd.root().join("larder"));
     let kept = cache.join("blobs").join(digest.replace(':', "/"));
     let linked = async || {

@@ -3,9 +3,9 @@
 use anyhow::{Context as _, Result, ensure};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use larder_integration::{Cluster, Folder, Network};
+use larder_integration::{Cluster, Folder, Network, objects};
 
-use super::render::{Helm, chart, object, objects};
+use super::render::{Helm, chart, object};
 use crate::support::run;
 
 /// What the chart asks to learn whether Helm sees a cluster.

@@ -4,10 +4,10 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use larder::config::{Config, commented_default};
-use larder_integration::Folder;
+use larder_integration::{Folder, kustomize};
 use serde_json::{Value, json};
 
-use super::render::{Helm, PRESETS, chart_of, kustomize, list, object};
+use super::render::{Helm, PRESETS, chart_of, list, object};
 
 /// The defaults as `larder config default` prints them; with the examples in it, every key.
 pub(super) fn defaults_with_examples() -> Result<toml::Table> {

@@ -3,9 +3,10 @@
 use std::fmt::Write as _;
 
 use anyhow::{Context, Result, ensure};
+use larder_integration::kustomize;
 use serde_json::Value;
 
-use super::render::{PRESETS, chart, daemonset, kustomize, object};
+use super::render::{PRESETS, chart, daemonset, object};
 
 /// What stands between two marks in the README shall be this.
 fn hold(name: &str, source: &str, shall: &str) -> Result<()> {

@@ -3,10 +3,10 @@
 use std::process::Command;
 
 use anyhow::{Result, ensure};
-use larder_integration::Folder;
+use larder_integration::{Folder, objects};
 use serde_json::{Value, json};
 
-use super::render::{Helm, chart, daemonset, object, objects};
+use super::render::{Helm, chart, daemonset, object};
 
 const ALL: &str = "metrics.serviceMonitor.enabled=true,metrics.podMonitor.enabled=true,\
                    metrics.prometheusRule.enabled=true,metrics.dashboard.enabled=true";

@@ -3,9 +3,10 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Context, Result, ensure};
+use larder_integration::kustomize;
 use serde_json::{Value, json};
 
-use super::render::{Helm, PRESETS, chart_of, kustomize, list, object};
+use super::render::{Helm, PRESETS, chart_of, list, object};
 
 /// All kinds that are made by default. None of them gives a right in the API.
 const KINDS: [&str; 7] = ["Namespace", "ServiceAccount", "Service", "ConfigMap", "DaemonSet", "ResourceQuota", "Pod"];
@@ -221,6 +222,9 @@ fn what_cleans_up_leaves_nothing_of_itself() {
         assert_eq!(account, None);
     }
     assert!(weight("ConfigMap") < weight("DaemonSet") && weight("DaemonSet") < weight("Pod"));
+    // Its log goes with it, and says which nodes weren't done: Helm shows it.
+    let awaits = &object(&objects, "Pod", "larder-clean-up-await").unwrap()["metadata"]["annotations"];
+    assert_eq!(awaits["helm.sh/hook-output-log-policy"], "hook-succeeded,hook-failed");
     let agent = object(&objects, "DaemonSet", "larder").unwrap();
     let after = object(&objects, "DaemonSet", "larder-clean-up").unwrap();
     assert_ne!(agent["spec"]["selector"], after["spec"]["selector"]);

@@ -1,11 +1,10 @@
-//! Helm and kustomize, and what they render as values.
+//! Helm, and what it renders as values.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
-use larder_integration::tool;
-use serde::Deserialize as _;
+use anyhow::{Result, ensure};
+use larder_integration::{objects, say, tool};
 use serde_json::Value;
 
 /// Every preset, by its name in both ways.
@@ -25,7 +24,7 @@ impl Helm {
             Self::Three => "helm-3/usr/bin/helm",
             Self::Four => "helm/usr/bin/helm",
         };
-        output(Command::new(tool(program)?).env("KUBECONFIG", "/nonexistent").args(arguments))
+        say(Command::new(tool(program)?).env("KUBECONFIG", "/nonexistent").args(arguments))
     }
 
     /// What it renders of the chart with these arguments, in the namespace `larder`.
@@ -40,12 +39,6 @@ pub(super) fn chart_of(preset: &str) -> Result<Vec<Value>> {
     Helm::Four.template(&["--set", &format!("preset={preset},namespace.create=true")])
 }
 
-/// What kustomize builds of a folder below `daemonset/kustomize`.
-pub(super) fn kustomize(folder: &str) -> Result<Vec<Value>> {
-    let folder = daemonset().join("kustomize").join(folder);
-    objects(&output(Command::new(tool("kustomize/usr/bin/kustomize")?).arg("build").arg(folder))?)
-}
-
 /// The folder of all that is for Kubernetes.
 pub(super) fn daemonset() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../daemonset")
@@ -54,15 +47,6 @@ pub(super) fn daemonset() -> PathBuf {
 /// The chart's folder.
 pub(super) fn chart() -> PathBuf {
     daemonset().join("chart/larder")
-}
-
-/// The objects of some YAML.
-pub(super) fn objects(yaml: &str) -> Result<Vec<Value>> {
-    let documents = yaml_serde::Deserializer::from_str(yaml).map(Value::deserialize);
-    let documents: Vec<Value> = documents.collect::<Result<_, _>>().context("what was rendered is no YAML")?;
-    let objects: Vec<Value> = documents.into_iter().filter(|document| !document.is_null()).collect();
-    ensure!(objects.iter().all(|object| object["kind"].is_string()), "an object without a kind");
-    Ok(objects)
 }
 
 /// The one object of this kind and name.
@@ -76,11 +60,4 @@ pub(super) fn object<'a>(objects: &'a [Value], kind: &str, name: &str) -> Result
 /// The list at a JSON pointer; none is an empty one.
 pub(super) fn list<'a>(value: &'a Value, pointer: &str) -> &'a [Value] {
     value.pointer(pointer).and_then(Value::as_array).map_or(&[], Vec::as_slice)
-}
-
-fn output(command: &mut Command) -> Result<String> {
-    let output = command.output().with_context(|| format!("{command:?}"))?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{command:?}: {}{}", String::from_utf8_lossy(&output.stdout), said.trim());
-    Ok(String::from_utf8(output.stdout)?)
 }

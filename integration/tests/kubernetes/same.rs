@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, ensure};
+use larder_integration::kustomize;
 use serde_json::{Value, json};
 
-use super::render::{Helm, PRESETS, chart_of, kustomize, object};
+use super::render::{Helm, PRESETS, chart_of, object};
 
 /// Labels that Helm wants on everything that it keeps.
 const OF_HELM: [&str; 3] = ["app.kubernetes.io/managed-by", "app.kubernetes.io/version", "helm.sh/chart"];

@@ -5,28 +5,29 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use larder_integration::{Folder, SmallDisk, program, require_root};
+use larder_integration::{Folder, SmallDisk, program, require_root, say};
 
-use super::package::{package, repository, run};
+use super::package::{package, repository};
+use crate::support::run;
 
 const UNIT: &str = "systemd/larder.service";
 
 #[test]
 fn the_package_has_its_parts() {
-    the_package_has_its_parts_or().unwrap();
+    run(the_package_has_its_parts_or());
 }
 
-fn the_package_has_its_parts_or() -> Result<()> {
-    let package = package()?;
-    let field = |name: &str| run(Command::new("dpkg-deb").arg("--field").arg(&package).arg(name));
+async fn the_package_has_its_parts_or() -> Result<()> {
+    let package = package().await?;
+    let field = |name: &str| say(Command::new("dpkg-deb").arg("--field").arg(package).arg(name));
     ensure!(field("Package")?.trim() == "larder");
     ensure!(field("Version")?.starts_with(concat!(env!("CARGO_PKG_VERSION"), "-")), "{}", field("Version")?);
     ensure!(field("Depends")?.contains("libc6 (>= "), "{}", field("Depends")?);
 
     let folder = Folder::new()?;
     let (data, control) = (folder.path().join("data"), folder.path().join("control"));
-    run(Command::new("dpkg-deb").arg("--extract").arg(&package).arg(&data))?;
-    run(Command::new("dpkg-deb").arg("--control").arg(&package).arg(&control))?;
+    say(Command::new("dpkg-deb").arg("--extract").arg(package).arg(&data))?;
+    say(Command::new("dpkg-deb").arg("--control").arg(package).arg(&control))?;
     let mut files = files_below(&data)?;
     let commands = files.iter().filter(|path| path.starts_with("usr/share/man/man1/larder-")).count();
     ensure!(commands > 10, "each command has a page of the manual: {files:?}");
@@ -47,15 +48,15 @@ fn the_package_has_its_parts_or() -> Result<()> {
     ensure!(files.iter().copied().eq(expected), "{files:?}");
     ensure!(std::fs::read_to_string(control.join("conffiles"))? == "/etc/larder/larder.toml\n");
     for script in ["postinst", "prerm", "postrm"] {
-        run(Command::new("sh").arg("-n").arg(control.join(script)))?;
+        say(Command::new("sh").arg("-n").arg(control.join(script)))?;
     }
-    let version = run(Command::new(data.join("usr/bin/larder")).arg("--version"))?;
+    let version = say(Command::new(data.join("usr/bin/larder")).arg("--version"))?;
     ensure!(version.trim() == concat!("larder ", env!("CARGO_PKG_VERSION")), "{version}");
     let completes = format!(
         "source {}; complete -p larder; COMP_WORDS=(larder pre) COMP_CWORD=1; _larder larder pre larder; echo ${{COMPREPLY[*]}}",
         data.join("usr/share/bash-completion/completions/larder").display()
     );
-    let completed = run(Command::new("bash").args(["-c", &completes]))?;
+    let completed = say(Command::new("bash").args(["-c", &completes]))?;
     ensure!(completed.lines().last() == Some("prefetch"), "{completed}");
     Ok(())
 }
@@ -63,7 +64,7 @@ fn the_package_has_its_parts_or() -> Result<()> {
 /// Each key at its default, none of them set: what is changed stands out, and defaults may change with a version.
 #[test]
 fn the_default_configuration_is_that_of_the_program() {
-    let default = run(Command::new(program().unwrap()).args(["config", "default"])).unwrap();
+    let default = say(Command::new(program().unwrap()).args(["config", "default"])).unwrap();
     let is_key = |line: &str| {
         line.split_once(" = ").is_some_and(|(key, _)| key.chars().all(|c| c.is_ascii_lowercase() || c == '_'))
     };
@@ -72,7 +73,7 @@ fn the_default_configuration_is_that_of_the_program() {
     let file = repository().join("systemd/larder.toml");
     let is = std::fs::read_to_string(&file).unwrap();
     assert!(is == expected, "make it anew: larder config default | sed -E 's/^[a-z_]+ = /#&/' >systemd/larder.toml");
-    run(Command::new(program().unwrap()).args(["config", "check", "--config"]).arg(&file)).unwrap();
+    say(Command::new(program().unwrap()).args(["config", "check", "--config"]).arg(&file)).unwrap();
 }
 
 /// systemd understands all of the unit, and counts little that a service could do and this one may.
@@ -88,7 +89,7 @@ fn the_unit_is_sound_and_tight() {
     assert!(verify.status.success() && !said.contains("larder"), "{said}");
     // In tenths. Most of the rest is the network, root as the user, and what root's files are to be read with.
     let security = ["security", "--offline=true", "--threshold=19", "--no-pager"];
-    run(Command::new("systemd-analyze").args(security).arg(&unit)).unwrap();
+    say(Command::new("systemd-analyze").args(security).arg(&unit)).unwrap();
 }
 
 #[test]
@@ -97,7 +98,7 @@ fn make_install_goes_where_it_is_told_and_can_be_undone() {
     let make = |target: &str| {
         let mut make = Command::new("make");
         make.arg("-C").arg(repository()).arg(target).arg(format!("DESTDIR={}", folder.path().display()));
-        run(make.arg("PREFIX=/opt/larder").arg(format!("BINARY={}", program().unwrap().display()))).unwrap();
+        say(make.arg("PREFIX=/opt/larder").arg(format!("BINARY={}", program().unwrap().display()))).unwrap();
     };
     make("install");
     let unit = std::fs::read_to_string(folder.path().join("opt/larder/lib/systemd/system/larder.service")).unwrap();
@@ -117,10 +118,10 @@ fn make_install_goes_where_it_is_told_and_can_be_undone() {
 /// In an image that is being made, or a container: nothing is started, and the package goes as it came.
 #[test]
 fn without_systemd_it_installs_and_purges_too() {
-    without_systemd_it_installs_and_purges_too_or().unwrap();
+    run(without_systemd_it_installs_and_purges_too_or());
 }
 
-fn without_systemd_it_installs_and_purges_too_or() -> Result<()> {
+async fn without_systemd_it_installs_and_purges_too_or() -> Result<()> {
     require_root()?;
     let disk = SmallDisk::new(1024)?;
     let inside = "set -eu; cd \"$1\"; mkdir root upper work; \
@@ -131,8 +132,8 @@ fn without_systemd_it_installs_and_purges_too_or() -> Result<()> {
         grep -q 127.0.0.1:7439 root/etc/containerd/certs.d/reg.test/hosts.toml; \
         chroot root dpkg --purge larder; ! chroot root dpkg --status larder";
     let mut command = Command::new("unshare");
-    command.args(["--mount", "sh", "-c", inside, "-"]).arg(disk.path()).arg(package()?);
-    run(command.env("DEBIAN_FRONTEND", "noninteractive"))?;
+    command.args(["--mount", "sh", "-c", inside, "-"]).arg(disk.path()).arg(package().await?);
+    say(command.env("DEBIAN_FRONTEND", "noninteractive"))?;
     let left = files_below(&disk.path().join("upper"))?;
     // dpkg's own, and the file that was there before.
     let theirs = ["var/lib/dpkg/", "var/log/", "var/cache/man/", "var/cache/debconf/", "var/tmp/"];

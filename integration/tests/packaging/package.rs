@@ -2,10 +2,10 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Mutex, PoisonError};
 
-use anyhow::{Context, Result, ensure};
-use larder_integration::{program, tool};
+use anyhow::Result;
+use larder_integration::{LarderImage, say, tool};
+use tokio::sync::OnceCell;
 
 /// This repository.
 pub(super) fn repository() -> PathBuf {
@@ -13,34 +13,22 @@ pub(super) fn repository() -> PathBuf {
 }
 
 /// The package as a file.
-pub(super) fn package() -> Result<PathBuf> {
-    static MADE: Mutex<Option<PathBuf>> = Mutex::new(None);
-    let mut made = MADE.lock().unwrap_or_else(PoisonError::into_inner);
-    if made.is_none() {
-        *made = Some(make()?);
-    }
-    made.clone().context("it was made")
+pub(super) async fn package() -> Result<&'static Path> {
+    static MADE: OnceCell<PathBuf> = OnceCell::const_new();
+    Ok(MADE.get_or_try_init(make).await?)
 }
 
 /// As `make deb` does, but of the program that is tested.
-fn make() -> Result<PathBuf> {
+async fn make() -> Result<PathBuf> {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let (package, release) = (folder.join("larder.deb"), folder.join("release"));
     std::fs::create_dir_all(&release)?;
-    let (whole, stripped) = (program()?, release.join("larder"));
-    run(Command::new("strip").arg("-o").arg(&stripped).arg(whole))?;
-    run(Command::new(repository().join("systemd/papers")).arg(&stripped).arg(release.join("papers")))?;
+    let program = release.join("larder");
+    std::fs::copy(LarderImage::binary().await?, &program)?;
+    say(Command::new(repository().join("systemd/papers")).arg(&program).arg(release.join("papers")))?;
     let mut build = Command::new(tool("cargo-deb/bin/cargo-deb")?);
     build.args(["deb", "--no-build", "--no-strip", "--fast"]).env("CARGO_TARGET_DIR", folder);
     build.arg("--manifest-path").arg(repository().join("agent/Cargo.toml")).arg("--output").arg(&package);
-    run(&mut build)?;
+    say(&mut build)?;
     Ok(package)
-}
-
-/// Runs a command that must succeed; returns what it prints.
-pub(super) fn run(command: &mut Command) -> Result<String> {
-    let output = command.output().with_context(|| format!("starting {command:?}"))?;
-    let [out, err] = [&output.stdout, &output.stderr].map(|said| String::from_utf8_lossy(said).into_owned());
-    ensure!(output.status.success(), "{command:?}: {}: {out}{err}", output.status);
-    Ok(out)
 }

@@ -242,7 +242,7 @@ impl Scene {
 }
 
 async fn install(machine: &Machine) -> Result<()> {
-    std::fs::copy(package()?, machine.path("/tmp/larder.deb"))?;
+    std::fs::copy(package().await?, machine.path("/tmp/larder.deb"))?;
     machine.run(&["dpkg", "--install", "/tmp/larder.deb"]).await?;
     Ok(std::fs::remove_file(machine.path("/tmp/larder.deb"))?)
 }

@@ -135,37 +135,13 @@ fn words(text: &str) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use std::io;
-
     use super::*;
-
-    struct InMemory(BTreeMap<PathBuf, &'static str>);
-
-    impl InMemory {
-        fn new(files: &[(&str, &'static str)]) -> Self {
-            Self(files.iter().map(|(path, text)| (PathBuf::from(path), *text)).collect())
-        }
-    }
-
-    impl Files for InMemory {
-        fn read(&self, path: &Path) -> io::Result<String> {
-            self.0.get(path).map(|text| (*text).to_owned()).ok_or_else(|| io::ErrorKind::NotFound.into())
-        }
-
-        fn names(&self, folder: &Path) -> Vec<String> {
-            let below = self.0.keys().filter_map(|path| path.strip_prefix(folder).ok());
-            below.filter_map(|path| path.to_str().map(str::to_owned)).collect()
-        }
-
-        fn exists(&self, path: &Path) -> bool {
-            self.0.contains_key(path)
-        }
-    }
+    use crate::containerd::setup::InMemory;
 
     #[test]
     fn units_and_their_drop_ins() {
         let unit = "[Service]\nExecStart=/usr/bin/containerd\n";
-        let files = InMemory::new(&[
+        let files = InMemory::new([
             ("/lib/systemd/system/containerd.service", unit),
             (
                 "/etc/systemd/system/containerd.service.d/10-proxy.conf",
@@ -188,7 +164,7 @@ mod tests {
         let sources: Vec<_> = sources.iter().map(|path| path.to_str().unwrap()).collect();
         assert_eq!(sources, ["/etc/systemd/system/containerd.service.d/10-proxy.conf", "/etc/default/containerd"]);
         // An empty assignment forgets what was before.
-        let files = InMemory::new(&[(
+        let files = InMemory::new([(
             "/etc/systemd/system/containerd.service",
             "Environment=HTTPS_PROXY=http://p\nEnvironment=\n",
         )]);
@@ -199,7 +175,7 @@ mod tests {
     fn each_distributions_own_files() {
         let unit =
             "[Service]\nEnvironmentFile=-/etc/default/%N\nEnvironmentFile=-/etc/systemd/system/k3s.service.env\n";
-        let files = InMemory::new(&[
+        let files = InMemory::new([
             ("/etc/systemd/system/k3s.service", unit),
             ("/etc/systemd/system/k3s.service.env", "HTTPS_PROXY=http://a\nCONTAINERD_HTTPS_PROXY=http://b\n"),
             ("/etc/default/k3s", "NO_PROXY='x'\n"),
@@ -207,11 +183,11 @@ mod tests {
         let (proxies, _) = read(&files, Platform::K3s).unwrap();
         assert_eq!((proxies.https.as_deref(), proxies.no.as_deref()), (Some("http://b"), Some("x")));
         let files =
-            InMemory::new(&[("/var/snap/microk8s/current/args/containerd-env", "export https_proxy=http://c\n")]);
+            InMemory::new([("/var/snap/microk8s/current/args/containerd-env", "export https_proxy=http://c\n")]);
         assert_eq!(read(&files, Platform::Microk8s).unwrap().0.https.as_deref(), Some("http://c"));
-        let files = InMemory::new(&[("/etc/systemd/system/rke2-agent.service", "Environment=HTTPS_PROXY=http://d\n")]);
+        let files = InMemory::new([("/etc/systemd/system/rke2-agent.service", "Environment=HTTPS_PROXY=http://d\n")]);
         assert_eq!(read(&files, Platform::Rke2).unwrap().0.https.as_deref(), Some("http://d"));
         // Nothing of it is seen from a Pod.
-        assert_eq!(read(&InMemory::new(&[]), Platform::Plain), None);
+        assert_eq!(read(&InMemory::new([]), Platform::Plain), None);
     }
 }

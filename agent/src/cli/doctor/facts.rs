@@ -2,7 +2,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use super::AgentView;
+use super::Agent;
 use super::hosts_file::HostsFile;
 use super::platform::Platform;
 use super::surroundings::Surroundings;
@@ -14,7 +14,7 @@ use crate::upstream::Authorities;
 /// Everything that the checks look at.
 pub(super) struct Facts {
     pub(super) config: Config,
-    pub(super) agent: Option<AgentView>,
+    pub(super) agent: Agent,
     pub(super) platform: Platform,
     pub(super) runtime: Runtime,
     /// containerd's root configuration file as it was found, and what it says.

@@ -1,6 +1,6 @@
 //! Looking at the node: containerd's answers, then what files and the kernel say.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Read as _};
 use std::net::SocketAddr;
@@ -12,16 +12,13 @@ use nix::sys::statvfs::statvfs;
 use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 use x509_parser::pem::Pem;
 
-use super::AgentView;
-use super::facts::{
-    Authority, Disk, Environment, Facts, Folder, Listener, Need, Proxies, Root, Runtime, SeLinux, Unlisted, same_path,
-};
+use super::Agent;
+use super::facts::{Authority, Disk, Facts, Folder, Listener, Root, Runtime, Unlisted, same_path};
 use super::hosts_file::HostsFile;
 use super::platform::Platform;
-use super::surroundings::Surroundings;
 use super::{inspect, proc};
 use crate::config::Config;
-use crate::containerd::client::{Client, Version};
+use crate::containerd::client::{Client, ClientError, CriStatus, PluginState, Release};
 use crate::containerd::setup::{self, Setup};
 use crate::upstream::Authorities;
 
@@ -31,7 +28,7 @@ const MAX_BYTES: u64 = 1 << 20;
 const CONNECT: Duration = Duration::from_secs(1);
 
 /// Everything that the checks want to know. What can't be had stays open in it.
-pub(super) async fn gather(config: &Config, agent: Option<AgentView>) -> anyhow::Result<Facts> {
+pub(super) async fn gather(config: &Config, agent: Agent) -> anyhow::Result<Facts> {
     let client = Client::new(&config.containerd)?;
     let release = client.version().await;
     let (plugins, status, process, content) = match &release {
@@ -44,130 +41,91 @@ pub(super) async fn gather(config: &Config, agent: Option<AgentView>) -> anyhow:
         // Each further call would only wait as long again.
         Err(_) => (None, None, None, None),
     };
-    let version = release.as_ref().ok().and_then(|release| release.version);
-    let known = Known { version, containerd: process, content, agent: agent_process(config, agent.as_ref()).await };
-    let local = {
-        let config = config.clone();
-        tokio::task::spawn_blocking(move || Local::look(&config, &known))
-    };
-    let local = local.await.context("looking at this node's files failed")?;
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    Ok(Facts {
-        config: config.clone(),
-        agent,
-        platform: local.platform,
-        runtime: Runtime {
-            release,
-            plugins,
-            status,
-            environment: local.environment,
-            config_argument: local.config_argument,
-            program: local.program,
-        },
-        setup_file: local.setup_file,
-        setup: local.setup,
-        containerd_root: local.containerd_root,
-        roots: local.roots,
-        authorities: local.authorities,
-        port: local.port,
-        is_port_open: local.is_port_open,
-        taken_ports: local.taken_ports,
-        disk: local.disk,
-        surroundings: local.surroundings,
-        needs: local.needs,
-        selinux: local.selinux,
-        trusted: local.trusted,
-        agent_environment: local.agent_environment,
-        peers_ca: local.peers_ca,
-        textfile: local.textfile,
-        now: i64::try_from(now).unwrap_or(i64::MAX),
-    })
+    let agent_process = agent_process(config, &agent).await;
+    let told = Told { config: config.clone(), agent, agent_process, release, plugins, status, process, content };
+    tokio::task::spawn_blocking(move || told.and_seen()).await.context("looking at this node's files failed")
 }
 
 /// The process behind the admin socket, where the kernel tells.
-async fn agent_process(config: &Config, agent: Option<&AgentView>) -> Option<i32> {
-    agent?;
+async fn agent_process(config: &Config, agent: &Agent) -> Option<i32> {
+    if matches!(agent, Agent::Silent) {
+        return None;
+    }
     let connect = tokio::net::UnixStream::connect(&config.admin.socket);
     let stream = tokio::time::timeout(CONNECT, connect).await.ok()?.ok()?;
     stream.peer_cred().ok()?.pid().filter(|pid| *pid > 0)
 }
 
-/// What was asked before.
-struct Known {
-    version: Option<Version>,
-    /// containerd's process and the agent's.
-    containerd: Option<i32>,
-    agent: Option<i32>,
+/// What the agent and containerd have said, and the configuration that tells where to look.
+struct Told {
+    config: Config,
+    agent: Agent,
+    agent_process: Option<i32>,
+    release: Result<Release, ClientError>,
+    plugins: Option<Vec<PluginState>>,
+    status: Option<CriStatus>,
+    process: Option<i32>,
     content: Option<PathBuf>,
 }
 
-/// What is read from this machine, blocking.
-struct Local {
-    platform: Platform,
-    setup_file: PathBuf,
-    setup: Setup,
-    containerd_root: PathBuf,
-    roots: Vec<Root>,
-    authorities: BTreeMap<PathBuf, Authority>,
-    environment: Option<Environment>,
-    config_argument: Option<PathBuf>,
-    program: Option<PathBuf>,
-    port: Vec<Listener>,
-    is_port_open: bool,
-    taken_ports: BTreeSet<u16>,
-    disk: Option<Disk>,
-    surroundings: Surroundings,
-    needs: Vec<Need>,
-    selinux: Option<SeLinux>,
-    trusted: Authorities,
-    agent_environment: Option<Proxies>,
-    peers_ca: Option<Authority>,
-    textfile: Option<Result<(), String>>,
-}
-
-impl Local {
-    fn look(config: &Config, known: &Known) -> Self {
+impl Told {
+    /// With what is seen of this machine. Blocking.
+    fn and_seen(self) -> Facts {
+        let Self { config, agent, agent_process, release, plugins, status, process, content } = self;
         let surroundings = inspect::surroundings();
         let os_release = fs::read_to_string("/etc/os-release").unwrap_or_default();
         let platform = Platform::detect(Path::exists, &os_release, &surroundings.kernel);
-        let process = known.containerd.filter(|pid| inspect::is_containerd(*pid));
+        let process = process.filter(|pid| inspect::is_containerd(*pid));
         let (config_argument, program) = process.map_or((None, None), inspect::started_with);
-        let usual = Path::new(platform.paths().config);
-        let configured = &config.containerd.config;
-        let setup_file = match &config_argument {
-            Some(file) if file.exists() => file,
-            // A distribution's own place counts only where the configured one has nothing.
-            _ if !configured.exists() && usual.exists() => usual,
-            _ => configured.as_path(),
-        };
-        let setup = Setup::read(&setup::Disk, setup_file, known.version);
+        let setup_file = setup_file(&config.containerd.config, config_argument.as_deref(), platform).to_owned();
+        let version = release.as_ref().ok().and_then(|release| release.version);
+        let setup = Setup::read(&setup::Disk, &setup_file, version);
         // A root given on the command line stands in no file, but the running containerd tells.
-        let containerd_root = known.content.as_deref().and_then(Path::parent).unwrap_or(&setup.root).to_owned();
+        let containerd_root = content.as_deref().and_then(Path::parent).unwrap_or(&setup.root).to_owned();
         let roots = roots(&setup, &config.containerd.hosts_dir);
         let sockets = listening();
-        let of_peers = config.peers.ca.as_deref();
-        Self {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        Facts {
+            agent,
             platform,
-            setup_file: setup_file.to_owned(),
+            runtime: Runtime {
+                release,
+                plugins,
+                status,
+                environment: inspect::containerd_environment(process, platform),
+                config_argument,
+                program,
+            },
+            setup_file,
             authorities: authorities(&roots),
             roots,
-            environment: inspect::containerd_environment(process, platform),
-            config_argument,
-            program,
             port: listeners(&sockets, config.mirror.listen.port()),
             is_port_open: inspect::is_open(config.mirror.listen),
             taken_ports: sockets.iter().map(|(address, _)| address.port()).collect(),
             disk: disk(&config.cache.dir, &containerd_root),
-            needs: inspect::needs(config, &surroundings, &containerd_root),
+            needs: inspect::needs(&config, &surroundings, &containerd_root),
             surroundings,
-            selinux: inspect::selinux(known.agent),
+            selinux: inspect::selinux(agent_process),
             trusted: Authorities::look(),
-            agent_environment: known.agent.and_then(inspect::process_proxies),
-            peers_ca: of_peers.map(authority),
+            agent_environment: agent_process.and_then(inspect::process_proxies),
+            peers_ca: config.peers.ca.as_deref().map(authority),
             textfile: config.admin.textfile.as_deref().map(inspect::textfile),
+            now: i64::try_from(now).unwrap_or(i64::MAX),
             containerd_root,
             setup,
+            config,
         }
+    }
+}
+
+/// containerd's root file: the one that it was started with, or the one that it would be.
+fn setup_file<'a>(configured: &'a Path, argument: Option<&'a Path>, platform: Platform) -> &'a Path {
+    let usual = Path::new(platform.paths().config);
+    match argument {
+        Some(file) if file.exists() => file,
+        // A distribution's own place counts only where the configured one has nothing.
+        _ if !configured.exists() && usual.exists() => usual,
+        _ => configured,
     }
 }
 
@@ -304,7 +262,7 @@ mod tests {
         config.containerd.socket = node.path().join("containerd.sock");
         config.containerd.hosts_dir = node.path().join("certs.d");
         config.containerd.config = node.path().join("config.toml");
-        let facts = gather(&config, None).await.unwrap();
+        let facts = gather(&config, Agent::Silent).await.unwrap();
 
         assert!(facts.runtime.release.as_ref().is_err_and(|error| error.is_unreachable()));
         assert_eq!((facts.setup.format, facts.setup.faults.len()), (2, 0));

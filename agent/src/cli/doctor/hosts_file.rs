@@ -1,3 +1,4 @@
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use toml_edit::{Document, Item, TableLike};
@@ -78,6 +79,26 @@ impl Host {
         rest.split('/').next().unwrap_or_default()
     }
 
+    /// The port, where the URL names one.
+    pub(super) fn port(&self) -> Option<u16> {
+        self.authority().rsplit_once(':')?.1.parse().ok()
+    }
+
+    /// The address, where the URL names no name.
+    pub(super) fn ip(&self) -> Option<IpAddr> {
+        self.name().trim_start_matches('[').trim_end_matches(']').parse().ok()
+    }
+
+    /// Whether it is this machine, by whatever loopback name.
+    pub(super) fn is_this_machine(&self) -> bool {
+        self.name() == "localhost" || self.ip().is_some_and(|ip| ip.is_loopback())
+    }
+
+    fn name(&self) -> &str {
+        let authority = self.authority();
+        authority.rsplit_once(':').filter(|_| self.port().is_some()).map_or(authority, |(name, _)| name)
+    }
+
     /// containerd takes what doesn't start with `http` for HTTPS.
     pub(super) fn is_plain(&self) -> bool {
         self.url.starts_with("http://")
@@ -118,6 +139,25 @@ mod tests {
         assert_eq!((second.authority(), second.line), ("b", 5));
         assert!(second.is_plain() && second.can("push") && second.skip_verify);
         assert_eq!(second.ca, [Path::new("/x"), Path::new("/certs/_default/y")]);
+    }
+
+    #[test]
+    fn which_machine_a_host_is() {
+        for (url, port, ip, is_this_machine) in [
+            ("https://127.0.0.1:7439/v2", Some(7439), Some("127.0.0.1"), true),
+            ("http://[::1]:80", Some(80), Some("::1"), true),
+            ("[::1]", None, Some("::1"), true),
+            ("https://[fd00::1]:5000", Some(5000), Some("fd00::1"), false),
+            ("localhost:1", Some(1), None, true),
+            ("https://localhost", None, None, true),
+            ("http://10.0.0.5", None, Some("10.0.0.5"), false),
+            ("https://mirror.corp:99999", None, None, false),
+        ] {
+            let file = HostsFile::parse(&format!("[host.'{url}']"), Path::new("/"));
+            let [host] = file.hosts() else { panic!("{file:?}") };
+            let ip = ip.map(|ip| ip.parse().unwrap());
+            assert_eq!((host.port(), host.ip(), host.is_this_machine()), (port, ip, is_this_machine), "{url}");
+        }
     }
 
     #[test]

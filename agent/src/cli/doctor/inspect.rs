@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -14,7 +14,7 @@ use super::facts::{Environment, Need, Proxies, Reach, SeLinux};
 use super::platform::Platform;
 use super::proc;
 use super::surroundings::Surroundings;
-use crate::config::Config;
+use crate::config::{Config, reachable};
 use crate::containerd::setup::Disk;
 
 /// Whoever takes connections on this machine does so within this time.
@@ -107,12 +107,7 @@ pub(super) fn started_with(pid: i32) -> (Option<PathBuf>, Option<PathBuf>) {
 /// Whether somebody takes connections at the mirror's address: one who has no socket on this node takes them by a rule
 /// of the packet filter, as hostPorts of Pods are made.
 pub(super) fn is_open(listen: SocketAddr) -> bool {
-    let ip: IpAddr = match listen.ip() {
-        ip if !ip.is_unspecified() => ip,
-        IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
-        IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
-    };
-    TcpStream::connect_timeout(&SocketAddr::new(ip, listen.port()), CONNECT).is_ok()
+    TcpStream::connect_timeout(&reachable(listen), CONNECT).is_ok()
 }
 
 /// Whether the folder of the textfile takes a file.

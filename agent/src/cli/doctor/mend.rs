@@ -77,8 +77,7 @@ pub(super) fn set_config_path(facts: &Facts, folder: &Path) -> Vec<Mend> {
 
 /// The template that k3s and RKE2 make containerd's file from: each format has one of its own.
 fn template(facts: &Facts) -> &'static str {
-    let is_v3 = facts.version().map_or(facts.setup.format >= 3, |version| version >= Version::new(2, 0, 0));
-    if is_v3 { "config-v3.toml.tmpl" } else { "config.toml.tmpl" }
+    if is_from_2_0(facts) { "config-v3.toml.tmpl" } else { "config.toml.tmpl" }
 }
 
 /// Keeps a list of folders working, by the code that understands one.
@@ -169,12 +168,16 @@ fn table(facts: &Facts) -> String {
     }
 }
 
+/// Whether this is containerd 2.0 or later, by the format of its file where it doesn't say its version.
+fn is_from_2_0(facts: &Facts) -> bool {
+    facts.version().map_or(facts.setup.format >= 3, |version| version >= Version::new(2, 0, 0))
+}
+
 /// The plugin whose section has `config_path`, by the name that it has in files of this format.
 pub(super) fn plugin(facts: &Facts) -> &'static str {
-    let from_2_0 = facts.version().map_or(facts.setup.format >= 3, |version| version >= Version::new(2, 0, 0));
     match facts.setup.format {
         // 2.0 to 2.2 take a file without a version for one of format 3, once they have read it.
-        format if from_2_0 && (format != 2 || is_absent(facts)) => "io.containerd.cri.v1.images",
+        format if is_from_2_0(facts) && (format != 2 || is_absent(facts)) => "io.containerd.cri.v1.images",
         1 if !is_absent(facts) => "cri",
         _ => "io.containerd.grpc.v1.cri",
     }
@@ -194,6 +197,6 @@ fn whole(facts: &Facts, lines: &[String]) -> Vec<String> {
 }
 
 /// Whether containerd has no file, and runs on its defaults.
-pub(super) fn is_absent(facts: &Facts) -> bool {
+fn is_absent(facts: &Facts) -> bool {
     facts.setup.faults.iter().any(|fault| matches!(fault, Fault::NoRootFile(_)))
 }

@@ -23,10 +23,9 @@ use std::io::{IsTerminal as _, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use serde::{Deserialize, Serialize};
-
 pub use finding::{Finding, Mend, Outcome, Severity};
 
+use self::fix::Consent;
 use crate::config::Config;
 use crate::containerd::canary;
 
@@ -44,20 +43,33 @@ pub struct DoctorArgs {
     pub yes: bool,
 }
 
+/// The agent, as it answers at its admin socket.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Agent {
+    /// Nobody answers there.
+    Silent,
+    /// It answers, and doesn't serve yet: another process holds the cache, or it is starting.
+    Waiting {
+        /// Why it can't be counted upon; `None` while another agent serves, from which it will take over.
+        trouble: Option<String>,
+    },
+    /// It serves.
+    Serving(AgentView),
+}
+
 /// What the running agent says of itself, as far as doctor wants to know it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AgentView {
     /// The newest canary pull; `None` before the first one ended, or with the canary off.
     pub canary: Option<canary::Report>,
     /// Requests by containerd that the mirror has answered since its start, the canary's own left out.
     pub requests: u64,
     /// Hosts in the user's own files that were not taken over.
-    #[serde(default)]
     pub left_out: Vec<LeftOut>,
 }
 
 /// A host in one of the user's own files that stays with containerd.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LeftOut {
     /// The file.
     pub file: PathBuf,
@@ -65,14 +77,14 @@ pub struct LeftOut {
     pub what: String,
 }
 
-/// Looks at this node and prints what it finds to standard output. `agent` is what the agent said at its admin socket;
-/// `None` where it didn't answer. The exit status is 0 when all is well, 1 when there are problems, and 2 when there
-/// are none but something couldn't be checked. With `--fix` it is 0 when what it mends is mended.
+/// Looks at this node and prints what it finds to standard output. `agent` is what the agent said at its admin socket.
+/// The exit status is 0 when all is well, 1 when there are problems, and 2 when there are none but something couldn't be
+/// checked. With `--fix` it is 0 when what it mends is mended.
 ///
 /// # Errors
 /// When the configuration can't be used for a client, the output can't be written, or what `--fix` mends can't be mended
 /// from here.
-pub async fn run(config: &Config, agent: Option<AgentView>, args: DoctorArgs) -> anyhow::Result<ExitCode> {
+pub async fn run(config: &Config, agent: Agent, args: DoctorArgs) -> anyhow::Result<ExitCode> {
     let facts = gather::gather(config, agent).await?;
     let findings = checks::all(&facts);
     let mut out = std::io::stdout().lock();
@@ -82,6 +94,6 @@ pub async fn run(config: &Config, agent: Option<AgentView>, args: DoctorArgs) ->
         render::text(&findings, out.is_terminal(), &mut out)?;
     }
     out.flush()?;
-    let is_fixed = args.fix && fix::fix(&facts, args.yes, &mut out).await?;
+    let is_fixed = args.fix && fix::fix(&facts, Consent::new(args.yes), &mut out).await?;
     Ok(if is_fixed { ExitCode::SUCCESS } else { Outcome::of(&findings).exit_code() })
 }

@@ -8,6 +8,9 @@ use super::facts::Proxies;
 /// The state of a socket that listens, as the tables write it.
 const LISTEN: &str = "0A";
 
+/// What names the file that containerd is started with, as Go's flags may be written.
+const CONFIG: [&str; 4] = ["--config", "-config", "-c", "--c"];
+
 /// The listening sockets in the text of `/proc/net/tcp` or `tcp6`, each with its inode.
 pub(super) fn listening(table: &str) -> Vec<(SocketAddr, u64)> {
     let parse = |line: &str| {
@@ -59,13 +62,10 @@ pub(super) fn proxies(environ: &[u8]) -> Proxies {
 pub(super) fn config_argument(command_line: &[u8]) -> Option<PathBuf> {
     let mut words = command_line.split(|b| *b == 0).map(String::from_utf8_lossy).skip(1);
     while let Some(word) = words.next() {
-        let is_name = ["--config", "-config", "-c", "--c"].contains(&&*word);
-        let value = if is_name {
-            words.next().map(std::borrow::Cow::into_owned)
-        } else {
-            word.split_once('=')
-                .filter(|(name, _)| ["--config", "-config", "-c", "--c"].contains(name))
-                .map(|(_, v)| v.to_owned())
+        let value = match word.split_once('=') {
+            Some((name, value)) => CONFIG.contains(&name).then(|| value.to_owned()),
+            None if CONFIG.contains(&&*word) => words.next().map(std::borrow::Cow::into_owned),
+            None => None,
         };
         if let Some(value) = value {
             return Some(value.into());
@@ -86,9 +86,7 @@ impl Proxies {
     pub(super) const fn is_any(&self) -> bool {
         self.http.is_some() || self.https.is_some()
     }
-}
 
-impl Proxies {
     /// Whether a request to this address would be sent to a proxy. Go sends none to loopback addresses.
     pub(super) fn catch(&self, address: SocketAddr, plain: bool) -> Option<&str> {
         let proxy = if plain { &self.http } else { &self.https };

@@ -18,7 +18,6 @@ pub(super) struct Surroundings {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Mount {
     pub(super) at: PathBuf,
-    pub(super) is_read_only: bool,
     pub(super) filesystem: String,
     /// What the filesystem was told when it was mounted.
     pub(super) options: String,
@@ -53,16 +52,10 @@ impl Surroundings {
 
 fn mount(line: &str) -> Option<Mount> {
     let (before, after) = line.split_once(" - ")?;
-    let mut fields = before.split(' ').skip(4);
-    let (at, flags) = (fields.next()?, fields.next()?);
+    let at = before.split(' ').nth(4)?;
     let mut fields = after.split(' ');
     let (filesystem, _source, options) = (fields.next()?, fields.next()?, fields.next().unwrap_or_default());
-    Some(Mount {
-        at: unescape(at),
-        is_read_only: flags.split(',').any(|flag| flag == "ro"),
-        filesystem: filesystem.to_owned(),
-        options: options.to_owned(),
-    })
+    Some(Mount { at: unescape(at), filesystem: filesystem.to_owned(), options: options.to_owned() })
 }
 
 /// The kernel writes blanks and backslashes as a backslash and three octal digits.
@@ -104,15 +97,15 @@ mod tests {
     fn what_a_pod_sees() {
         let pod = Surroundings::new(POD, false, true, String::new());
         assert!(pod.is_pod);
-        for (path, sees, is_read_only) in [
-            ("/etc/containerd/config.toml", true, true),
-            ("/etc/containerd/certs.d/docker.io/hosts.toml", true, false),
-            ("/a b/c", true, false),
-            ("/etc/ssl/corp.pem", false, true),
-            ("/etc/containerd-other", false, true),
+        for (path, sees, at) in [
+            ("/etc/containerd/config.toml", true, "/etc/containerd"),
+            ("/etc/containerd/certs.d/docker.io/hosts.toml", true, "/etc/containerd/certs.d"),
+            ("/a b/c", true, "/a b"),
+            ("/etc/ssl/corp.pem", false, "/"),
+            ("/etc/containerd-other", false, "/"),
         ] {
             assert_eq!(pod.sees(Path::new(path)), sees, "{path}");
-            assert_eq!(pod.mount_of(Path::new(path)).unwrap().is_read_only, is_read_only, "{path}");
+            assert_eq!(pod.mount_of(Path::new(path)).unwrap().at, Path::new(at), "{path}");
         }
     }
 

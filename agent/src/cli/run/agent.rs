@@ -15,7 +15,7 @@ use tokio_util::task::TaskTracker;
 use super::takeover::{self, Offer, Taken};
 use super::word::{Teller, Word};
 use crate::admin::{self, Agent, Figures, Flows, MetricsPort, Page, Socket, Standing, Textfile, view};
-use crate::config::{Config, HostsTarget};
+use crate::config::{self, Config, HostsTarget};
 use crate::containerd::canary::Canary;
 use crate::containerd::client::{Client, Version};
 use crate::containerd::hosts::{self, Adopted, Adoption, Applied, Entry, HostsDir, HostsError};
@@ -152,8 +152,6 @@ async fn serve(config: &Config, mut teller: Teller) -> anyhow::Result<ExitCode> 
     let ready = watch::Sender::new(config.containerd.registries.is_empty());
     if !config.containerd.registries.is_empty() {
         hosts_dir.metrics().register(&mut registry);
-        let (entry, follow) = entries(config, &identity);
-        tasks.spawn(stop.clone().run_until_cancelled_owned(follow));
         let (applied, changed, ready) = (applied.clone(), Arc::clone(&changed), ready.clone());
         let told = move |outcome: &Result<Applied, HostsError>| {
             changed.notify_one();
@@ -161,14 +159,17 @@ async fn serve(config: &Config, mut teller: Teller) -> anyhow::Result<ExitCode> 
             ready.send_replace(true);
         };
         let (containerd, stop) = (Arc::clone(&containerd), stop.clone());
-        let is_v6 = config.mirror.listen.is_ipv6();
+        let (mirror, trusted) = (config.mirror.clone(), identity.trusted());
         tasks.spawn(async move {
-            if is_v6 && stop.run_until_cancelled(reads_brackets(&containerd)).await == Some(false) {
-                let error = HostsError::Bracket;
-                tracing::error!(%error, "containerd isn't told of the mirror");
-                return told(&Err(error));
-            }
-            hosts::watch(hosts_dir, entry, adoption, told, stop).await;
+            let reader = match Entry::depends_on_reader(mirror.listen) {
+                true => stop.run_until_cancelled(version(&containerd)).await.flatten(),
+                false => None,
+            };
+            let (entry, follow) = entries(&mirror, reader, trusted);
+            tokio::join!(
+                stop.run_until_cancelled(follow),
+                hosts::watch(hosts_dir, entry, adoption, told, stop.clone()),
+            );
         });
     }
     {
@@ -250,7 +251,7 @@ async fn serve(config: &Config, mut teller: Teller) -> anyhow::Result<ExitCode> 
     }
     let mut entered = ready.subscribe();
     tasks.spawn(stop.clone().run_until_cancelled_owned(async move {
-        // Up is who containerd knows of.
+        // Up is who has tried to tell containerd, with whatever outcome: that is said elsewhere, and peers are served.
         if entered.wait_for(|entered| *entered).await.is_ok() {
             teller.say(Word::Ready);
         }
@@ -345,11 +346,11 @@ fn chain(error: &dyn std::error::Error) -> String {
     causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
-/// Whether containerd can read a hosts.toml that names an address of IPv6. Waits until it says which version it is.
-async fn reads_brackets(containerd: &Client) -> bool {
+/// Which containerd it is. Waits until it answers; `None`: what it says is no version.
+async fn version(containerd: &Client) -> Option<Version> {
     loop {
         match containerd.version().await {
-            Ok(release) => return release.version.is_none_or(|version| version >= Version::new(2, 0, 0)),
+            Ok(release) => return release.version,
             Err(_) => tokio::time::sleep(ASK_AGAIN).await,
         }
     }
@@ -375,11 +376,14 @@ fn adoption(config: &Config, upstreams: &Arc<Upstreams>, shown: watch::Sender<Ve
     Adoption::new(config.containerd.hosts_dir.clone(), config.mirror.listen, tell)
 }
 
-/// What hosts.toml says of us, as it changes with the CA; and the task that follows the CA.
-fn entries(config: &Config, identity: &Identity) -> (watch::Receiver<Arc<Entry>>, impl Future<Output = ()> + use<>) {
-    let (listen, tls) = (config.mirror.listen, config.mirror.tls);
-    let mut trusted = identity.trusted();
-    let entry = move |ca: &str| Arc::new(Entry { listen, ca_pem: tls.then(|| ca.to_owned()) });
+/// What hosts.toml says of us, as it changes with the CAs that are `trusted`; and the task that follows those.
+fn entries(
+    mirror: &config::Mirror,
+    reader: Option<Version>,
+    mut trusted: watch::Receiver<String>,
+) -> (watch::Receiver<Arc<Entry>>, impl Future<Output = ()> + use<>) {
+    let (listen, tls) = (mirror.listen, mirror.tls);
+    let entry = move |ca: &str| Arc::new(Entry { listen, ca_pem: tls.then(|| ca.to_owned()), reader });
     let (sender, receiver) = watch::channel(entry(&trusted.borrow_and_update()));
     let follow = async move {
         while trusted.changed().await.is_ok() {

@@ -16,6 +16,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 
+pub(super) use self::takeover::NAME as TAKEOVER;
 use self::word::Teller;
 use super::log;
 use crate::config::Config;

@@ -17,7 +17,7 @@ pub(super) const SOCKET: &str = "NOTIFY_SOCKET";
 /// How often that we are ready is said again, where it couldn't be said: nobody would go on without it.
 const AGAIN: Duration = Duration::from_millis(200);
 
-/// The agent serves, and containerd knows where.
+/// The agent serves, and has tried to write hosts.toml. Where that fails it serves peers all the same, and says so.
 pub(super) async fn ready() {
     let mut failed = false;
     while let Err(error) = tell("READY=1\nSTATUS=serving\n") {

@@ -1,5 +1,5 @@
 use std::convert::Infallible;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{ExitCode, ExitStatus, Stdio};
 use std::time::Duration;
@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::notify;
 use super::word::{self, Hearer};
-use crate::config::Config;
+use crate::config::{Config, reachable};
 
 /// How long an answer may take. Within it, containerd's pulls wait.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -112,7 +112,7 @@ async fn hangs(mirror: SocketAddr, mut hearer: Hearer) {
     }
 }
 
-/// The service is up when containerd knows of it.
+/// The service is up once writing hosts.toml has been tried.
 async fn tell_when_ready(mut hearer: Hearer) -> Infallible {
     hearer.is_ready().await;
     notify::ready().await;
@@ -153,13 +153,4 @@ async fn ask(mirror: SocketAddr) -> Answer {
         Answer::Some
     };
     timeout(PATIENCE, exchange).await.unwrap_or(Answer::Silence)
-}
-
-fn reachable(mirror: SocketAddr) -> SocketAddr {
-    let ip = match mirror.ip() {
-        ip if !ip.is_unspecified() => ip,
-        IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
-        IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
-    };
-    SocketAddr::new(ip, mirror.port())
 }

@@ -21,7 +21,7 @@ pub(super) enum Word {
     Waits = b'w',
     /// It is at the door.
     Serves = b's',
-    /// And containerd's hosts folder names it.
+    /// And writing hosts.toml has been tried, with whatever outcome.
     Ready = b'r',
 }
 
@@ -66,7 +66,7 @@ impl Hearer {
         }
     }
 
-    /// Waits until the agent serves and containerd knows of it.
+    /// Waits until the agent serves and has tried to write hosts.toml.
     pub(super) async fn is_ready(&mut self) {
         loop {
             match self.0.read_u8().await {

@@ -147,14 +147,12 @@ async fn until_free(config: &Config, patience: Duration) -> anyhow::Result<Optio
     let (begun, dir) = (Instant::now(), &config.cache.dir);
     let mut has_said = false;
     loop {
-        let taken = if Traces::find(config, false)?.cache.is_empty() {
-            // Nothing is there to be held; and in a folder of somebody else's, no lock is left behind.
-            Ok(None)
-        } else {
-            let dir = dir.clone();
-            tokio::task::spawn_blocking(move || Hold::take(&dir)).await?
+        let dir = dir.clone();
+        let take = move || {
+            // Where nothing is there to be held, no lock is left behind: it may be a folder of somebody else's.
+            anyhow::Ok(if traces::has_cache(&dir)? { Hold::take(&dir) } else { Ok(None) })
         };
-        let why = match taken {
+        let why = match tokio::task::spawn_blocking(take).await?? {
             // Where it has no folder that it could hold.
             Ok(hold) if Client::new(&config.admin.socket).live().await.is_err() => return Ok(hold),
             Ok(_) => anyhow::anyhow!("an agent answers at {}", config.admin.socket.display()),

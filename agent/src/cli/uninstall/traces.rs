@@ -1,11 +1,12 @@
 //! What Larder has made on this node.
 
 use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 
+use crate::admin::Textfile;
+use crate::cli::run::TAKEOVER;
 use crate::config::Config;
 use crate::containerd::hosts::HostsDir;
 use crate::store;
@@ -23,7 +24,7 @@ const BESIDE: [&str; 11] = [
     "peers/members.new",
     "peers/members",
     "peers",
-    "takeover",
+    TAKEOVER,
 ];
 
 /// What there is, as far as it is there.
@@ -42,8 +43,7 @@ impl Traces {
     pub(super) fn find(config: &Config, keep_cache: bool) -> anyhow::Result<Self> {
         let hosts_dir = &config.containerd.hosts_dir;
         let hosts = HostsDir::traces(hosts_dir).with_context(|| format!("the hosts in {}", hosts_dir.display()))?;
-        let cache = cache(&config.cache.dir, keep_cache)
-            .with_context(|| format!("the cache in {}", config.cache.dir.display()))?;
+        let cache = cache(&config.cache.dir, keep_cache)?;
         Ok(Self { hosts, cache, elsewhere: elsewhere(config) })
     }
 
@@ -58,10 +58,16 @@ impl Traces {
     }
 }
 
-fn cache(dir: &Path, keep_cache: bool) -> io::Result<Vec<PathBuf>> {
+/// Whether anything of the cache is in the folder `dir`. Where its lock is, as good as always, nothing else is looked at.
+/// Blocking.
+pub(super) fn has_cache(dir: &Path) -> anyhow::Result<bool> {
+    Ok(store::has_lock(dir) || !cache(dir, false)?.is_empty())
+}
+
+fn cache(dir: &Path, keep_cache: bool) -> anyhow::Result<Vec<PathBuf>> {
     let mut traces: Vec<_> = BESIDE.map(|name| dir.join(name)).into_iter().filter(|path| is_there(path)).collect();
     if !keep_cache {
-        traces.extend(store::traces(dir)?);
+        traces.extend(store::traces(dir).with_context(|| format!("the cache in {}", dir.display()))?);
     }
     Ok(traces)
 }
@@ -70,9 +76,7 @@ fn elsewhere(config: &Config) -> Vec<PathBuf> {
     let socket = config.admin.socket.clone();
     let mut traces = Vec::new();
     if let Some(textfile) = &config.admin.textfile {
-        let mut new = textfile.file_name().unwrap_or_default().to_owned();
-        new.push(".new");
-        traces.extend([textfile.with_file_name(new), textfile.clone()]);
+        traces.extend([Textfile::draft(textfile), textfile.clone()]);
     }
     traces.push(socket);
     traces.retain(|path| is_there(path));

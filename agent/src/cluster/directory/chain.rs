@@ -166,7 +166,7 @@ impl Chain {
                 }
                 Verdict::Ended
             }
-            None if self.leases.any() || report.ticket.is_none() => Verdict::Ended,
+            None if report.ticket.is_none() || !self.leases.are_behind(report.frontier) => Verdict::Ended,
             None => {
                 self.reading(now, run, from, report);
                 Verdict::GoOn { upto: self.leases.adopt(now, lease, from, report.frontier, self.size) }
@@ -174,9 +174,10 @@ impl Chain {
         }
     }
 
-    /// A reader says whom it reads from, and by that that it is here.
+    /// A reader says whom it reads from, and by that that it is here. It has no use for a lease.
     pub(super) fn reading(&mut self, now: Duration, run: u64, from: NodeId, report: &Report) {
         self.touched = now;
+        self.leases.remove(now, from, false);
         self.size = report.size.or(self.size);
         let newcomer = Newcomer { node: from, zone: &report.zone, ticket: report.ticket, to_the_tail: false };
         // Without a ticket there is no place in the chain to speak of.

@@ -107,6 +107,11 @@ impl Leases {
         upto
     }
 
+    /// Has one who came to this byte clearly more than every holder?
+    pub(super) fn are_behind(&self, frontier: u64) -> bool {
+        self.held.iter().all(|held| held.frontier.saturating_add(CHUNK) < frontier)
+    }
+
     /// How many may be held at a time: more, the more failed of late.
     fn allowed(&self, now: Duration) -> usize {
         if self.failures > 0 && now.saturating_sub(self.failed_at) < REMEMBERED { 1 << self.failures.min(3) } else { 1 }
@@ -164,7 +169,11 @@ impl Leases {
     /// A holder reports. `others`: how many more might fetch.
     pub(super) fn progress(&mut self, now: Duration, report: Progress<'_>, rates: &mut Rates) -> Option<Judged> {
         let Progress { lease, node, frontier, size, registry, others, at_once } = report;
-        let ahead = self.held.iter().any(|held| held.lease != lease && held.frontier > frontier);
+        let others_held = || self.held.iter().filter(|held| held.lease != lease);
+        let ahead = others_held().any(|held| held.frontier > frontier);
+        // What is fetched behind another one is fetched twice.
+        let is_behind =
+            others_held().any(|held| held.frontier > frontier.saturating_add(CHUNK) && held.progressed > held.granted);
         let held = self.held.iter_mut().find(|held| held.lease == lease && held.node == node)?;
         held.heard = now;
         if frontier > held.frontier {
@@ -186,12 +195,12 @@ impl Leases {
         let is_long = took_so_long >= LONGER * share
             || (took_so_long >= LONG && rates.is_poor(now, registry, rate))
             || (took_so_long >= SOON && rates.is_very_poor(now, registry, rate));
-        let at_end = held.frontier >= held.upto || is_long;
+        let at_end = held.frontier >= held.upto || is_long || is_behind;
         let at_half = brought * 2 >= held.upto.saturating_sub(held.from);
         if !at_end && !at_half {
             return Some(Judged::GoOn(held.upto));
         }
-        let telling = brought >= TELLING_BYTES || at_end;
+        let telling = brought >= TELLING_BYTES || (at_end && !is_behind);
         if telling {
             rates.measured(now, registry, node, rate);
         }

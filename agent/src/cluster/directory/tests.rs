@@ -215,6 +215,40 @@ fn who_gets_on_is_not_ended_by_the_clock_where_nobody_is_known_to_do_better() {
 }
 
 #[test]
+fn of_two_who_fetch_the_one_behind_leaves_it_to_the_other() {
+    let mut table = Table::new();
+    let (ticket, lease, upto) = table.fetches(1, &Table::asks(1));
+    let slow = |frontier| Table::reports(ticket, Some(lease), frontier, State::Fetching);
+    let other = |lease, frontier| {
+        let ticket = Ticket { number: 5 << 40, issuer: 3 };
+        Table::reports(ticket, Some(Lease(lease)), frontier, State::Fetching)
+    };
+    table.pass(200);
+    assert_eq!(table.report(1, &slow(MIB)), Verdict::GoOn { upto });
+    // The other owner let them fetch: one has no more than is fetched here, one clearly has.
+    assert_eq!(table.report(2, &other(9, 2 * MIB)), Verdict::Ended);
+    assert!(matches!(table.report(3, &other(10, 6 * MIB)), Verdict::GoOn { .. }));
+    assert_eq!(table.report(1, &slow(MIB)), Verdict::GoOn { upto }, "whether that one gets on isn't known yet");
+    table.pass(200);
+    assert!(matches!(table.report(3, &other(10, 7 * MIB)), Verdict::GoOn { .. }));
+    assert_eq!(table.report(1, &slow(2 * MIB)), Verdict::Ended);
+    let leases = table.directory.leases(&key(Access::Anonymous)).map(|(node, ..)| node).collect::<Vec<_>>();
+    assert_eq!(leases, [node(3)]);
+    let (_, parents) = table.parents(4, &Table::asks(4));
+    assert_eq!(parents[0], node(3));
+}
+
+#[test]
+fn who_reads_holds_no_lease_and_is_read_from() {
+    let mut table = Table::new();
+    let (ticket, ..) = table.fetches(1, &Table::asks(1));
+    assert_eq!(table.report(1, &Table::reports(ticket, None, MIB, State::Reading)), Verdict::Noted);
+    assert_eq!(table.directory.leases(&key(Access::Anonymous)).count(), 0);
+    let (_, parents) = table.parents(2, &Table::asks(2));
+    assert_eq!(parents, [node(1)]);
+}
+
+#[test]
 fn a_holder_alone_keeps_its_lease_however_slow() {
     let mut table = Table::new();
     let (ticket, lease, _) = table.fetches(1, &Table::asks(1));

@@ -8,12 +8,15 @@
 //! goes to the one beyond; without one, to the owner. When nothing has brought bytes nearer for [two seconds](patience), it
 //! fetches a piece by itself, and asks again while it does.
 
+mod lease;
 mod meter;
+mod parent;
 mod patience;
 mod ranks;
 mod reading;
 mod seek;
 mod tell;
+mod time;
 mod troubles;
 mod words;
 
@@ -24,14 +27,15 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use crate::cluster::Owners;
-use crate::cluster::chain::{Ailment, Beat, Hop, Lease, Parting, Ticket};
-use crate::cluster::directory::{Answer, Answered, REPORT_READING_EVERY, Released, State, Verdict};
+use crate::cluster::chain::{Hop, Ticket};
+use crate::cluster::directory::{Answer, Answered, State};
 use crate::image::NodeId;
 
+use lease::Range;
 use meter::Meter;
 use patience::Patience;
 use ranks::Ranks;
-use reading::{Reading, SILENCE};
+use reading::Reading;
 use seek::{Candidate, Pending};
 use troubles::Troubles;
 pub use words::{Action, Opening, Sought, Turn};
@@ -57,11 +61,6 @@ const ASK_AGAIN_AT_MOST: Duration = Duration::from_secs(16);
 /// The same for one who has tried others in vain meanwhile: each try ends what is on its way from upstream, over a link that
 /// is so slow that hardly more than that comes from one try to the next.
 const ASK_AGAIN_IN_VAIN_AT_MOST: Duration = Duration::from_secs(256);
-/// Upstream, when it failed, isn't tried again for so long while somebody else may help.
-const UPSTREAM_RESTS: Duration = Duration::from_millis(500);
-/// A reader moves at most this often to one that does better, and not for so long when it was found to be slow itself.
-const MOVES_EVERY: Duration = Duration::from_secs(1);
-const SLOW_STAYS: Duration = Duration::from_secs(10);
 /// The most upstreams remembered as broken.
 const MAX_BROKEN: usize = 16;
 
@@ -99,6 +98,7 @@ pub struct Follow {
     /// How far it was when it left off fetching for itself, to try another.
     left_own_at: Option<u64>,
     told_reading: Duration,
+    /// Both owners are to be told of the end.
     told_both: bool,
     numbers: u64,
     is_answered: bool,
@@ -121,21 +121,6 @@ enum Source {
         ask_at: Option<Duration>,
     },
     Peer(Box<Reading>),
-}
-
-/// A range under a lease.
-#[derive(Debug)]
-struct Range {
-    lease: Lease,
-    owner: NodeId,
-    from: u64,
-    upto: u64,
-    told_half: bool,
-    reported: Duration,
-    /// At the end, since when there is no verdict.
-    waits: Option<Duration>,
-    /// It has ended, and readers haven't caught up.
-    has_ended: bool,
 }
 
 impl Follow {
@@ -216,6 +201,7 @@ impl Follow {
     pub fn answered(&mut self, now: Duration, number: u64, answered: Answered) {
         let Some(at) = self.pending.iter().position(|pending| pending.number == number) else { return };
         let pending = self.pending.swap_remove(at);
+        self.ranks.answers(pending.owner);
         self.is_answered |= !matches!(answered.answer, Answer::NotOwner(_));
         for source in answered.broken_sources {
             if self.broken_sources.len() < MAX_BROKEN && !self.broken_sources.contains(&source) {
@@ -226,7 +212,8 @@ impl Follow {
             return;
         }
         if self.has_lease_of_other(pending.owner) && !self.ranks.is_second(pending.owner) {
-            self.return_to_first(now);
+            self.return_to_first(now, pending.owner, &answered.answer);
+            return;
         }
         if self.is_served(now) {
             // The other owner was faster. This one is to forget the place that it gave; if it is the first, it is to know of
@@ -244,17 +231,7 @@ impl Follow {
             Answer::NotOwner(_) => self.owner_failed(now, pending.owner),
             Answer::Fetch { ticket, lease, upto } => {
                 self.place(ticket);
-                let range = Range {
-                    lease,
-                    owner: pending.owner,
-                    from: self.frontier,
-                    upto,
-                    told_half: false,
-                    reported: now,
-                    waits: None,
-                    has_ended: false,
-                };
-                self.source = Source::Lease(range);
+                self.source = Source::Lease(Range::new(now, pending.owner, lease, self.frontier, upto));
             }
             Answer::Read { ticket, parents, ahead } => {
                 self.place(ticket);
@@ -279,41 +256,6 @@ impl Follow {
         self.owner_failed(now, pending.owner);
     }
 
-    /// An owner has judged a report.
-    pub fn reported(&mut self, now: Duration, lease: Lease, verdict: Verdict) {
-        let has_all = self.has_all();
-        let frontier = self.frontier;
-        let Source::Lease(range) = &mut self.source else { return };
-        if range.lease != lease || range.has_ended {
-            return;
-        }
-        match verdict {
-            Verdict::Noted => {}
-            Verdict::GoOn { upto } => {
-                if upto > range.upto {
-                    range.from = frontier;
-                    range.upto = upto;
-                    range.told_half = false;
-                    range.waits = (frontier >= upto).then_some(now);
-                }
-            }
-            Verdict::Ended if has_all => {}
-            Verdict::Ended => {
-                range.has_ended = true;
-                range.waits = None;
-                self.yield_or_go_on(now);
-            }
-        }
-    }
-
-    /// A report didn't reach its owner.
-    pub fn unreported(&mut self, now: Duration, owner: NodeId, lease: Lease) {
-        let Source::Lease(range) = &self.source else { return };
-        if range.lease == lease && range.owner == owner {
-            self.report_elsewhere(now);
-        }
-    }
-
     /// The owners of the blob have changed. The new ones are told what this node does.
     pub fn owners_changed(&mut self, now: Duration, owners: Owners) {
         let before = self.ranks.owners();
@@ -332,79 +274,6 @@ impl Follow {
             (Source::Peer(_), Some(_)) => self.tell_reading(now),
             (Source::Own { ask_at, .. }, first) => *ask_at = first.map(|_| now),
             _ => {}
-        }
-    }
-
-    /// A peer has begun to answer.
-    pub fn opened(&mut self, now: Duration, opening: u64) {
-        let Some(reading) = self.reading(opening) else { return };
-        reading.heard = now;
-        if !std::mem::replace(&mut reading.is_open, true) {
-            // Who was named besides was named for a moment.
-            self.candidates.clear();
-            self.tell_reading(now);
-        }
-    }
-
-    /// A peer's beat.
-    pub fn beat(&mut self, now: Duration, opening: u64, beat: Beat) {
-        let (frontier, rate, me, ticket) = (self.frontier, self.meter.rate(now), self.me, self.ticket);
-        let may_move =
-            now >= self.stays_until && self.moved.is_none_or(|moved| now.saturating_sub(moved) >= MOVES_EVERY);
-        let Some(reading) = self.reading(opening) else { return };
-        reading.heard = now;
-        // Under an older ticket this node may still be on paths that were told further and further.
-        let is_circle = beat.path.iter().any(|hop| hop.node == me && hop.ticket == ticket);
-        let parent = reading.opening.node;
-        let (comes_nearer, better) = reading.beat(now, beat, frontier, rate);
-        if is_circle {
-            // Can't be, by the order of tickets; a node that breaks it is none to wait for.
-            self.troubles.note(now, parent, Ailment::Full);
-            self.seek_anew(now);
-            return;
-        }
-        if comes_nearer {
-            self.patience.sign(now);
-        }
-        if let Some(better) = better.filter(|better| may_move && !self.troubles.speaks_against(now, *better)) {
-            self.moved = Some(now);
-            self.candidates.clear();
-            self.candidates.push_back(Candidate { instead_of: Some(parent), ..Candidate::of(better) });
-            self.candidates.push_back(Candidate::of(parent));
-            self.try_next(now);
-        }
-    }
-
-    /// A peer has ended the stream, or refused it.
-    pub fn parted(&mut self, now: Duration, opening: u64, parting: &Parting) {
-        let Some(reading) = self.reading(opening) else { return };
-        let node = reading.opening.node;
-        if self.has_all() {
-            return;
-        }
-        match parting {
-            Parting::Yielded => self.leave_parent(now, None),
-            Parting::NotLower => self.leave_parent(now, Some(Ailment::Full)),
-            Parting::Full(others) => self.sent_on(now, others),
-            Parting::Displaced => {
-                self.stays_until = now + SLOW_STAYS;
-                self.to_the_tail = true;
-                self.slow = true;
-                self.troubles.note(now, node, Ailment::Full);
-                self.seek_anew(now);
-            }
-            Parting::Absent => self.leave_parent(now, Some(Ailment::Absent)),
-            Parting::Broken(_) => self.leave_parent(now, Some(Ailment::Wrong)),
-            Parting::Held | Parting::Sent | Parting::Failed | Parting::Stopping => {
-                self.leave_parent(now, Some(Ailment::Silent));
-            }
-        }
-    }
-
-    /// A peer can't be reached, or the stream broke.
-    pub fn lost(&mut self, now: Duration, opening: u64) {
-        if self.reading(opening).is_some() && !self.has_all() {
-            self.leave_parent(now, Some(Ailment::Silent));
         }
     }
 
@@ -452,23 +321,6 @@ impl Follow {
         }
     }
 
-    /// Upstream is no use.
-    pub fn upstream_failed(&mut self, now: Duration, why: Released) {
-        self.upstream_rests_until = now + UPSTREAM_RESTS;
-        match &self.source {
-            Source::Lease(range) => {
-                let (owner, lease) = (range.owner, Some(range.lease));
-                let report = self.report(now, lease, State::Released(why));
-                self.actions.push(Action::Report { owner, report: Box::new(report) });
-                self.actions.push(Action::Yields);
-                self.to_the_tail = true;
-                self.seek_anew(now);
-            }
-            Source::Own { .. } => self.seek_anew(now),
-            Source::Nothing | Source::Peer(_) => {}
-        }
-    }
-
     /// All of it is here and verified.
     pub fn is_whole(&mut self, now: Duration) {
         self.end(now, State::Whole);
@@ -482,80 +334,6 @@ impl Follow {
     /// The pull is given up.
     pub fn leave(&mut self, now: Duration) {
         self.end(now, State::Gone);
-    }
-
-    /// Time has passed.
-    pub fn tick(&mut self, now: Duration) {
-        if self.is_over {
-            return;
-        }
-        self.look_at_asks(now);
-        if self.has_all() {
-            return;
-        }
-        let (silence, late, patience_until) = (self.silence(), self.late, self.patience_until());
-        match &mut self.source {
-            Source::Peer(reading) if now.saturating_sub(reading.heard) >= silence => {
-                self.losses = self.losses.saturating_add(1);
-                self.leave_parent(now, Some(Ailment::Silent));
-            }
-            Source::Peer(reading) => {
-                let parent = reading.opening.node;
-                if now >= patience_until {
-                    self.troubles.note(now, parent, Ailment::Full);
-                    self.go_alone(now);
-                } else if now.saturating_sub(self.told_reading) >= REPORT_READING_EVERY {
-                    self.tell_reading(now);
-                }
-            }
-            Source::Lease(range) if range.has_ended => {
-                range.reported = now;
-                if self.meter.rate(now) == 0.0 {
-                    self.readers_lag = 0;
-                }
-                self.yield_or_go_on(now);
-            }
-            Source::Lease(range) => {
-                if range.waits.is_some_and(|since| now.saturating_sub(since) >= late) {
-                    range.waits = None;
-                    // More than the range may have come: from who knows no ranges, or to the end of a chunk.
-                    range.upto = piece_after(range.upto.max(self.frontier));
-                    self.report_elsewhere(now);
-                } else if now.saturating_sub(range.reported) >= REPORT_EVERY {
-                    self.report_lease(now);
-                }
-            }
-            Source::Own { ask_at, .. } => {
-                if ask_at.is_some_and(|at| now >= at) {
-                    self.ask_again = (self.ask_again * 2).min(ASK_AGAIN_AT_MOST.max(self.ask_again));
-                    *ask_at = Some(now + self.ask_again);
-                    self.ask(now);
-                }
-            }
-            Source::Nothing => self.look_for_source(now),
-        }
-    }
-
-    /// When to call [`Self::tick`] next, at the latest. `None` once all of it is here, or it was left; and as long as it is
-    /// fetched from upstream, and there is no owner to ask.
-    #[must_use]
-    pub fn next_deadline(&self) -> Option<Duration> {
-        if self.is_over || self.has_all() {
-            return None;
-        }
-        let own = match &self.source {
-            Source::Peer(reading) => {
-                let heard_until = (reading.heard + self.silence()).min(self.patience_until());
-                Some(heard_until.min(self.told_reading + REPORT_READING_EVERY))
-            }
-            Source::Lease(range) => {
-                let reports = range.reported + REPORT_EVERY;
-                Some(range.waits.map_or(reports, |since| reports.min(since + self.late)))
-            }
-            Source::Own { ask_at, .. } => *ask_at,
-            Source::Nothing => Some(self.nothing_until()),
-        };
-        [own, self.asks_until()].into_iter().flatten().min()
     }
 
     /// This node's place.
@@ -594,47 +372,6 @@ impl Follow {
 
     fn has_all(&self) -> bool {
         self.size.is_some_and(|size| self.frontier >= size)
-    }
-
-    /// How long a peer may be silent: the longer, the more were so in a row, and the longer answers take. A link that is
-    /// filled, were it with what nobody waits for any more, makes everybody look dead; and a connection has to be made
-    /// first.
-    fn silence(&self) -> Duration {
-        SILENCE * (1 << self.losses.min(2)) + 2 * self.delay()
-    }
-
-    /// When patience ends, if nothing comes.
-    fn patience_until(&self) -> Duration {
-        self.patience.deadline() + 4 * self.delay()
-    }
-
-    /// How much longer than usual answers take.
-    const fn delay(&self) -> Duration {
-        self.late.saturating_sub(OWNER_IS_LATE)
-    }
-
-    fn reading(&mut self, opening: u64) -> Option<&mut Reading> {
-        match &mut self.source {
-            Source::Peer(reading) if reading.opening.number == opening => Some(reading),
-            _ => None,
-        }
-    }
-
-    /// Was this node told to fetch by another owner than this one?
-    fn has_lease_of_other(&self, owner: NodeId) -> bool {
-        matches!(&self.source, Source::Lease(range) if range.owner != owner)
-    }
-
-    /// The first owner lives after all. What it says counts, since all others go by it: under a lease of the second one,
-    /// this node would fetch a copy for itself.
-    fn return_to_first(&mut self, now: Duration) {
-        if let Source::Lease(range) = &self.source {
-            let second = range.owner;
-            self.tell(now, second, State::Gone);
-            self.actions.push(Action::Yields);
-            self.patience.begin(now);
-            self.source = Source::Nothing;
-        }
     }
 
     /// Is there a source that another answer shouldn't take away?

@@ -32,6 +32,11 @@ impl Ranks {
         self.failed.push((owner, now + LEFT_ALONE));
     }
 
+    /// It lives after all.
+    pub(super) fn answers(&mut self, owner: NodeId) {
+        self.failed.retain(|(node, _)| *node != owner);
+    }
+
     pub(super) fn is_left_alone(&self, now: Duration, owner: NodeId) -> bool {
         self.failed.iter().any(|(node, until)| *node == owner && now < *until)
     }

@@ -1,8 +1,8 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::cluster::chain::{Credential, Key};
-use crate::cluster::directory::Ask;
+use crate::cluster::chain::{Beat, Credential, Key, Lease, Parting};
+use crate::cluster::directory::{Ask, Released, Report, Verdict};
 use crate::image::{Access, Digest, Zone};
 
 const SIZE: u64 = 100 << 20;
@@ -32,6 +32,14 @@ fn asks(follow: &mut Follow) -> Vec<(u64, NodeId, Ask)> {
         _ => None,
     };
     follow.actions().into_iter().filter_map(ask).collect()
+}
+
+fn reports(follow: &mut Follow) -> Vec<(NodeId, Report)> {
+    let report = |action| match action {
+        Action::Report { owner, report } => Some((owner, *report)),
+        _ => None,
+    };
+    follow.actions().into_iter().filter_map(report).collect()
 }
 
 fn answered(answer: Answer) -> Answered {
@@ -116,14 +124,41 @@ fn what_the_first_owner_says_counts_however_late_it_comes() {
     follow.answered(millis(110), second, answered(lease));
     assert_eq!(follow.turn(), Turn::Upstream { upto: 4 << 20 });
     follow.actions();
-    // There, somebody else fetches it already.
+    // There, somebody else fetches it already: who has come further is for the first one to judge.
     follow.answered(millis(120), first, read(50, &[10]));
-    assert_eq!(opening(&follow).node, node(10));
+    assert_eq!(follow.turn(), Turn::Upstream { upto: 4 << 20 }, "without a pause");
+    let told: Vec<_> =
+        reports(&mut follow).into_iter().map(|(owner, report)| (owner, report.lease, report.state)).collect();
+    assert_eq!(told, [(node(101), None, State::Reading), (node(100), Some(Lease(5)), State::Fetching)]);
+    follow.reported(millis(121), Lease(5), Verdict::Ended);
     let actions = follow.actions();
-    let [Action::Report { owner, report }, Action::Yields, Action::Placed(place)] = &actions[..] else {
-        panic!("{actions:?}")
-    };
-    assert_eq!((*owner, &report.state, *place), (node(101), &State::Gone, ticket(50)));
+    let [Action::Yields, Action::Ask { number, owner, ask }] = &actions[..] else { panic!("{actions:?}") };
+    assert_eq!((*owner, ask.to_the_tail), (node(100), true), "it has answered: it is asked again");
+    follow.answered(millis(122), *number, read(50, &[10]));
+    assert_eq!(opening(&follow).node, node(10));
+}
+
+#[test]
+fn a_lease_of_the_first_owner_takes_the_place_of_one_of_the_second() {
+    let mut follow = follow();
+    let [(first, ..)] = asks(&mut follow)[..] else { panic!() };
+    follow.tick(millis(100));
+    let [(second, ..)] = asks(&mut follow)[..] else { panic!() };
+    let lease = |number, lease, upto| answered(Answer::Fetch { ticket: ticket(number), lease: Lease(lease), upto });
+    follow.answered(millis(110), second, lease(90, 5, 4 << 20));
+    follow.arrived(millis(115), 1 << 20);
+    follow.actions();
+    follow.answered(millis(120), first, lease(1, 6, 8 << 20));
+    assert_eq!(follow.turn(), Turn::Upstream { upto: 8 << 20 });
+    let actions = follow.actions();
+    // Its readers stay: their tickets are higher than its new one.
+    assert!(!actions.contains(&Action::Yields) && actions.contains(&Action::Placed(ticket(1))), "{actions:?}");
+    let told = actions.into_iter().filter_map(|action| match action {
+        Action::Report { owner, report } => Some((owner, report.lease, report.frontier, report.state)),
+        _ => None,
+    });
+    let expected = [(node(101), None, 1 << 20, State::Reading), (node(100), Some(Lease(6)), 1 << 20, State::Fetching)];
+    assert_eq!(told.collect::<Vec<_>>(), expected);
 }
 
 #[test]

@@ -32,6 +32,7 @@ pub(super) enum Event {
         from: Spot,
         number: u64,
         ask: Box<Ask>,
+        call: u64,
     },
     Answered {
         to: Spot,
@@ -42,6 +43,13 @@ pub(super) enum Event {
         owner: usize,
         from: Spot,
         report: Box<Report>,
+        call: u64,
+    },
+    /// A small call has its answer, or is waited for no more.
+    Called {
+        node: usize,
+        call: u64,
+        has_answered: bool,
     },
     Judged {
         to: Spot,

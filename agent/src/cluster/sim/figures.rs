@@ -26,6 +26,7 @@ impl Figure {
         vec![
             Self { name: "without fault", cluster: cluster.clone() },
             with("one node at a fifth of its rate", When::At(Duration::ZERO), Fault::Slow(middle, 0.2)),
+            with("the owner at a fifth of its rate", When::At(Duration::ZERO), Fault::Slow(Fault::OWNER, 0.2)),
             with("one node goes dark midway", When::First(0.5), Fault::Dark(middle)),
             with("the first holder at a fifth of its rate", early, Fault::Slow(Fault::HOLDER, 0.2)),
             with("the holder at a fifth of its rate midway", When::First(0.5), Fault::Slow(Fault::HOLDER, 0.2)),
@@ -36,6 +37,22 @@ impl Figure {
             Self { name: "upstream's link at a fifth", cluster: Cluster { upstream_link: 25e6, ..cluster.clone() } },
             Self { name: "three zones", cluster: Cluster { zones: 3, ..cluster.clone() } },
             Self { name: "one has it", cluster: Cluster { whole: 1, ..cluster.clone() } },
+        ]
+    }
+
+    /// One node at a fifth of its rate, wherever it may stand, where small messages wait behind what fills a link.
+    #[must_use]
+    pub fn narrow(nodes: usize, seed: u64) -> Vec<Self> {
+        let with = |name, when, node| {
+            let faults = vec![(when, Fault::Slow(node, 0.2))];
+            Self { name, cluster: Cluster { faults, ..Cluster::narrow(nodes, seed) } }
+        };
+        let start = When::At(Duration::ZERO);
+        vec![
+            with("in the middle", start, nodes / 2),
+            with("the owner", start, Fault::OWNER),
+            with("the first holder", When::First(0.000_5), Fault::HOLDER),
+            with("the holder midway", When::First(0.5), Fault::HOLDER),
         ]
     }
 

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::cluster::Ring;
 use crate::cluster::directory::Directory;
 use crate::cluster::follow::Follow;
 use crate::cluster::serve::Serve;
+use crate::cluster::{Delays, Ring};
 use crate::image::{NodeId, Zone};
 
 /// How a node is.
@@ -31,6 +31,8 @@ pub(super) struct Node {
     pub(super) ring: Arc<Ring>,
     pub(super) directory: Option<Directory>,
     pub(super) owner_tick: Option<Duration>,
+    /// How long its own calls take.
+    pub(super) delays: Delays,
     /// What is added to its answers as an owner.
     pub(super) lateness: Duration,
     /// What part of the link upstream's bytes come at.

@@ -2,17 +2,25 @@
 
 use std::time::Duration;
 
+use rand::RngExt as _;
+
 use crate::cluster::chain::Lease;
 use crate::cluster::directory::{Ask, AskId, Directory, Effect, Report, Verdict};
 use crate::image::NodeId;
 
 use super::events::{Event, Spot};
+use super::links::seconds;
 use super::node::Life;
 use super::world::World;
 
 /// About what a message costs on the wire, with everything around it, in bytes.
 const ASK_BYTES: u64 = 500;
 const REPORT_BYTES: u64 = 350;
+/// What lies at the least in the queue of a full link, in bytes, and when what was lost there is sent again.
+const QUEUED: u64 = 64 << 10;
+const SENT_AGAIN: Duration = Duration::from_millis(200);
+/// Who doesn't answer is waited for so long.
+const CALL_FAILS: Duration = Duration::from_millis(700);
 
 impl World {
     pub(super) fn is_near(&self, from: usize, to: usize) -> bool {
@@ -36,34 +44,69 @@ impl World {
         }
     }
 
+    /// How long until a small message is there that is sent now.
+    fn way(&mut self, from: usize, to: usize) -> Duration {
+        let mut way = self.delay(from, to);
+        if from == to || self.cluster.queue.is_zero() {
+            return way;
+        }
+        let (up, down) = (&self.links[from], &self.downs[to]);
+        let queue = |rate| self.cluster.queue.max(seconds(QUEUED, rate));
+        let waits_up = if up.is_busy { queue(up.rate) } else { Duration::ZERO };
+        let waits_down = down.free.saturating_sub(self.now).min(queue(down.rate));
+        way += waits_up + waits_down;
+        for waits in [waits_up, waits_down] {
+            if !waits.is_zero() && self.rng.random_bool(self.cluster.lost) {
+                way += SENT_AGAIN;
+            }
+        }
+        let arrives = self.said.entry((from, to)).or_default();
+        *arrives = (self.now + way).max(*arrives);
+        *arrives - self.now
+    }
+
+    /// A call begins; its number is for [`Event::Called`].
+    fn calls(&mut self, from: usize, to: usize) -> u64 {
+        let asked = self.nodes[to].id;
+        if from == to { 0 } else { self.nodes[from].delays.asked(self.now, asked) }
+    }
+
     pub(super) fn send_ask(&mut self, from: Spot, owner: NodeId, number: u64, ask: Box<Ask>) {
         let owner = self.node_of(owner);
         self.asks += 1;
         self.count_message(ASK_BYTES);
-        let at = self.now + self.delay(from.node, owner) + self.nodes[owner].lateness;
+        let call = self.calls(from.node, owner);
         if self.is_near(from.node, owner) {
-            self.queue.push(at, Event::Asked { owner, from, number, ask });
+            let at = self.now + self.way(from.node, owner) + self.nodes[owner].lateness;
+            self.queue.push(at, Event::Asked { owner, from, number, ask, call });
         } else if self.nodes[owner].life == Life::Killed && self.nodes[from.node].part == self.nodes[owner].part {
             let at = self.now + self.cluster.delay * 2;
             self.queue.push(at, Event::Answered { to: from, number, answered: None });
+            self.queue.push(at, Event::Called { node: from.node, call, has_answered: false });
+        } else {
+            self.queue.push(self.now + CALL_FAILS, Event::Called { node: from.node, call, has_answered: false });
         }
     }
 
     pub(super) fn send_report(&mut self, from: Spot, owner: NodeId, report: Box<Report>) {
         let owner = self.node_of(owner);
         self.count_message(REPORT_BYTES);
-        let at = self.now + self.delay(from.node, owner) + self.nodes[owner].lateness;
+        let call = self.calls(from.node, owner);
         if self.is_near(from.node, owner) {
-            self.queue.push(at, Event::Reported { owner, from, report });
-        } else if let Some(lease) = report.lease {
-            // Refused, or given up for lost after a while.
-            let refused = self.nodes[owner].life == Life::Killed;
-            let at = self.now + if refused { self.cluster.delay * 2 } else { Duration::from_millis(600) };
+            let at = self.now + self.way(from.node, owner) + self.nodes[owner].lateness;
+            self.queue.push(at, Event::Reported { owner, from, report, call });
+            return;
+        }
+        // Refused, or given up for lost after a while.
+        let refused = self.nodes[owner].life == Life::Killed;
+        let at = self.now + if refused { self.cluster.delay * 2 } else { CALL_FAILS };
+        self.queue.push(at, Event::Called { node: from.node, call, has_answered: false });
+        if let Some(lease) = report.lease {
             self.queue.push(at, Event::Judged { to: from, owner, lease, verdict: None });
         }
     }
 
-    pub(super) fn asked(&mut self, owner: usize, from: Spot, number: u64, ask: &Ask) {
+    pub(super) fn asked(&mut self, owner: usize, from: Spot, number: u64, ask: &Ask, call: u64) {
         if !self.nodes[owner].is_up() {
             return;
         }
@@ -75,7 +118,8 @@ impl World {
             if let Effect::Answer { answered, .. } = effect {
                 self.count_message(ASK_BYTES / 2);
                 if self.is_near(owner, from.node) {
-                    let at = now + self.delay(owner, from.node);
+                    let at = now + self.way(owner, from.node);
+                    self.queue.push(at, Event::Called { node: from.node, call, has_answered: true });
                     self.queue.push(at, Event::Answered { to: from, number, answered: Some(Box::new(answered)) });
                 }
             }
@@ -83,7 +127,7 @@ impl World {
         self.tick_owner_later(owner);
     }
 
-    pub(super) fn reported_to(&mut self, owner: usize, from: Spot, report: &Report) {
+    pub(super) fn reported_to(&mut self, owner: usize, from: Spot, report: &Report, call: u64) {
         if !self.nodes[owner].is_up() {
             return;
         }
@@ -92,9 +136,12 @@ impl World {
         let Some(directory) = &mut self.nodes[owner].directory else { return };
         let verdict = directory.report(now, reporter, report);
         self.count_message(REPORT_BYTES / 5);
-        if let Some(lease) = report.lease.filter(|_| self.is_near(owner, from.node)) {
-            let at = now + self.delay(owner, from.node);
-            self.queue.push(at, Event::Judged { to: from, owner, lease, verdict: Some(verdict) });
+        if self.is_near(owner, from.node) {
+            let at = now + self.way(owner, from.node);
+            self.queue.push(at, Event::Called { node: from.node, call, has_answered: true });
+            if let Some(lease) = report.lease {
+                self.queue.push(at, Event::Judged { to: from, owner, lease, verdict: Some(verdict) });
+            }
         }
         self.tick_owner_later(owner);
     }

@@ -23,6 +23,10 @@ pub struct Cluster {
     pub upstream_link: f64,
     /// From node to node, one way.
     pub delay: Duration,
+    /// How long what is small waits at each end of a link that is full, behind at least 64 KiB; zero: it doesn't.
+    pub queue: Duration,
+    /// Of what waits there, so much is lost, and comes 200 ms later.
+    pub lost: f64,
     /// From a request to upstream to its first byte.
     pub upstream_delay: Duration,
     /// What is forwarded at a time, in bytes.
@@ -52,7 +56,8 @@ pub enum When {
     First(f64),
 }
 
-/// Something that goes wrong. Nodes are by number; [`Fault::HOLDER`] is who holds a lease at that moment, or the first.
+/// Something that goes wrong. Nodes are by number; [`Fault::HOLDER`] is who holds a lease at that moment, or the first, and
+/// [`Fault::OWNER`] the owner of the first blob.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Fault {
     /// A node goes dark: nobody is told.
@@ -82,6 +87,8 @@ pub enum Fault {
 impl Fault {
     /// In the place of a node's number: who holds a lease at that moment.
     pub const HOLDER: usize = usize::MAX;
+    /// In the place of a node's number: the owner of the first blob.
+    pub const OWNER: usize = usize::MAX - 1;
 }
 
 /// How one node's pull went.
@@ -163,6 +170,8 @@ impl Cluster {
             link: 125e6,
             upstream_link: 125e6,
             delay: Duration::from_micros(500),
+            queue: Duration::ZERO,
+            lost: 0.0,
             upstream_delay: Duration::from_millis(10),
             piece: 64 << 10,
             begin_within: Duration::from_millis(100),
@@ -202,6 +211,21 @@ impl Cluster {
             upstream_delay: Duration::from_millis(80),
             begin_within: Duration::from_millis(100),
             ..Self::herd(8, seed)
+        }
+    }
+
+    /// So many nodes that pull one blob of 12 MiB at once over links of 40 Mbit/s, behind whose queues small messages wait:
+    /// of a node at a fifth of that, answers are late as long as bytes flow.
+    #[must_use]
+    pub fn narrow(nodes: usize, seed: u64) -> Self {
+        Self {
+            blobs: vec![12 << 20],
+            link: 5e6,
+            upstream_link: 5e6,
+            queue: Duration::from_millis(50),
+            lost: 0.05,
+            upstream_delay: Duration::from_millis(2),
+            ..Self::herd(nodes, seed)
         }
     }
 
@@ -259,6 +283,8 @@ impl Cluster {
             link,
             upstream_link: link * rng.random_range(0.2..2.0),
             delay: Duration::from_micros(rng.random_range(50..20_000)),
+            queue: if seed % 4 == 3 { Duration::from_millis(50) } else { Duration::ZERO },
+            lost: 0.05,
             upstream_delay: Duration::from_millis(rng.random_range(1..300)),
             piece: 256 << 10,
             begin_within: Duration::from_millis([1, 100, 3_000][rng.random_range(0..3)]),

@@ -33,7 +33,7 @@ fn whatever_goes_wrong_everybody_who_can_has_the_bytes() {
 #[test]
 fn without_faults_one_copy_leaves_upstream() {
     for seed in seeds(400) {
-        let cluster = Cluster { faults: Vec::new(), ..Cluster::random(seed) };
+        let cluster = Cluster { faults: Vec::new(), queue: Duration::ZERO, ..Cluster::random(seed) };
         let outcome = run(&cluster);
         assert_eq!(outcome.wrong, Vec::<String>::new(), "LARDER_SIM_SEED={seed}: {cluster:?}");
         // What is on its way when a lease changes hands comes twice.
@@ -56,6 +56,23 @@ fn the_last_healthy_node_is_nearly_as_soon_as_a_single_one() {
             assert!(copies.contains(&outcome.copies), "{nodes}: {name}: {} copies", outcome.copies);
             let zones = cluster.zones as u64;
             assert!(outcome.crossed <= zones.saturating_sub(1) * cluster.blobs[0] * 101 / 100, "{nodes}: {name}");
+        }
+    }
+}
+
+#[test]
+fn a_slow_node_holds_up_itself_alone_though_its_answers_are_late() {
+    for nodes in [5, 8] {
+        for seed in seeds(20) {
+            for Figure { name, cluster } in Figure::narrow(nodes, seed) {
+                let outcome = run(&cluster);
+                let what = format!("LARDER_SIM_SEED={seed}: of {nodes} {name}");
+                assert_eq!(outcome.wrong, Vec::<String>::new(), "{what}");
+                // Twice the time after which a source that falls silent is left.
+                let most = 1.4 + 4.0 / outcome.ideal.as_secs_f64();
+                assert!(outcome.last_healthy() <= most, "{what}: {}", outcome.last_healthy());
+                assert!(outcome.copies <= 1.1, "{what}: {} copies", outcome.copies);
+            }
         }
     }
 }

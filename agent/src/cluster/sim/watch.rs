@@ -56,7 +56,8 @@ impl World {
 
     /// One lease for each owner and blob, but after failures.
     fn watch_leases(&mut self) {
-        let may_be_more = !self.cluster.faults.is_empty() || self.upstream_is_slow_to_answer();
+        let answers_are_late = !self.cluster.queue.is_zero();
+        let may_be_more = !self.cluster.faults.is_empty() || answers_are_late || self.upstream_is_slow_to_answer();
         let most = if may_be_more { 8 } else { 1 };
         for blob in 0..self.cluster.blobs.len() {
             let key = Self::key(blob);

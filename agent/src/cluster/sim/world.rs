@@ -10,7 +10,7 @@ use rand::{RngExt, SeedableRng};
 use crate::cluster::chain::{Credential, Key};
 use crate::cluster::follow::{Action, Follow, Sought};
 use crate::cluster::serve::Serve;
-use crate::cluster::{Member, Ring};
+use crate::cluster::{Delays, Member, Ring};
 use crate::image::{Access, Digest, NodeId, Registry, Zone};
 
 use super::events::{Event, Queue, Spot};
@@ -50,6 +50,8 @@ pub(super) struct World {
     pub(super) opened_streams: u64,
     pub(super) messages_at_rest: u64,
     pub(super) rests_since: Option<Duration>,
+    /// When what one node said to another last arrives: what it says after that arrives after it.
+    pub(super) said: HashMap<(usize, usize), Duration>,
     pub(super) is_graph_new: bool,
     pub(super) wrong: Vec<String>,
     /// Faults that wait for the first node to come so far.
@@ -105,6 +107,7 @@ impl World {
                     ring: ring.clone(),
                     directory: None,
                     owner_tick: None,
+                    delays: Delays::default(),
                     lateness: Duration::ZERO,
                     upstream_part: None,
                     pulls: cluster.blobs.iter().map(|_| None).collect(),
@@ -138,6 +141,7 @@ impl World {
             opened_streams: 0,
             messages_at_rest: 0,
             rests_since: None,
+            said: HashMap::new(),
             is_graph_new: false,
             wrong: Vec::new(),
             waiting: Vec::new(),
@@ -172,9 +176,10 @@ impl World {
             Event::Tick(spot) => self.tick(spot),
             Event::TickServe(spot) => self.tick_serve(spot),
             Event::TickOwner { node } => self.tick_owner(node),
-            Event::Asked { owner, from, number, ask } => self.asked(owner, from, number, &ask),
+            Event::Asked { owner, from, number, ask, call } => self.asked(owner, from, number, &ask, call),
+            Event::Called { node, call, has_answered } => self.nodes[node].delays.ended(self.now, call, has_answered),
             Event::Answered { to, number, answered } => self.answered(to, number, answered),
-            Event::Reported { owner, from, report } => self.reported_to(owner, from, &report),
+            Event::Reported { owner, from, report, call } => self.reported_to(owner, from, &report, call),
             Event::Judged { to, owner, lease, verdict } => self.judged(to, owner, lease, verdict),
             Event::Requested { stream, reader } => self.requested(stream, &reader),
             Event::Opened { stream } => self.opened(stream),
@@ -260,8 +265,10 @@ impl World {
         if !self.nodes[spot.node].is_up() {
             return;
         }
+        let late = self.nodes[spot.node].delays.late(self.now);
         let Some(blob) = &mut self.nodes[spot.node].pulls[spot.blob] else { return };
         let Some(follow) = &mut blob.follow else { return };
+        follow.expect(late);
         follow.readers_lag(blob.serve.lag());
         tell(follow);
         self.settle(spot);
@@ -474,6 +481,9 @@ impl World {
     }
 
     fn victim(&self, node: usize) -> usize {
+        if node == Fault::OWNER {
+            return self.owner().unwrap_or(0);
+        }
         if node != Fault::HOLDER {
             return node.min(self.nodes.len() - 1);
         }

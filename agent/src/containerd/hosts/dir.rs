@@ -1,6 +1,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use super::adopt::{self, Adopted};
@@ -12,7 +12,8 @@ use super::root::{self, Root};
 use super::show::{self, Shown};
 use super::targets;
 use super::template::Templates;
-use crate::config::HostsTarget;
+use crate::config::{HostsTarget, reachable};
+use crate::containerd::client::Version;
 
 /// What is to stand in the files.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,7 +22,12 @@ pub struct Entry {
     pub listen: SocketAddr,
     /// The CA of the mirror's certificate as PEM, or several while one replaces another. `None`: plain HTTP.
     pub ca_pem: Option<String>,
+    /// The containerd that will read them, where [`Entry::depends_on_reader`]; `None` is taken for one that can.
+    pub reader: Option<Version>,
 }
+
+/// The first that can read a table's name with a bracket in it.
+const READS_BRACKETS: Version = Version::new(2, 0, 0);
 
 /// containerd's `hosts_dir`, and what we want in it.
 pub struct HostsDir {
@@ -78,6 +84,18 @@ pub struct RestoredFolder {
     pub outcome: Result<Undone, HostsError>,
 }
 
+impl Entry {
+    /// Whether not every containerd can read what will stand there for this address.
+    #[must_use]
+    pub const fn depends_on_reader(listen: SocketAddr) -> bool {
+        listen.is_ipv6()
+    }
+
+    fn is_readable(&self) -> bool {
+        !Self::depends_on_reader(self.listen) || self.reader.is_none_or(|reader| reader >= READS_BRACKETS)
+    }
+}
+
 impl HostsDir {
     /// Reads and checks the templates; looks at nothing else yet.
     ///
@@ -107,7 +125,8 @@ impl HostsDir {
     /// another process that does the same. Nothing is written where everything stands as it should.
     ///
     /// # Errors
-    /// What concerns all folders: the templates, the CA, `hosts_dir` itself. The rest is told folder by folder.
+    /// What concerns all folders: a containerd that couldn't read the entry, the templates, the CA, `hosts_dir` itself.
+    /// The rest is told folder by folder.
     pub fn apply(&self, entry: &Entry) -> Result<Applied, HostsError> {
         let mirror = self.mirror(entry)?;
         if self.targets.is_empty() && !self.dir.exists() {
@@ -186,16 +205,16 @@ impl HostsDir {
         Ok(restored)
     }
 
-    /// The files of ours that stand there: what [`Self::restore`] would take back. Nothing for a missing `hosts_dir`.
-    /// Blocking.
+    /// The files of ours that stand there, what a crash left half done among them: what [`Self::restore`] would take
+    /// back. Blocking.
     ///
     /// # Errors
     /// When `hosts_dir` or a folder in it can't be read.
     pub fn traces(dir: &Path) -> Result<Vec<PathBuf>, HostsError> {
-        if !dir.exists() {
-            return Ok(vec![]);
-        }
         let mut traces = root::traces(dir);
+        if !dir.exists() {
+            return Ok(traces);
+        }
         for name in root::names(dir)? {
             traces.extend(Folder::new(dir.join(name)).traces()?);
         }
@@ -219,6 +238,9 @@ impl HostsDir {
     }
 
     fn mirror(&self, entry: &Entry) -> Result<Mirror, HostsError> {
+        if !entry.is_readable() {
+            return Err(HostsError::Bracket);
+        }
         let address = reachable(entry.listen);
         let (url, table) = match &entry.ca_pem {
             Some(pem) => {
@@ -291,19 +313,32 @@ fn sharers(root: &Root, existing: &BTreeSet<String>, wanted: &BTreeSet<String>) 
     existing.difference(wanted).filter(shares).cloned().collect()
 }
 
-/// An address that a client on this node can use.
-fn reachable(listen: SocketAddr) -> SocketAddr {
-    let ip = match listen.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
-        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
-        ip => ip,
-    };
-    SocketAddr::new(ip, listen.port())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn entry(listen: &str, reader: Option<Version>) -> Entry {
+        Entry { listen: listen.parse().unwrap(), ca_pem: None, reader }
+    }
+
+    #[test]
+    fn what_containerd_cant_read_is_not_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = folder.path().join("certs.d");
+        let hosts = HostsDir::new(dir.clone(), vec![HostsTarget::Default], None).unwrap();
+        let old = Some(Version::new(1, 7, 34));
+        for listen in ["[::1]:7439", "[::]:7439", "[fd00::1]:7439"] {
+            assert!(matches!(hosts.apply(&entry(listen, old)), Err(HostsError::Bracket)), "{listen}");
+            assert!(!dir.exists());
+        }
+        for (listen, reader) in
+            [("127.0.0.1:7439", old), ("0.0.0.0:7439", old), ("[::1]:7439", Some(READS_BRACKETS)), ("[::]:7439", None)]
+        {
+            assert_eq!(hosts.apply(&entry(listen, reader)).unwrap().failures().count(), 0, "{listen}");
+            HostsDir::restore(&dir).unwrap();
+            assert!(!dir.exists());
+        }
+    }
 
     #[test]
     fn the_url_names_an_address_that_can_be_reached() {
@@ -314,7 +349,7 @@ mod tests {
             ("[fd00::1]:80", "http://[fd00::1]:80"),
         ] {
             let hosts = HostsDir::new("/nowhere".into(), vec![], None).unwrap();
-            let mirror = hosts.mirror(&Entry { listen: listen.parse().unwrap(), ca_pem: None }).unwrap();
+            let mirror = hosts.mirror(&entry(listen, None)).unwrap();
             assert_eq!(mirror.url, url);
             assert!(mirror.table.contains(url));
         }
@@ -324,7 +359,7 @@ mod tests {
     fn an_unsound_ca_is_refused() {
         let hosts = HostsDir::new("/nowhere".into(), vec![HostsTarget::Default], None).unwrap();
         for pem in ["", "no pem", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"] {
-            let entry = Entry { listen: "127.0.0.1:1".parse().unwrap(), ca_pem: Some(pem.into()) };
+            let entry = Entry { ca_pem: Some(pem.into()), ..entry("127.0.0.1:1", None) };
             assert!(matches!(hosts.apply(&entry), Err(HostsError::UnsoundCa)), "{pem}");
         }
     }

@@ -239,6 +239,7 @@ impl Folder {
         if contents.ca.as_deref().is_some_and(is_our_ca) {
             traces.push(self.at(CA));
         }
+        traces.extend(self.temporaries().into_iter().filter(|path| disk::exists(path)));
         Ok(traces)
     }
 
@@ -300,12 +301,13 @@ impl Folder {
         link.canonicalize().ok()?.parent().map(Path::to_owned)
     }
 
-    /// What a crash may have left.
+    /// What a crash may leave.
+    fn temporaries(&self) -> [PathBuf; 3] {
+        [FILE, KEPT, CA].map(|name| disk::temporary(&self.at(name)))
+    }
+
     fn clear_temporaries(&self) -> Result<(), HostsError> {
-        for name in [FILE, KEPT, CA] {
-            disk::remove(&disk::temporary(&self.at(name)))?;
-        }
-        Ok(())
+        self.temporaries().iter().try_for_each(|path| disk::remove(path).map(drop))
     }
 }
 

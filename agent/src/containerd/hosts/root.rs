@@ -114,9 +114,11 @@ impl Root {
     }
 }
 
-/// What of ours stands in the folder itself.
+/// What of ours stands in the folder itself, and beside it.
 pub(super) fn traces(path: &Path) -> Vec<PathBuf> {
-    [path.join(MADE), path.join(ASIDE)].into_iter().filter(|path| disk::exists(path)).collect()
+    let made = path.join(MADE);
+    let traces = [disk::temporary(&made), made, path.join(ASIDE), aside(path)];
+    traces.into_iter().filter(|path| disk::exists(path)).collect()
 }
 
 /// Removes what a crash may have left beside a folder that isn't there.

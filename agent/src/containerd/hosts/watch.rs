@@ -43,8 +43,11 @@ pub async fn watch(
         }
         let now_failing = failing(&result);
         if result.as_ref().is_ok_and(Applied::changed) || failures.as_ref() != Some(&now_failing) {
-            for (folder, error) in &now_failing {
-                tracing::warn!(folder, error, "the entry in hosts.toml could not be written");
+            match &result {
+                Ok(_) => now_failing.iter().for_each(|(folder, error)| {
+                    tracing::warn!(folder, error, "the entry in hosts.toml could not be written");
+                }),
+                Err(error) => tracing::error!(error = error.with_source(), "containerd isn't told of the mirror"),
             }
             changed(&result);
         }

@@ -5,6 +5,8 @@
 //! into them. Older formats are brought to the newer names: by 2.0 to 2.2 once everything is merged, if the last file is
 //! of an older format, and from 2.3 on file by file.
 
+#[cfg(test)]
+mod fake;
 mod files;
 mod glob;
 mod judge;
@@ -15,6 +17,8 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+#[cfg(test)]
+pub(crate) use fake::InMemory;
 pub use files::{Disk, Files};
 
 use super::client::Version;

@@ -1,6 +1,3 @@
-use std::collections::BTreeMap;
-use std::io;
-
 use proptest::prelude::*;
 
 use super::*;
@@ -12,35 +9,6 @@ const V2_0: Version = Version::new(2, 0, 5);
 const V2_1: Version = Version::new(2, 1, 9);
 const V2_2: Version = Version::new(2, 2, 0);
 const V2_3: Version = Version::new(2, 3, 4);
-
-/// Files in memory.
-struct InMemory(BTreeMap<PathBuf, String>);
-
-impl InMemory {
-    fn new<'a>(files: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
-        Self(files.into_iter().map(|(path, text)| (path.into(), text.to_owned())).collect())
-    }
-}
-
-impl Files for InMemory {
-    fn read(&self, path: &Path) -> io::Result<String> {
-        self.0.get(path).cloned().ok_or_else(|| io::ErrorKind::NotFound.into())
-    }
-
-    fn names(&self, folder: &Path) -> Vec<String> {
-        let name = |path: &PathBuf| {
-            let below = path.strip_prefix(folder).ok()?;
-            Some(below.components().next()?.as_os_str().to_string_lossy().into_owned())
-        };
-        let mut names: Vec<_> = self.0.keys().filter_map(name).collect();
-        names.dedup();
-        names
-    }
-
-    fn exists(&self, path: &Path) -> bool {
-        self.0.keys().any(|file| file.starts_with(path))
-    }
-}
 
 fn one(text: &str, version: Version) -> Setup {
     Setup::read(&InMemory::new([(ROOT, text)]), Path::new(ROOT), Some(version))

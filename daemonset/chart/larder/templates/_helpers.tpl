@@ -86,6 +86,37 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name (.Chart.Version | replace "+" "_") 
 {{- include "larder.toml" (dict "at" list "table" (include "larder.config" . | fromJson)) }}
 {{ end }}
 
+{{/* On which nodes the agent is, and what cleans up after it, and before whose Pods. */}}
+{{- define "larder.placement" -}}
+{{- with .Values.priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- with .Values.nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.affinity }}
+affinity:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.tolerations }}
+# Every node that pulls images, also one that isn't ready yet: what makes it ready comes through Larder.
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{/* What admits Pods of that priority to the namespace. */}}
+{{- define "larder.resourceQuota.spec" -}}
+hard:
+  pods: 1G
+scopeSelector:
+  matchExpressions:
+    - scopeName: PriorityClass
+      operator: In
+      values: [{{ .Values.priorityClassName }}]
+{{- end }}
+
 {{/* The container's rights. */}}
 {{- define "larder.securityContext" -}}
 # containerd's folders and its socket are for root's eyes.

@@ -2,9 +2,10 @@
 
 use anyhow::{Context, Result, ensure};
 use http::StatusCode;
+use larder_integration::kustomize;
 use serde_json::{Value, json};
 
-use super::super::render::{Helm, PRESETS, kustomize, object};
+use super::super::render::{Helm, PRESETS, object};
 use super::{NAMESPACE, Site};
 use crate::support::run;
 

@@ -63,12 +63,12 @@ impl Site {
         until(what, SOON, async || api.find(path).await.ok().flatten().filter(|value| probe(value))).await
     }
 
-    /// Runs a program that goes by the cluster's kubeconfig; returns what it prints.
+    /// Runs a program that goes by the cluster's kubeconfig; returns what it prints, and then what it says besides.
     async fn say(&self, program: &Path, arguments: &[&str]) -> Result<String> {
         let output = self.control.command(program, arguments).await?;
         let said = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.success(), "{} {arguments:?}: {}", program.display(), said.trim());
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned() + &said)
     }
 
     /// Runs Helm 4 in Larder's namespace.

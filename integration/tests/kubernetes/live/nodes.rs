@@ -1,17 +1,14 @@
 //! What becomes of Larder on nodes: installed, pulled through, upgraded under load, and removed without a trace.
 
-use std::collections::BTreeMap;
-use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use bytes::Bytes;
 use http::Method;
-use larder_integration::{Http, Image, KubernetesNode, LarderImage, Metrics, until};
+use larder_integration::{Http, Image, KubernetesNode, LarderImage, Metrics, kustomize, listing, until};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-use super::super::render::kustomize;
 use super::{NAMESPACE, SOON, Site, chart};
 use crate::support::{asked_by_agent, run_within};
 
@@ -77,20 +74,6 @@ fn ensure_only_agents_pulled(site: &Site) -> Result<()> {
     Ok(())
 }
 
-/// Every file below a folder, by its path in it.
-fn files(folder: &Path) -> Result<BTreeMap<String, Vec<u8>>> {
-    let mut all = BTreeMap::new();
-    for entry in std::fs::read_dir(folder).with_context(|| format!("reading {}", folder.display()))? {
-        let path = entry?.path();
-        let name = path.file_name().context("a name")?.to_string_lossy().into_owned();
-        match path.is_dir() {
-            true => all.extend(files(&path)?.into_iter().map(|(below, bytes)| (format!("{name}/{below}"), bytes))),
-            false => drop(all.insert(name, std::fs::read(&path)?)),
-        }
-    }
-    Ok(all)
-}
-
 /// How often a node's mirror was asked until told to stop, and each time that it didn't answer.
 async fn knock(node: &KubernetesNode, stop: CancellationToken) -> (usize, Vec<String>) {
     let (mut asked, mut unanswered) = (0, Vec::new());
@@ -120,7 +103,7 @@ async fn life(site: &Site) -> Result<()> {
     let mut before = Vec::new();
     for node in &site.nodes {
         node.ctr(&["images", "import", &image]).await?;
-        before.push(files(&node.hosts_dir())?);
+        before.push(listing(&node.hosts_dir(), &[])?);
     }
 
     // Installed.
@@ -150,9 +133,7 @@ async fn life(site: &Site) -> Result<()> {
     ensure!(downloads > 0);
     site.run_pod(second, "app-too", "reg.test/acme/app:v1").await?;
     ensure!(blobs() == downloads, "{} more downloads for the second node", blobs() - downloads);
-    let past =
-        registry.requests().into_iter().find(|request| request.path().contains("/acme/") && !asked_by_agent(request));
-    ensure!(past.is_none(), "containerd went past the agent: {past:?}");
+    ensure_only_agents_pulled(site)?;
 
     // Upgraded: each node's mirror answers all the time, and a pull goes on.
     let agents = site.agents().await?;
@@ -173,14 +154,13 @@ async fn life(site: &Site) -> Result<()> {
     let replaced = site.agents().await?;
     ensure!(replaced.len() == 2 && replaced.iter().all(|agent| !agents.contains(agent)), "{agents:?} {replaced:?}");
     site.run_pod(second, "other", "reg.test/acme/other:v1").await?;
-    let past =
-        registry.requests().into_iter().find(|request| request.path().contains("/acme/") && !asked_by_agent(request));
-    ensure!(past.is_none(), "containerd went past the agent: {past:?}");
+    ensure_only_agents_pulled(site)?;
 
     // Removed: Helm comes back when every node is as it was.
     let said = site.helm(&["uninstall", "larder", "--wait", "--timeout", "110s"]).await?;
+    ensure!(said.contains("2 of 2 nodes are clean"), "Helm doesn't show what was waited for: {said}");
     for (node, before) in site.nodes.iter().zip(&before) {
-        let after = files(&node.hosts_dir())?;
+        let after = listing(&node.hosts_dir(), &[])?;
         ensure!(after == *before, "{}: {:?} became {:?}: {said}", node.name(), before.keys(), after.keys());
         let cache = node.machine().path("/var/lib/containerd/larder");
         ensure!(!cache.exists(), "{}: the cache is left: {said}", node.name());
@@ -210,7 +190,7 @@ async fn life_by_kustomize(site: &Site) -> Result<()> {
     let [node] = site.nodes.as_slice() else { anyhow::bail!("one node") };
     site.registry.add(&Image::runnable(1)?, "acme/app", "v1");
     node.ctr(&["images", "import", &LarderImage::shared().await?.archive().display().to_string()]).await?;
-    let before = files(&node.hosts_dir())?;
+    let before = listing(&node.hosts_dir(), &[])?;
     let is_everywhere = |daemonset: &Value| {
         let status = &daemonset["status"];
         status["numberReady"] == 1 && status["updatedNumberScheduled"] == 1
@@ -230,12 +210,12 @@ async fn life_by_kustomize(site: &Site) -> Result<()> {
         api.delete(&api.path_of(document).await?).await?;
     }
     site.until("the agent is gone", PODS, |pods| pods["items"].as_array().is_some_and(Vec::is_empty)).await?;
-    ensure!(files(&node.hosts_dir())? != before, "an agent that ends has taken itself back");
+    ensure!(listing(&node.hosts_dir(), &[])? != before, "an agent that ends has taken itself back");
     for document in &cleaners {
         site.apply(document).await?;
     }
     site.until("the node is clean", &format!("{daemonsets}/larder-clean-up"), is_everywhere).await?;
-    ensure!(files(&node.hosts_dir())? == before);
+    ensure!(listing(&node.hosts_dir(), &[])? == before);
     ensure!(!node.machine().path("/var/lib/containerd/larder").exists(), "the cache is left");
     Ok(())
 }
@@ -246,6 +226,63 @@ fn larder_is_applied_and_cleaned_up_after_by_kustomize() {
     run_within(LIMIT, async {
         let site = Site::with_nodes(1).await?;
         let lived = life_by_kustomize(&site).await;
+        if lived.is_err() {
+            println!("{}", site.logs());
+        }
+        lived
+    });
+}
+
+/// One of two nodes is down while Larder is removed: it keeps what works without an agent, and is put back by hand.
+async fn life_without_a_node(site: &mut Site) -> Result<()> {
+    site.registry.add(&Image::runnable(1)?, "acme/app", "v1");
+    let image = LarderImage::shared().await?.archive().display().to_string();
+    let mut before = Vec::new();
+    for node in &site.nodes {
+        node.ctr(&["images", "import", &image]).await?;
+        before.push(listing(&node.hosts_dir(), &[])?);
+    }
+    let install =
+        ["install", "larder", &chart(), "--create-namespace", "--wait", "--timeout", "110s", ROOM[0], ROOM[1]];
+    site.helm(&install).await?;
+    let installed = listing(&site.nodes[1].hosts_dir(), &[])?;
+    ensure!(installed != before[1], "nothing is installed");
+
+    site.nodes[1].power_off();
+    let is_given_up = |node: &Value| {
+        let mut taints = node["spec"]["taints"].as_array().into_iter().flatten();
+        taints.any(|taint| taint["key"] == "node.kubernetes.io/unreachable" && taint["effect"] == "NoExecute")
+    };
+    site.until("the cluster gives it up", "/api/v1/nodes/node-2", is_given_up).await?;
+    let said = site.helm(&["uninstall", "larder", "--timeout", "110s"]).await?;
+    println!("helm uninstall: {said}");
+    ensure!(listing(&site.nodes[0].hosts_dir(), &[])? == before[0], "the other node isn't clean: {said}");
+    ensure!(listing(&site.nodes[1].hosts_dir(), &[])? == installed);
+
+    // Back, it pulls past the agent that isn't there.
+    site.nodes[1].power_on(&site.control).await?;
+    site.until("the agent is gone", PODS, |pods| pods["items"].as_array().is_some_and(Vec::is_empty)).await?;
+    ensure!(listing(&site.nodes[1].hosts_dir(), &[])? == installed);
+    let node = &site.nodes[1];
+    site.registry.clear_log();
+    site.run_pod(node, "app", "reg.test/acme/app:v1").await?;
+    ensure!(!site.registry.requests().iter().any(asked_by_agent), "an agent is left");
+    let config = node.machine().path("/etc/larder.toml");
+    std::fs::write(config, "[cache]\ndir = \"/var/lib/containerd/larder\"\n")?;
+    let larder = LarderImage::binary().await?;
+    let output = node.machine().run(&larder, &["uninstall", "--config", "/etc/larder.toml"]).await?;
+    ensure!(output.status.success(), "{output:?}");
+    ensure!(listing(&node.hosts_dir(), &[])? == before[1], "{output:?}");
+    ensure!(!node.machine().path("/var/lib/containerd/larder").exists(), "{output:?}");
+    Ok(())
+}
+
+#[test]
+#[cfg_attr(not(kubernetes), ignore = "Kubernetes isn't built: Go isn't here")]
+fn a_node_that_is_down_keeps_what_works_without_larder() {
+    run_within(LIMIT, async {
+        let mut site = Site::with_nodes(2).await?;
+        let lived = life_without_a_node(&mut site).await;
         if lived.is_err() {
             println!("{}", site.logs());
         }

@@ -3,10 +3,9 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
-use larder_integration::{LarderImage, tool};
+use larder_integration::{LarderImage, objects, tool};
 use serde_json::{Value, json};
 
-use super::super::render::objects;
 use super::{NAMESPACE, Site, chart};
 use crate::support::run;
 

@@ -8,15 +8,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use larder_integration::{Folder, LarderImage, digest_of, tool};
+use larder_integration::{Folder, LarderImage, digest_of, say, tool};
 use serde_json::Value;
 
 /// For programs that pack and check.
 fn output(program: &str, arguments: &[&str]) -> Result<String> {
-    let output = Command::new(program).args(arguments).output().with_context(|| format!("starting {program}"))?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{program} {arguments:?}: {}", said.trim());
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    say(Command::new(program).args(arguments))
 }
 
 /// A program that is packed in no time, where any will do: the C library itself, which is linked as Larder is.

@@ -1,26 +1,16 @@
 use std::time::Duration;
 
+use crate::cli::doctor::Agent;
 use crate::cli::doctor::facts::Facts;
 use crate::cli::doctor::finding::{Finding, Mend, Severity};
 use crate::containerd::canary::Verdict;
 
 /// What the agent has proved, before anything is guessed from files.
 pub(super) fn canary(facts: &Facts) -> Vec<Finding> {
-    let Some(agent) = &facts.agent else {
-        let what = format!("the agent doesn't answer at {}", facts.config.admin.socket.display());
-        return vec![
-            Finding::new("canary", Severity::Problem, what)
-                .because(
-                    "without it containerd pulls from the registries alone, and nobody can prove that it comes to us",
-                )
-                .mended_by([
-                    Mend::run("systemctl start larder"),
-                    Mend::new(
-                        "in Kubernetes, see why its Pod isn't up",
-                        ["kubectl get pods --all-namespaces --selector app.kubernetes.io/name=larder --output wide"],
-                    ),
-                ]),
-        ];
+    let agent = match &facts.agent {
+        Agent::Serving(agent) => agent,
+        Agent::Waiting { trouble } => return vec![waiting(trouble.as_deref())],
+        Agent::Silent => return vec![silent(facts)],
     };
     let interval = facts.config.containerd.canary_interval.0;
     let Some(report) = &agent.canary else {
@@ -65,4 +55,26 @@ pub(super) fn canary(facts: &Facts) -> Vec<Finding> {
         findings.push(Finding::new("canary", Severity::Note, what));
     }
     findings
+}
+
+/// Each agent of a node has a socket of its own while one takes over from the other.
+fn waiting(trouble: Option<&str>) -> Finding {
+    match trouble {
+        None => Finding::new("canary", Severity::Unknown, "this agent waits to take over from the one that serves")
+            .because("until that one ends, it alone can say whether containerd comes to it"),
+        Some(why) => Finding::new("canary", Severity::Problem, format!("this agent doesn't serve yet: {why}")),
+    }
+}
+
+fn silent(facts: &Facts) -> Finding {
+    let what = format!("the agent doesn't answer at {}", facts.config.admin.socket.display());
+    Finding::new("canary", Severity::Problem, what)
+        .because("without it containerd pulls from the registries alone, and nobody can prove that it comes to us")
+        .mended_by([
+            Mend::run("systemctl start larder"),
+            Mend::new(
+                "in Kubernetes, see why its Pod isn't up",
+                ["kubectl get pods --all-namespaces --selector app.kubernetes.io/name=larder --output wide"],
+            ),
+        ])
 }

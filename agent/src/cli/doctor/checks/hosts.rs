@@ -1,4 +1,3 @@
-use std::net::IpAddr;
 use std::path::Path;
 
 use crate::cli::doctor::facts::{Authority, Facts, Folder, Root, Unlisted, same_path};
@@ -122,11 +121,9 @@ fn without_us(facts: &Facts, folder: &Folder, file: &Path) -> Finding {
 /// Whether a host is our mirror: its port, at its address or at this machine by another name.
 fn is_ours(facts: &Facts, host: &Host) -> bool {
     let listen = facts.config.mirror.listen;
-    let Some((name, port)) = host.authority().rsplit_once(':') else { return false };
-    let address: Option<IpAddr> = name.trim_start_matches('[').trim_end_matches(']').parse().ok();
-    let is_this_machine = name == "localhost" || address.is_some_and(|ip| ip.is_loopback());
     let answers_here = listen.ip().is_loopback() || listen.ip().is_unspecified();
-    port == listen.port().to_string() && (address == Some(listen.ip()) || (answers_here && is_this_machine))
+    let leads_here = host.ip() == Some(listen.ip()) || (answers_here && host.is_this_machine());
+    host.port() == Some(listen.port()) && leads_here
 }
 
 fn our_host(facts: &Facts, folder: &Folder, host: &Host, at: usize) -> Vec<Finding> {
@@ -210,14 +207,13 @@ fn by_version<'a>(facts: &'a Facts, host: &'a Host) -> impl Iterator<Item = Find
             .because("containerd 2.0.7 and later 2.0 try TLS first then")
     });
     let bracket = (host.url.contains('[') && host.has_header && before(Version::new(2, 0, 0))).then(|| {
-        let (how, line) = match is_ours(facts, host) {
+        let (how, lines) = match is_ours(facts, host) {
             true => (
                 "listen on IPv4's loopback, which nodes without IPv4 have too: write into larder.toml",
-                "listen = \"127.0.0.1:7439\"",
+                vec!["[mirror]", "listen = \"127.0.0.1:7439\""],
             ),
-            false => ("name the host, in DNS or in /etc/hosts, and write", "[host.\"https://NAME\"]"),
+            false => ("name the host, in DNS or in /etc/hosts, and write", vec!["[host.\"https://NAME\"]"]),
         };
-        let lines = if is_ours(facts, host) { vec!["[mirror]", line] } else { vec![line] };
         Finding::new(CHECK, Severity::Problem, format!("{} is an address of IPv6", host.url))
             .because(
                 "before 2.0 containerd can't read a table's name with a bracket in it: no host of the file is used",

@@ -1,7 +1,5 @@
 //! What other mirrors of this node have left in the hosts folder.
 
-use std::net::IpAddr;
-
 use crate::cli::doctor::facts::{Facts, Folder, Root};
 use crate::cli::doctor::finding::{Finding, Mend, Severity};
 use crate::cli::doctor::hosts_file::Host;
@@ -49,9 +47,7 @@ fn of_folder(facts: &Facts, root: &Root, folder: &Folder) -> Vec<Finding> {
 
 /// The port of a host that is this machine and not us, where nobody has it.
 fn port_here(facts: &Facts, host: &Host) -> Option<u16> {
-    let (name, port) = host.authority().rsplit_once(':')?;
-    let port: u16 = port.parse().ok()?;
-    let address: Option<IpAddr> = name.trim_start_matches('[').trim_end_matches(']').parse().ok();
-    let is_here = name == "localhost" || address.is_some_and(|ip| ip.is_loopback()) || SPEGEL.contains(&port);
+    let port = host.port()?;
+    let is_here = host.is_this_machine() || SPEGEL.contains(&port);
     (is_here && port != facts.config.mirror.listen.port() && !facts.taken_ports.contains(&port)).then_some(port)
 }

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use crate::cli::doctor::Agent;
 use crate::cli::doctor::facts::{Authority, Facts, Listener};
 use crate::cli::doctor::finding::{Finding, Mend, Severity};
 use crate::config::Bytes;
@@ -40,10 +41,10 @@ pub(super) fn port(facts: &Facts) -> Vec<Finding> {
         ];
     }
     match (facts.port.first(), &facts.agent) {
-        (Some(listener), Some(_)) => {
+        (Some(listener), Agent::Serving(_) | Agent::Waiting { .. }) => {
             vec![Finding::new("port", Severity::Ok, format!("{} listens on {}", by(listener), listener.address))]
         }
-        (Some(listener), None) => {
+        (Some(listener), Agent::Silent) => {
             let what = format!("{} listens on {}, but the agent doesn't answer", by(listener), listener.address);
             let waits = "an older agent that this one waits for, or another mirror of this node";
             let finding = Finding::new("port", Severity::Note, what);
@@ -62,13 +63,13 @@ pub(super) fn port(facts: &Facts) -> Vec<Finding> {
                     )],
                 )]),
         ],
-        (None, Some(_)) => vec![
+        (None, Agent::Serving(_)) => vec![
             Finding::new("port", Severity::Problem, format!("nobody listens on {listen}"))
                 .because("the agent runs, but not with this configuration, or in another network")
                 .mended_by([Mend::new("restart the agent; in Kubernetes its Pod needs", ["hostNetwork: true"])]),
         ],
-        // That the agent is down was said.
-        (None, None) => Vec::new(),
+        // That the agent is down, or waits, was said.
+        (None, Agent::Silent | Agent::Waiting { .. }) => Vec::new(),
     }
 }
 

@@ -1,22 +1,16 @@
 //! Proxies: containerd's way to us, and whether it and we go out by the same.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-
 use crate::cli::doctor::facts::{Environment, Facts, Proxies};
 use crate::cli::doctor::finding::{Finding, Mend, Severity};
+use crate::config::reachable;
 
 const CHECK: &str = "proxy";
 
 /// Whether containerd would send requests for the mirror to a proxy.
 pub(super) fn on_the_way_to_us(facts: &Facts) -> Vec<Finding> {
     let Some(Environment { proxies, .. }) = &facts.runtime.environment else { return Vec::new() };
-    let listen = facts.config.mirror.listen;
-    let ip: IpAddr = match listen.ip() {
-        ip if !ip.is_unspecified() => ip,
-        IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
-        IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
-    };
-    let mirror = SocketAddr::new(ip, listen.port());
+    let mirror = reachable(facts.config.mirror.listen);
+    let ip = mirror.ip();
     let Some(proxy) = proxies.catch(mirror, !facts.config.mirror.tls) else { return Vec::new() };
     let excepted = proxies.no.as_deref().map_or_else(|| ip.to_string(), |no| format!("{no},{ip}"));
     let what = format!("containerd sends requests for {mirror} to the proxy {}", shown(proxy));
@@ -139,15 +133,13 @@ fn bare(proxy: Option<&str>) -> Option<&str> {
     proxy.map(|proxy| proxy.trim_end_matches('/')).filter(|proxy| !proxy.is_empty())
 }
 
-/// A proxy's URL without its password: what doctor says is shown to others.
+/// A proxy's URL without its password, where it has one: what doctor says is shown to others.
 fn shown(proxy: &str) -> String {
-    let (scheme, rest) = proxy.split_once("://").map_or(("", proxy), |(scheme, rest)| (scheme, rest));
-    let divider = if scheme.is_empty() { "" } else { "://" };
-    match rest.rsplit_once('@') {
-        Some((login, host)) => {
-            let user = login.split(':').next().unwrap_or_default();
-            format!("{scheme}{divider}{user}:PASSWORD@{host}")
-        }
-        None => proxy.to_owned(),
+    let begin = proxy.find("://").map_or(0, |at| at + "://".len());
+    let (scheme, rest) = proxy.split_at(begin);
+    let login = rest.rsplit_once('@').and_then(|(login, host)| Some((login.split_once(':')?, host)));
+    match login {
+        Some(((user, password), host)) if !password.is_empty() => format!("{scheme}{user}:PASSWORD@{host}"),
+        _ => proxy.to_owned(),
     }
 }

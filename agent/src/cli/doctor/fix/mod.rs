@@ -11,7 +11,7 @@ mod plan;
 mod tests;
 mod write;
 
-use std::io::{self, BufRead as _, IsTerminal as _, Write};
+use std::io::{self, BufRead, IsTerminal as _, StdinLock, Write};
 
 use anyhow::{Context as _, bail};
 
@@ -19,11 +19,33 @@ use self::plan::{Plan, Refusal};
 use self::write::Draft;
 use super::facts::Facts;
 
-/// Mends what can be mended here; whether anything was. Asks on the terminal, unless `yes`.
+/// By whose word the file is written.
+pub(super) enum Consent<R> {
+    /// It was given before.
+    Given,
+    /// By the answer that comes here.
+    Asked(R),
+    /// There is nobody to ask.
+    Nobodys,
+}
+
+impl Consent<StdinLock<'static>> {
+    /// Given by `yes`; else it is asked at the terminal, if standard input is one.
+    pub(super) fn new(yes: bool) -> Self {
+        let stdin = io::stdin();
+        match yes {
+            true => Self::Given,
+            false if stdin.is_terminal() => Self::Asked(stdin.lock()),
+            false => Self::Nobodys,
+        }
+    }
+}
+
+/// Mends what can be mended here; whether anything was.
 ///
 /// # Errors
-/// When it isn't safe, nobody can be asked, or the file can't be written. The file is as it was, then.
-pub(super) async fn fix(facts: &Facts, yes: bool, out: &mut impl Write) -> anyhow::Result<bool> {
+/// When it isn't safe, nobody agrees to it, or the file can't be written. The file is as it was, then.
+pub(super) async fn fix(facts: &Facts, consent: Consent<impl BufRead>, out: &mut impl Write) -> anyhow::Result<bool> {
     let plan = match plan::plan(facts) {
         Ok(Some(plan)) => plan,
         Ok(None) => {
@@ -33,7 +55,14 @@ pub(super) async fn fix(facts: &Facts, yes: bool, out: &mut impl Write) -> anyho
         Err(Refusal(why)) => bail!("--fix leaves {} alone: {why}; nothing was changed", facts.setup_file.display()),
     };
     show(&plan, out)?;
-    if !yes && !ask(out)? {
+    let is_agreed = match consent {
+        Consent::Given => true,
+        Consent::Asked(answers) => ask(answers, out)?,
+        Consent::Nobodys => {
+            bail!("--fix asks before it writes, and there is no terminal to ask at: add --yes; nothing was changed")
+        }
+    };
+    if !is_agreed {
         bail!("nothing was changed");
     }
     let draft = Draft::write(&plan).with_context(|| format!("{} can't be written", plan.file.display()))?;
@@ -60,14 +89,10 @@ fn show(plan: &Plan, out: &mut impl Write) -> io::Result<()> {
     Ok(())
 }
 
-fn ask(out: &mut impl Write) -> anyhow::Result<bool> {
-    let stdin = io::stdin();
-    if !stdin.is_terminal() {
-        bail!("--fix asks before it writes, and there is no terminal to ask at: add --yes; nothing was changed");
-    }
+fn ask(mut answers: impl BufRead, out: &mut impl Write) -> io::Result<bool> {
     write!(out, "The file that is there now is kept beside it; containerd isn't restarted. Write it? [y/N] ")?;
     out.flush()?;
     let mut answer = String::new();
-    stdin.lock().read_line(&mut answer)?;
+    answers.read_line(&mut answer)?;
     Ok(matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes"))
 }

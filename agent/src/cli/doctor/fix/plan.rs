@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use toml::{Table, Value};
 
 use super::edit;
-use crate::cli::doctor::facts::{Facts, same_path};
+use crate::cli::doctor::facts::{Facts, Root, same_path};
 use crate::cli::doctor::mend;
 use crate::cli::doctor::platform::Platform;
 use crate::containerd::setup::{Disk, Fault, Files, Setup};
@@ -45,15 +45,11 @@ pub(super) fn plan_of(facts: &Facts, before: Option<String>, files: &impl Files)
     }
     is_ours_to_write(facts)?;
     is_plain(facts, folder)?;
-    let after = match &before {
-        Some(text) => edit::set_config_path(text, mend::plugin(facts), folder).map_err(Refusal)?,
-        None => {
-            let head = format!("version = {}\n", mend::new_format(facts));
-            edit::set_config_path(&head, mend::plugin(facts), folder).map_err(Refusal)?
-        }
-    };
+    // A file that isn't there yet begins with its format.
+    let base = before.clone().unwrap_or_else(|| format!("version = {}\n", mend::new_format(facts)));
+    let after = edit::set_config_path(&base, mend::plugin(facts), folder).map_err(Refusal)?;
     let plan = Plan { file: facts.setup_file.clone(), before, after, folder: folder.clone() };
-    changes_nothing_else(facts, &plan)?;
+    changes_nothing_else(facts, &base, &plan)?;
     takes_effect(facts, &plan, files)?;
     Ok(Some(plan))
 }
@@ -126,9 +122,8 @@ fn is_plain(facts: &Facts, folder: &Path) -> Result<(), Refusal> {
         let own = "let larder.toml name that folder as hosts_dir instead";
         return refuse(format!("config_path is set to {:?} by somebody; {own}", path.value));
     }
-    let is_used = |root: &&super::super::facts::Root| {
-        !same_path(&root.path, folder) && root.folders.as_ref().is_ok_and(|folders| !folders.is_empty())
-    };
+    let is_used =
+        |root: &&Root| !same_path(&root.path, folder) && root.folders.as_ref().is_ok_and(|folders| !folders.is_empty());
     if let Some(root) = facts.roots.iter().find(is_used) {
         return refuse(format!(
             "config_path is a list, and {} has entries of its own; move them first",
@@ -138,13 +133,10 @@ fn is_plain(facts: &Facts, folder: &Path) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// Read by another reader of TOML than the one that made it, it says what it said, and `config_path`.
-fn changes_nothing_else(facts: &Facts, plan: &Plan) -> Result<(), Refusal> {
+/// Read by another reader of TOML than the one that made it, it says what `base` said, and `config_path`.
+fn changes_nothing_else(facts: &Facts, base: &str, plan: &Plan) -> Result<(), Refusal> {
     let read = |text: &str| text.parse::<Table>().map_err(|e| Refusal(format!("it is no TOML: {}", e.message())));
-    let mut expected = match &plan.before {
-        Some(text) => read(text)?,
-        None => Table::from_iter([("version".to_owned(), Value::Integer(mend::new_format(facts).into()))]),
-    };
+    let mut expected = read(base)?;
     let mut table = &mut expected;
     for key in ["plugins", mend::plugin(facts), "registry"] {
         let entry = table.entry(key).or_insert_with(|| Value::Table(Table::new()));

@@ -1,9 +1,8 @@
 //! Files of each kind, and what becomes of them.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use proptest::prelude::*;
 
@@ -14,7 +13,7 @@ use crate::cli::doctor::checks::tests::{release, runs, sound};
 use crate::cli::doctor::facts::{Folder, Root, Unlisted};
 use crate::cli::doctor::hosts_file::HostsFile;
 use crate::cli::doctor::platform::Platform;
-use crate::containerd::setup::{Files, Setup};
+use crate::containerd::setup::{InMemory, Setup};
 
 const CONFIG: &str = "/etc/containerd/config.toml";
 const DEBIAN: &str = include_str!("fixtures/debian.toml");
@@ -24,37 +23,14 @@ const DEFAULT_1_7: &str = include_str!("fixtures/default-1.7.toml");
 const DEFAULT_2_1: &str = include_str!("fixtures/default-2.1.toml");
 const LIST_2_2: &str = include_str!("fixtures/list-2.2.toml");
 const MIRRORS: &str = include_str!("fixtures/mirrors.toml");
+const CONTAINERD: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/cli/doctor/fix/fixtures/containerd.sh");
 const EKS: &str = include_str!("fixtures/eks.toml");
-
-struct InMemory(BTreeMap<PathBuf, String>);
-
-impl InMemory {
-    fn new(files: &[(&str, &str)]) -> Self {
-        Self(files.iter().map(|(path, text)| (PathBuf::from(path), (*text).to_owned())).collect())
-    }
-}
-
-impl Files for InMemory {
-    fn read(&self, path: &Path) -> io::Result<String> {
-        self.0.get(path).cloned().ok_or_else(|| io::ErrorKind::NotFound.into())
-    }
-
-    fn names(&self, folder: &Path) -> Vec<String> {
-        let below = self.0.keys().filter_map(|path| path.strip_prefix(folder).ok()?.to_str().map(str::to_owned));
-        below.collect()
-    }
-
-    fn exists(&self, path: &Path) -> bool {
-        self.0.contains_key(path)
-    }
-}
 
 /// What is planned for a file of a containerd, with what else there is beside it.
 fn planned(version: &str, text: Option<&str>, others: &[(&str, &str)]) -> Result<Option<Plan>, String> {
     let mut facts = sound();
     facts.runtime.release = release(version);
-    let files: Vec<_> = text.map(|text| (CONFIG, text)).into_iter().chain(others.iter().copied()).collect();
-    let files = InMemory::new(&files);
+    let files = InMemory::new(text.map(|text| (CONFIG, text)).into_iter().chain(others.iter().copied()));
     facts.setup = Setup::read(&files, Path::new(CONFIG), facts.version());
     plan_of(&facts, text.map(str::to_owned), &files).map_err(|Refusal(why)| why)
 }
@@ -128,7 +104,7 @@ fn a_list_becomes_one_folder() {
     runs(&mut facts, "2.2.0", LIST_2_2);
     let folder = Folder { name: "docker.io".to_owned(), file: HostsFile::Absent };
     facts.roots.push(Root { path: "/etc/docker/certs.d".into(), folders: Ok(vec![folder]) });
-    let files = InMemory::new(&[(CONFIG, LIST_2_2)]);
+    let files = InMemory::new([(CONFIG, LIST_2_2)]);
     let refused = plan_of(&facts, Some(LIST_2_2.to_owned()), &files).unwrap_err();
     assert!(refused.0.contains("/etc/docker/certs.d has entries"), "{}", refused.0);
     facts.roots[1].folders = Err(Unlisted::Missing);
@@ -161,7 +137,7 @@ fn what_is_left_alone() {
 
 #[test]
 fn files_that_others_make() {
-    let files = InMemory::new(&[(CONFIG, DEBIAN)]);
+    let files = InMemory::new([(CONFIG, DEBIAN)]);
     let refused = |facts: &Facts| plan_of(facts, Some(DEBIAN.to_owned()), &files).unwrap_err().0;
     let mut facts = sound();
     runs(&mut facts, "1.7.24", DEBIAN);
@@ -190,7 +166,7 @@ fn files_that_others_make() {
     let mut eks = sound();
     runs(&mut eks, "2.1.9", EKS);
     assert!(
-        plan_of(&eks, Some(EKS.to_owned()), &InMemory::new(&[(CONFIG, EKS)])).unwrap().is_none(),
+        plan_of(&eks, Some(EKS.to_owned()), &InMemory::new([(CONFIG, EKS)])).unwrap().is_none(),
         "it works as it is"
     );
 }
@@ -227,6 +203,43 @@ fn the_old_file_stays_beside_it() {
     assert!(Draft::write(&plan).unwrap().commit(&plan).is_err());
     assert_eq!(fs::read_to_string(&file).unwrap(), "version = 2\n");
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 3, "no draft stays");
+}
+
+/// What comes of `--fix` on a file, and what is said meanwhile.
+async fn fixed(file: &Path, consent: Consent<&[u8]>) -> (anyhow::Result<bool>, String) {
+    let mut facts = on_disk(file);
+    facts.runtime.program = Some(CONTAINERD.into());
+    let mut out = Vec::new();
+    let outcome = fix(&facts, consent, &mut out).await;
+    (outcome, String::from_utf8(out).unwrap())
+}
+
+#[tokio::test]
+async fn it_is_asked_before_anything_is_written() {
+    let folder = tempfile::TempDir::new().unwrap();
+    let file = folder.path().join("config.toml");
+    fs::write(&file, DEBIAN).unwrap();
+    for answer in ["n\n", "\n", "", "yesterday\n", "no\ny\n"] {
+        let (outcome, said) = fixed(&file, Consent::Asked(answer.as_bytes())).await;
+        assert_eq!(outcome.unwrap_err().to_string(), "nothing was changed", "{answer:?}");
+        assert!(said.contains("+       config_path = ") && said.ends_with("Write it? [y/N] "), "{said}");
+    }
+    let (outcome, said) = fixed(&file, Consent::Nobodys).await;
+    assert!(outcome.unwrap_err().to_string().contains("add --yes") && !said.contains("[y/N]"), "{said}");
+    assert_eq!(fs::read_to_string(&file).unwrap(), DEBIAN);
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "no draft and no backup");
+
+    let (outcome, said) = fixed(&file, Consent::Asked(b" Yes\n")).await;
+    assert!(outcome.unwrap() && said.contains("[y/N] ") && said.contains("config dump agrees"), "{said}");
+    let changed = fs::read_to_string(&file).unwrap();
+    assert!(changed.contains("config_path = "), "{changed}");
+    // A second time nobody is asked.
+    let (outcome, said) = fixed(&file, Consent::Nobodys).await;
+    assert!(!outcome.unwrap() && said.contains("nothing to do"), "{said}");
+    fs::write(&file, DEBIAN).unwrap();
+    let (outcome, said) = fixed(&file, Consent::Given).await;
+    assert!(outcome.unwrap() && !said.contains("[y/N]"), "{said}");
+    assert_eq!(fs::read_to_string(&file).unwrap(), changed);
 }
 
 #[test]

@@ -3,18 +3,14 @@
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::AsRawFd as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use zeroize::Zeroizing;
 
-use super::{HOLD, NAME, door};
+use super::{DEADLINE, HOLD, door, socket};
 use crate::mirror::MOST_LEFT;
-
-/// How long it may take for what it does at once. One that is stopped accepts, and says nothing.
-const DEADLINE: Duration = Duration::from_secs(2);
 
 /// The process that serves now, and the copy of its door.
 pub(super) struct Before {
@@ -40,7 +36,7 @@ impl Before {
 
     fn ask(dir: &Path, listen: SocketAddr) -> io::Result<Self> {
         let folder = File::open(dir)?;
-        let mut stream = UnixStream::connect(format!("/proc/self/fd/{}/{NAME}", folder.as_raw_fd()))?;
+        let mut stream = UnixStream::connect(socket(&folder))?;
         stream.set_read_timeout(Some(DEADLINE))?;
         let door = TcpListener::from(door::receive(&stream)?);
         let at = door.local_addr()?;

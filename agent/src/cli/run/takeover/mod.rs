@@ -23,7 +23,9 @@ mod before;
 mod door;
 mod offer;
 
+use std::fs::File;
 use std::net::TcpListener;
+use std::os::fd::AsRawFd as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -40,7 +42,9 @@ use crate::config::Config;
 use crate::store::{OpenError, Options, Store};
 
 /// The name of the Unix socket in the store's folder.
-const NAME: &str = "takeover";
+pub(in crate::cli) const NAME: &str = "takeover";
+/// How long the other process may take for what it does at once. One that is stopped accepts, and says nothing.
+const DEADLINE: Duration = Duration::from_secs(2);
 /// How long a door is held for a process that has left without the store coming free: who knocks gets no answer meanwhile.
 const HOLD: Duration = Duration::from_secs(10);
 /// How often it is said again that it is waited.
@@ -94,6 +98,11 @@ pub(super) async fn take(
             say(dir, before.is_some(), is_served);
         }
     }
+}
+
+/// The socket's path, as long as `folder`, the store's, is open: a socket's path is short, and the folder's may be long.
+fn socket(folder: &File) -> String {
+    format!("/proc/self/fd/{}/{NAME}", folder.as_raw_fd())
 }
 
 fn say(dir: &Path, has_door: bool, is_served: bool) {

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, Permissions};
 use std::io;
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,10 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use zeroize::Zeroizing;
 
-use super::{NAME, door};
-
-/// How long one that follows may take for what it does at once.
-const DEADLINE: Duration = Duration::from_secs(2);
+use super::{DEADLINE, NAME, door, socket};
 
 /// The mirror's door, for whoever waits for our end.
 pub(in super::super) struct Offer {
@@ -51,9 +48,8 @@ impl Offer {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
-        // The path of a Unix socket is short, and the folder's may be long.
         let folder = File::open(dir)?;
-        let listener = UnixListener::bind(format!("/proc/self/fd/{}/{NAME}", folder.as_raw_fd()))?;
+        let listener = UnixListener::bind(socket(&folder))?;
         fs::set_permissions(&path, Permissions::from_mode(0o600))?;
         let (ending, left) = (CancellationToken::new(), watch::Sender::new(None));
         let (followers, following) = (Arc::new(AtomicUsize::new(0)), TaskTracker::new());

@@ -60,6 +60,12 @@ fn sound(certs: &Certs, step: usize) {
     }
 }
 
+/// What is half done is ours to take back, and is named.
+fn named(certs: &Certs, original: &Tree, step: usize) {
+    let traces = HostsDir::traces(&certs.dir).unwrap();
+    assert_eq!(traces.is_empty(), certs.tree() == *original, "step {step}: {traces:?}");
+}
+
 fn at_each_step(scene: &Scene) {
     let mut steps = 0;
     for finish in [apply as Work, restore] {
@@ -75,9 +81,11 @@ fn at_each_step(scene: &Scene) {
                 break;
             }
             sound(&certs, step);
+            named(&certs, &original, step);
             // Cut short a second time, at another place.
             fuse::with(step / 2, || drop(finish(&certs)));
             sound(&certs, step);
+            named(&certs, &original, step);
             finish(&certs).unwrap_or_else(|e| panic!("step {step}: {e}"));
             sound(&certs, step);
             restore(&certs).unwrap();

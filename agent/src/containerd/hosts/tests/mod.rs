@@ -134,7 +134,7 @@ fn ca_pem() -> String {
 }
 
 fn entry() -> Entry {
-    Entry { listen: "127.0.0.1:7439".parse().unwrap(), ca_pem: Some(ca_pem()) }
+    Entry { listen: "127.0.0.1:7439".parse().unwrap(), ca_pem: Some(ca_pem()), reader: None }
 }
 
 fn plain() -> Entry {

@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::*;
-use crate::cli::doctor::AgentView;
 use crate::cli::doctor::facts::{Authority, Disk, Folder, Listener, Need, Proxies, Reach, Root, Runtime, Unlisted};
 use crate::cli::doctor::finding::{Outcome, Severity};
 use crate::cli::doctor::hosts_file::HostsFile;
 use crate::cli::doctor::platform::Platform;
 use crate::cli::doctor::surroundings::{Mount, Surroundings};
+use crate::cli::doctor::{Agent, AgentView};
 use crate::config::Config;
 use crate::containerd::canary::{Report, Verdict};
 use crate::containerd::client::{ClientError, CriStatus, PluginState, Release};
@@ -51,7 +51,7 @@ impl Files for RootFile {
 pub(in crate::cli::doctor) fn sound() -> Facts {
     let mut facts = Facts {
         config: Config::default(),
-        agent: Some(view(Verdict::Used)),
+        agent: view(Verdict::Used),
         platform: Platform::Plain,
         runtime: Runtime {
             release: release("2.3.4"),
@@ -95,9 +95,10 @@ fn need(path: &str, reach: Reach) -> Need {
     Need { path: path.into(), purpose: "the cache", reach }
 }
 
-fn view(verdict: Verdict) -> AgentView {
+fn view(verdict: Verdict) -> Agent {
     let at = u64::try_from(NOW).unwrap() - 60;
-    AgentView { canary: Some(Report { verdict, at, took: Duration::from_secs(1) }), requests: 12, left_out: Vec::new() }
+    let report = Report { verdict, at, took: Duration::from_secs(1) };
+    Agent::Serving(AgentView { canary: Some(report), requests: 12, left_out: Vec::new() })
 }
 
 pub(in crate::cli::doctor) fn release(text: &str) -> Result<Release, ClientError> {
@@ -158,22 +159,37 @@ fn all_is_well() {
 #[test]
 fn the_agent_is_down() {
     let mut facts = sound();
-    facts.agent = None;
+    facts.agent = Agent::Silent;
     facts.port.clear();
     facts.is_port_open = false;
     has(&problem(&facts).1, &["/run/larder/larder.sock", "systemctl start larder", "kubectl"]);
 }
 
 #[test]
+fn an_agent_waits_for_its_turn() {
+    let mut facts = sound();
+    facts.agent = Agent::Waiting { trouble: None };
+    let found = all(&facts);
+    assert_eq!(Outcome::of(&found), Outcome::Unchecked, "{found:#?}");
+    assert_eq!(found[0].what, "this agent waits to take over from the one that serves");
+    // The other one has the port.
+    assert!(found.iter().any(|f| f.check == "port" && f.severity == Severity::Ok), "{found:#?}");
+    facts.agent = Agent::Waiting { trouble: Some("another process holds the cache".to_owned()) };
+    facts.port.clear();
+    facts.is_port_open = false;
+    has(&problem(&facts).1, &["this agent doesn't serve yet: another process holds the cache"]);
+}
+
+#[test]
 fn the_canary_says() {
     let mut facts = sound();
-    facts.agent = Some(view(Verdict::Unused { pull_error: "no such host".to_owned() }));
+    facts.agent = view(Verdict::Unused { pull_error: "no such host".to_owned() });
     has(&problem(&facts).1, &["doesn't pull through the mirror (1m ago)", "no such host", "12 requests"]);
-    facts.agent = Some(view(Verdict::Failing { pull_error: "no space left".to_owned() }));
+    facts.agent = view(Verdict::Failing { pull_error: "no space left".to_owned() });
     has(&problem(&facts).1, &["its pull failed", "no space left"]);
-    facts.agent = Some(view(Verdict::Unknown { reason: "no socket".to_owned() }));
+    facts.agent = view(Verdict::Unknown { reason: "no socket".to_owned() });
     assert_eq!(Outcome::of(&all(&facts)), Outcome::Unchecked);
-    facts.agent = Some(AgentView { canary: None, requests: 0, left_out: Vec::new() });
+    facts.agent = Agent::Serving(AgentView { canary: None, requests: 0, left_out: Vec::new() });
     assert_eq!(Outcome::of(&all(&facts)), Outcome::Unchecked);
     facts.config.containerd.canary_interval = crate::config::Span::secs(0);
     has(&note(&facts), &["canary is off"]);

@@ -85,6 +85,16 @@ fn containerd_and_the_agent_go_by_the_same_proxy() {
         ],
     );
     assert!(!text.contains("secret"), "{text}");
+    // Who needs no password is given no place for one.
+    for proxy in ["http://joe@p:3128", "joe:@p:3128", "http://p:3128"] {
+        goes(&mut facts, proxies(Some(proxy), None), Proxies::default());
+        has(
+            &problem(&facts).1,
+            &[&format!("by {proxy}; the agent goes directly"), &format!("Environment=\"HTTPS_PROXY={proxy}\"")],
+        );
+    }
+    goes(&mut facts, proxies(Some("joe:s@cret@p:3128"), None), Proxies::default());
+    has(&problem(&facts).1, &["by joe:PASSWORD@p:3128; "]);
     // Another proxy is another way; an order of exceptions isn't.
     goes(&mut facts, proxies(Some("http://p:1/"), Some("a, b")), proxies(Some("http://p:1"), Some("b,A")));
     assert_eq!(Outcome::of(&all(&facts)), Outcome::Fine);

@@ -7,12 +7,8 @@ use crate::cli::doctor::facts::SeLinux;
 /// A Pod of the DaemonSet on a sound node.
 fn pod() -> Facts {
     let mut facts = sound();
-    let mount = |at: &str, filesystem: &str| Mount {
-        at: at.into(),
-        is_read_only: false,
-        filesystem: filesystem.to_owned(),
-        options: String::new(),
-    };
+    let mount =
+        |at: &str, filesystem: &str| Mount { at: at.into(), filesystem: filesystem.to_owned(), options: String::new() };
     facts.surroundings = Surroundings {
         is_pod: true,
         is_root: true,
@@ -61,10 +57,11 @@ fn files_that_are_not_mounted() {
     facts.surroundings.is_pod = false;
     has(&problem(&facts).1, &["doesn't exist", "every pull that reads this file fails"]);
     let mut facts = pod();
-    facts.agent.as_mut().unwrap().left_out = vec![LeftOut {
+    let left_out = vec![LeftOut {
         file: "/etc/containerd/certs.d/docker.io/hosts.toml".into(),
         what: "https://mirror.corp: /etc/corp/client.pem can't be used: it isn't there".to_owned(),
     }];
+    facts.agent = Agent::Serving(AgentView { canary: None, requests: 0, left_out });
     let finding = found(&facts, "the agent doesn't ask https://mirror.corp");
     assert!(finding.severity == Severity::Note && finding.because_has("host.paths"), "{finding:?}");
 }

@@ -4,27 +4,26 @@
 //! anything is read under it. They are told what happens by whoever it happens to, on whatever thread; a task on the main
 //! runtime sends what they want sent, and lets time pass for them.
 
+mod child;
+mod shown;
+mod task;
+
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use futures_util::StreamExt as _;
-use futures_util::future::BoxFuture;
-use futures_util::stream::FuturesUnordered;
 use larder_proto::peers::Beat as ProtoBeat;
-use tokio::sync::{Notify, OwnedSemaphorePermit, watch};
-use tokio::time::Instant;
+use tokio::sync::{Notify, watch};
 
-use super::calls::CallError;
-use super::metrics::{Direction, Streaming};
-use super::owner::{held, until};
-use super::{Inner, PeerError, ReadAsk, ShownReading, ShownUpload, Trace, messages};
-use crate::cluster::chain::{Beat, Hop, Key, Lease, Parting, Ticket};
-use crate::cluster::directory::{Answer, Answered, Verdict};
+use super::owner::held;
+use super::{Inner, PeerError, Trace, messages};
+use crate::cluster::chain::{Beat, Key, Parting, Ticket};
 use crate::cluster::follow::{self, Action, Follow, Opening};
-use crate::cluster::serve::{Reader, Serve};
+use crate::cluster::serve::Serve;
 use crate::image::NodeId;
+
+pub use child::Child;
 
 /// Turns that may lead to a peer that is avoided, one after the other, until the next look.
 const MOST_AVOIDED: usize = 8;
@@ -78,14 +77,6 @@ struct Slot {
     changed: Arc<Notify>,
 }
 
-/// What became of something that was sent.
-enum Done {
-    Asked(u64, Result<Answered, CallError>),
-    /// To whom, and under which lease: of others the machine doesn't want to know.
-    Reported(NodeId, Option<Lease>, Result<Verdict, CallError>),
-    Nothing,
-}
-
 impl Chains {
     /// Does something in a chain, which is made if there is none. It doesn't go meanwhile.
     fn enter<T>(&self, inner: &Arc<Inner>, key: &Key, act: impl FnOnce(&Arc<Chain>) -> T) -> T {
@@ -106,17 +97,6 @@ impl Chains {
             drop(state);
             chains.remove(&chain.key);
         }
-    }
-
-    pub(super) fn shown(&self) -> (Vec<ShownReading>, Vec<ShownUpload>) {
-        let chains: Vec<Arc<Chain>> = held(&self.0).values().cloned().collect();
-        let (mut readings, mut uploads) = (Vec::new(), Vec::new());
-        for chain in chains {
-            let state = held(&chain.state);
-            readings.extend(state.readings.values().map(|reading| chain.shown_reading(reading)));
-            uploads.extend(state.readers.values().map(|slot| chain.shown_upload(slot)));
-        }
-        (readings, uploads)
     }
 }
 
@@ -338,219 +318,11 @@ impl Chain {
         }
         self.tell(number, |machine, now| machine.leave(now));
     }
-
-    /// Sends what the machines of one reading want sent, and lets time pass for them, until it is over.
-    async fn run(self: Arc<Self>, number: u64) {
-        let (mut ring, mut has_members) = (self.inner.ring.clone(), true);
-        ring.mark_unchanged();
-        let mut calls = FuturesUnordered::new();
-        while let Some(next) = self.next(number) {
-            for action in next.outbox {
-                calls.push(self.perform(action, next.trace.clone()));
-            }
-            if next.is_over && calls.is_empty() {
-                break;
-            }
-            tokio::select! {
-                () = self.inner.stop.cancelled() => break,
-                () = self.woken.notified() => {}
-                () = until(next.deadline) => self.tick(number),
-                Some(done) = calls.next(), if !calls.is_empty() => self.done(number, done),
-                changed = ring.changed(), if has_members => {
-                    // When the node ends, what is under way goes on with the members that were known last.
-                    has_members = changed.is_ok();
-                    let owners = ring.borrow_and_update().owners_of(&self.key.digest);
-                    self.tell(number, |machine, now| machine.owners_changed(now, owners));
-                }
-            }
-        }
-        held(&self.state).readings.remove(&number);
-        self.changed.send_replace(());
-        self.inner.chains.leave(&self);
-    }
-
-    fn next(&self, number: u64) -> Option<Next> {
-        let mut state = held(&self.state);
-        let serving = state.serve.next_deadline();
-        let reading = state.readings.get_mut(&number)?;
-        let following = reading.machine.next_deadline();
-        let outbox = std::mem::take(&mut reading.outbox);
-        let is_over = reading.left && following.is_none() && outbox.is_empty();
-        let deadline = [serving, following].into_iter().flatten().min();
-        let deadline = deadline.map(|at| self.inner.started + at);
-        Some(Next { outbox, trace: reading.trace.clone(), deadline, is_over })
-    }
-
-    fn tick(&self, number: u64) {
-        held(&self.state).serve.tick(self.inner.now());
-        self.tell(number, |machine, now| machine.tick(now));
-    }
-
-    fn perform(self: &Arc<Self>, action: Action, trace: Trace) -> BoxFuture<'static, Done> {
-        let inner = Arc::clone(&self.inner);
-        Box::pin(async move {
-            match action {
-                Action::Ask { number, owner, ask } => {
-                    let (asked, is_again) = (Instant::now(), ask.ticket.is_some() || !ask.troubles.is_empty());
-                    let digest = ask.key.digest;
-                    let answered = inner.ask(owner, &ask, &trace).await;
-                    inner.metrics.looked_up(label(&answered), asked.elapsed(), is_again);
-                    match &answered {
-                        Ok(answered) => {
-                            tracing::debug!(pull = %trace, %digest, %owner, answer = ?answered.answer, "asked an owner");
-                        }
-                        Err(error) => {
-                            tracing::debug!(pull = %trace, %digest, %owner, %error, "an owner doesn't answer");
-                        }
-                    }
-                    Done::Asked(number, answered)
-                }
-                Action::Report { owner, report } => {
-                    Done::Reported(owner, report.lease, inner.report(owner, &report).await)
-                }
-                // They were done at once.
-                Action::Placed(_) | Action::Yields => Done::Nothing,
-            }
-        })
-    }
-
-    fn done(&self, number: u64, done: Done) {
-        match done {
-            Done::Asked(asked, Ok(answered)) => {
-                if matches!(answered.answer, Answer::Fetch { .. }) {
-                    self.inner.metrics.lease("held");
-                }
-                self.tell(number, |machine, now| machine.answered(now, asked, answered));
-            }
-            Done::Asked(asked, Err(_)) => self.tell(number, |machine, now| machine.unanswered(now, asked)),
-            Done::Reported(_, Some(lease), Ok(verdict)) => {
-                self.tell(number, |machine, now| machine.reported(now, lease, verdict));
-            }
-            Done::Reported(owner, Some(lease), Err(_)) => {
-                self.tell(number, |machine, now| machine.unreported(now, owner, lease));
-            }
-            Done::Reported(_, None, _) | Done::Nothing => {}
-        }
-    }
-
-    /// Takes a reader of what is here. `whole`: all of it is, and verified.
-    pub(super) fn admit(
-        inner: &Arc<Inner>,
-        node: NodeId,
-        ask: &ReadAsk,
-        whole: bool,
-        place: OwnedSemaphorePermit,
-    ) -> Result<Child, Parting> {
-        let member = inner.ring().member(node).cloned();
-        let zone = member.map(|member| member.zone).unwrap_or_default();
-        let counted = inner.metrics.streaming(Direction::Out, inner.nearness(&zone));
-        let ReadAsk { ticket, instead_of, insists, from, .. } = *ask;
-        let reader = Reader { node, ticket, instead_of, insists, from };
-        let changed = Arc::new(Notify::new());
-        let slot = Slot {
-            node,
-            trace: ask.trace.clone(),
-            ticket: ask.ticket,
-            sent: 0,
-            parting: None,
-            changed: Arc::clone(&changed),
-        };
-        let (admitted, chain) = inner.chains.enter(inner, &ask.key, |chain| {
-            let now = inner.now();
-            let mut state = held(&chain.state);
-            if whole {
-                state.serve.is_whole();
-            }
-            state.next += 1;
-            let stream = state.next;
-            let admitted = match (ask.aside, whole) {
-                (false, _) => state.serve.admit(now, stream, &reader).map(|()| stream),
-                (true, true) => Ok(stream),
-                (true, false) => Err(Parting::Absent),
-            };
-            if admitted.is_ok() {
-                state.readers.insert(stream, slot);
-            }
-            state.part(false);
-            (admitted, Arc::clone(chain))
-        });
-        match admitted {
-            Ok(stream) => Ok(Child { chain, stream, changed, counted, _place: place }),
-            Err(parting) => {
-                inner.chains.leave(&chain);
-                Err(parting)
-            }
-        }
-    }
-
-    /// What this node says of itself to one who waits for a blob to begin here.
-    pub(super) fn beat_of(inner: &Inner, key: &Key) -> Beat {
-        let hop = |ticket, frontier| Hop { node: inner.node, ticket, frontier, rate: 0 };
-        let Some(chain) = inner.chains.find(key) else { return Beat { path: vec![hop(None, 0)] } };
-        let state = held(&chain.state);
-        let reading = state.readings.last_key_value().map(|(_, reading)| reading);
-        let mut path = vec![hop(
-            reading.and_then(|reading| reading.machine.ticket()),
-            reading.map_or(0, |reading| reading.frontier),
-        )];
-        path.extend(reading.into_iter().flat_map(|reading| reading.machine.path()).take(Beat::MAX_PATH - 1));
-        Beat { path }
-    }
-
-    fn shown_reading(&self, reading: &Reading) -> ShownReading {
-        let (turn, upto, parent) = match reading.machine.turn() {
-            follow::Turn::Wait => ("waits", None, None),
-            follow::Turn::Upstream { upto } => ("fetches", (upto != u64::MAX).then_some(upto), None),
-            follow::Turn::Peer(opening) => ("reads", None, Some(opening.node.to_string())),
-        };
-        let owner = self.inner.ring().owners_of(&self.key.digest).first;
-        ShownReading {
-            digest: self.key.digest,
-            registry: self.key.registry.to_string(),
-            pull: reading.trace.to_string(),
-            turn: turn.to_owned(),
-            upto,
-            ticket: reading.machine.ticket().map(|ticket| ticket.number),
-            parent,
-            owner: owner.map(|owner| owner.to_string()),
-            frontier: reading.frontier,
-            size: reading.size,
-        }
-    }
-
-    fn shown_upload(&self, slot: &Slot) -> ShownUpload {
-        ShownUpload {
-            digest: self.key.digest,
-            node: slot.node.to_string(),
-            pull: slot.trace.to_string(),
-            ticket: slot.ticket.map(|ticket| ticket.number),
-            sent: slot.sent,
-        }
-    }
 }
 
 impl fmt::Debug for Chain {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Chain").field("key", &self.key).finish_non_exhaustive()
-    }
-}
-
-/// What a task has to do.
-struct Next {
-    outbox: Vec<Action>,
-    trace: Trace,
-    deadline: Option<Instant>,
-    is_over: bool,
-}
-
-fn label(answered: &Result<Answered, CallError>) -> &'static str {
-    match answered {
-        Ok(Answered { answer: Answer::Fetch { .. }, .. }) => "fetch",
-        Ok(Answered { answer: Answer::Read { .. }, .. }) => "read",
-        Ok(Answered { answer: Answer::NotOwner(_), .. }) => "not_owner",
-        Ok(Answered { answer: Answer::Alone { .. }, .. }) => "alone",
-        Err(CallError::LeftAlone) => "left_alone",
-        Err(_) => "failed",
     }
 }
 
@@ -572,69 +344,5 @@ impl State {
         let reading = self.readings.last_key_value().map(|(_, reading)| &reading.machine);
         let rate = reading.map_or(0, |reading| reading.rate(now));
         self.serve.beat(stream, rate, reading.map_or(&[], Follow::path))
-    }
-}
-
-/// A peer that reads from here. Dropped, it has left.
-#[derive(Debug)]
-pub struct Child {
-    chain: Arc<Chain>,
-    stream: u64,
-    changed: Arc<Notify>,
-    counted: Streaming,
-    _place: OwnedSemaphorePermit,
-}
-
-impl Child {
-    /// How to part from it now, if at all. `at`: the next byte that it gets.
-    pub fn verdict(&mut self, at: u64) -> Option<Parting> {
-        let mut state = held(&self.chain.state);
-        if let Some(parting) = state.readers.get_mut(&self.stream).and_then(|slot| slot.parting.take()) {
-            return Some(parting);
-        }
-        let is_over = state.serve.bound(self.stream).is_some_and(|bound| at >= bound);
-        is_over.then_some(Parting::Yielded)
-    }
-
-    /// Ends when the verdict may have changed. Cancelling it loses nothing.
-    pub async fn changed(&mut self) {
-        self.changed.notified().await;
-    }
-
-    /// What it is told every 200 ms. `frontier`: every byte before it is here.
-    pub fn beat(&mut self, frontier: u64) -> ProtoBeat {
-        let now = self.chain.inner.now();
-        let mut state = held(&self.chain.state);
-        if state.readings.is_empty() {
-            // Nobody else tells it.
-            state.serve.arrived(frontier, None);
-        }
-        state.serve.tick(now);
-        state.part(false);
-        messages::beat_of(&state.beat(now, self.stream))
-    }
-
-    /// So many bytes have gone to its connection.
-    pub fn sent(&mut self, bytes: u64) {
-        let mut state = held(&self.chain.state);
-        state.serve.sent(self.stream, bytes);
-        if let Some(slot) = state.readers.get_mut(&self.stream) {
-            slot.sent += bytes;
-        }
-        state.part(false);
-        drop(state);
-        self.counted.add(bytes);
-    }
-}
-
-impl Drop for Child {
-    fn drop(&mut self) {
-        let mut state = held(&self.chain.state);
-        state.serve.ended(self.stream);
-        state.readers.remove(&self.stream);
-        state.part(false);
-        drop(state);
-        self.chain.woken.notify_one();
-        self.chain.inner.chains.leave(&self.chain);
     }
 }

@@ -1,0 +1,111 @@
+//! What is fetched for the chain, under a lease.
+
+use std::time::Duration;
+
+use crate::cluster::chain::Lease;
+use crate::cluster::directory::{Answer, Released, State, Verdict};
+use crate::image::NodeId;
+
+use super::{Action, Follow, Source};
+
+/// Upstream, when it failed, isn't tried again for so long while somebody else may help.
+const UPSTREAM_RESTS: Duration = Duration::from_millis(500);
+
+/// A range under a lease.
+#[derive(Debug)]
+pub(super) struct Range {
+    pub(super) lease: Lease,
+    pub(super) owner: NodeId,
+    pub(super) from: u64,
+    pub(super) upto: u64,
+    pub(super) told_half: bool,
+    pub(super) reported: Duration,
+    /// At the end, since when there is no verdict.
+    pub(super) waits: Option<Duration>,
+    /// It has ended, and readers haven't caught up.
+    pub(super) has_ended: bool,
+}
+
+impl Range {
+    pub(super) const fn new(now: Duration, owner: NodeId, lease: Lease, from: u64, upto: u64) -> Self {
+        Self { lease, owner, from, upto, told_half: false, reported: now, waits: None, has_ended: false }
+    }
+}
+
+impl Follow {
+    /// An owner has judged a report.
+    pub fn reported(&mut self, now: Duration, lease: Lease, verdict: Verdict) {
+        let has_all = self.has_all();
+        let frontier = self.frontier;
+        let Source::Lease(range) = &mut self.source else { return };
+        if range.lease != lease || range.has_ended {
+            return;
+        }
+        match verdict {
+            Verdict::Noted => {}
+            Verdict::GoOn { upto } => {
+                if upto > range.upto {
+                    range.from = frontier;
+                    range.upto = upto;
+                    range.told_half = false;
+                    range.waits = (frontier >= upto).then_some(now);
+                }
+            }
+            Verdict::Ended if has_all => {}
+            Verdict::Ended => {
+                range.has_ended = true;
+                range.waits = None;
+                self.yield_or_go_on(now);
+            }
+        }
+    }
+
+    /// A report didn't reach its owner.
+    pub fn unreported(&mut self, now: Duration, owner: NodeId, lease: Lease) {
+        let Source::Lease(range) = &self.source else { return };
+        if range.lease == lease && range.owner == owner {
+            self.report_elsewhere(now);
+        }
+    }
+
+    /// Upstream is no use.
+    pub fn upstream_failed(&mut self, now: Duration, why: Released) {
+        self.upstream_rests_until = now + UPSTREAM_RESTS;
+        match &self.source {
+            Source::Lease(range) => {
+                let (owner, lease) = (range.owner, Some(range.lease));
+                let report = self.report(now, lease, State::Released(why));
+                self.actions.push(Action::Report { owner, report: Box::new(report) });
+                self.actions.push(Action::Yields);
+                self.to_the_tail = true;
+                self.seek_anew(now);
+            }
+            Source::Own { .. } => self.seek_anew(now),
+            Source::Nothing | Source::Peer(_) => {}
+        }
+    }
+
+    /// Was this node told to fetch by another owner than this one?
+    pub(super) fn has_lease_of_other(&self, owner: NodeId) -> bool {
+        matches!(&self.source, Source::Lease(range) if range.owner != owner)
+    }
+
+    /// The first owner lives after all. What it says counts, since all others go by it: under a lease of the second one,
+    /// this node would fetch a copy for itself. It goes on without a pause until the first one has judged how far it is;
+    /// to the second one it is one who reads, so that those who ask there are still sent to it.
+    pub(super) fn return_to_first(&mut self, now: Duration, first: NodeId, answer: &Answer) {
+        let Source::Lease(range) = &mut self.source else { return };
+        let second = range.owner;
+        match *answer {
+            Answer::Fetch { ticket, lease, upto } => {
+                *range = Range::new(now, first, lease, self.frontier, upto);
+                self.place(ticket);
+            }
+            Answer::Read { .. } => range.owner = first,
+            Answer::NotOwner(_) | Answer::Alone { .. } => return,
+        }
+        self.told_both = true;
+        self.tell(now, second, State::Reading);
+        self.report_lease(now);
+    }
+}

@@ -1,0 +1,95 @@
+//! What a parent says, and when it is left for another.
+
+use std::time::Duration;
+
+use crate::cluster::chain::{Ailment, Beat, Parting};
+
+use super::reading::Reading;
+use super::seek::Candidate;
+use super::{Follow, Source};
+
+/// A reader moves at most this often to one that does better, and not for so long when it was found to be slow itself.
+const MOVES_EVERY: Duration = Duration::from_secs(1);
+const SLOW_STAYS: Duration = Duration::from_secs(10);
+
+impl Follow {
+    /// A peer has begun to answer.
+    pub fn opened(&mut self, now: Duration, opening: u64) {
+        let Some(reading) = self.reading(opening) else { return };
+        reading.heard = now;
+        if !std::mem::replace(&mut reading.is_open, true) {
+            // Who was named besides was named for a moment.
+            self.candidates.clear();
+            self.tell_reading(now);
+        }
+    }
+
+    /// A peer's beat.
+    pub fn beat(&mut self, now: Duration, opening: u64, beat: Beat) {
+        let (frontier, rate, me, ticket) = (self.frontier, self.meter.rate(now), self.me, self.ticket);
+        let may_move =
+            now >= self.stays_until && self.moved.is_none_or(|moved| now.saturating_sub(moved) >= MOVES_EVERY);
+        let Some(reading) = self.reading(opening) else { return };
+        reading.heard = now;
+        // Under an older ticket this node may still be on paths that were told further and further.
+        let is_circle = beat.path.iter().any(|hop| hop.node == me && hop.ticket == ticket);
+        let parent = reading.opening.node;
+        let (comes_nearer, better) = reading.beat(now, beat, frontier, rate);
+        if is_circle {
+            // Can't be, by the order of tickets; a node that breaks it is none to wait for.
+            self.troubles.note(now, parent, Ailment::Full);
+            self.seek_anew(now);
+            return;
+        }
+        if comes_nearer {
+            self.patience.sign(now);
+        }
+        if let Some(better) = better.filter(|better| may_move && !self.troubles.speaks_against(now, *better)) {
+            self.moved = Some(now);
+            self.candidates.clear();
+            self.candidates.push_back(Candidate { instead_of: Some(parent), ..Candidate::of(better) });
+            self.candidates.push_back(Candidate::of(parent));
+            self.try_next(now);
+        }
+    }
+
+    /// A peer has ended the stream, or refused it.
+    pub fn parted(&mut self, now: Duration, opening: u64, parting: &Parting) {
+        let Some(reading) = self.reading(opening) else { return };
+        let node = reading.opening.node;
+        if self.has_all() {
+            return;
+        }
+        match parting {
+            Parting::Yielded => self.leave_parent(now, None),
+            Parting::NotLower => self.leave_parent(now, Some(Ailment::Full)),
+            Parting::Full(others) => self.sent_on(now, others),
+            Parting::Displaced => {
+                self.stays_until = now + SLOW_STAYS;
+                self.to_the_tail = true;
+                self.slow = true;
+                self.troubles.note(now, node, Ailment::Full);
+                self.seek_anew(now);
+            }
+            Parting::Absent => self.leave_parent(now, Some(Ailment::Absent)),
+            Parting::Broken(_) => self.leave_parent(now, Some(Ailment::Wrong)),
+            Parting::Held | Parting::Sent | Parting::Failed | Parting::Stopping => {
+                self.leave_parent(now, Some(Ailment::Silent));
+            }
+        }
+    }
+
+    /// A peer can't be reached, or the stream broke.
+    pub fn lost(&mut self, now: Duration, opening: u64) {
+        if self.reading(opening).is_some() && !self.has_all() {
+            self.leave_parent(now, Some(Ailment::Silent));
+        }
+    }
+
+    fn reading(&mut self, opening: u64) -> Option<&mut Reading> {
+        match &mut self.source {
+            Source::Peer(reading) if reading.opening.number == opening => Some(reading),
+            _ => None,
+        }
+    }
+}

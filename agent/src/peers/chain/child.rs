@@ -1,0 +1,144 @@
+//! A peer that reads from here.
+
+use std::sync::Arc;
+
+use larder_proto::peers::Beat as ProtoBeat;
+use tokio::sync::{Notify, OwnedSemaphorePermit};
+
+use super::{Chain, Slot};
+use crate::cluster::chain::{Beat, Hop, Key, Parting};
+use crate::cluster::serve::Reader;
+use crate::image::NodeId;
+use crate::peers::metrics::{Direction, Streaming};
+use crate::peers::owner::held;
+use crate::peers::{Inner, ReadAsk, messages};
+
+/// A peer that reads from here. Dropped, it has left.
+#[derive(Debug)]
+pub struct Child {
+    chain: Arc<Chain>,
+    stream: u64,
+    changed: Arc<Notify>,
+    counted: Streaming,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Chain {
+    /// Takes a reader of what is here. `whole`: all of it is, and verified.
+    pub(in crate::peers) fn admit(
+        inner: &Arc<Inner>,
+        node: NodeId,
+        ask: &ReadAsk,
+        whole: bool,
+        place: OwnedSemaphorePermit,
+    ) -> Result<Child, Parting> {
+        let member = inner.ring().member(node).cloned();
+        let zone = member.map(|member| member.zone).unwrap_or_default();
+        let counted = inner.metrics.streaming(Direction::Out, inner.nearness(&zone));
+        let ReadAsk { ticket, instead_of, insists, from, .. } = *ask;
+        let reader = Reader { node, ticket, instead_of, insists, from };
+        let changed = Arc::new(Notify::new());
+        let slot = Slot {
+            node,
+            trace: ask.trace.clone(),
+            ticket: ask.ticket,
+            sent: 0,
+            parting: None,
+            changed: Arc::clone(&changed),
+        };
+        let (admitted, chain) = inner.chains.enter(inner, &ask.key, |chain| {
+            let now = inner.now();
+            let mut state = held(&chain.state);
+            if whole {
+                state.serve.is_whole();
+            }
+            state.next += 1;
+            let stream = state.next;
+            let admitted = match (ask.aside, whole) {
+                (false, _) => state.serve.admit(now, stream, &reader).map(|()| stream),
+                (true, true) => Ok(stream),
+                (true, false) => Err(Parting::Absent),
+            };
+            if admitted.is_ok() {
+                state.readers.insert(stream, slot);
+            }
+            state.part(false);
+            (admitted, Arc::clone(chain))
+        });
+        match admitted {
+            Ok(stream) => Ok(Child { chain, stream, changed, counted, _place: place }),
+            Err(parting) => {
+                inner.chains.leave(&chain);
+                Err(parting)
+            }
+        }
+    }
+
+    /// What this node says of itself to one who waits for a blob to begin here.
+    pub(in crate::peers) fn beat_of(inner: &Inner, key: &Key) -> Beat {
+        let hop = |ticket, frontier| Hop { node: inner.node, ticket, frontier, rate: 0 };
+        let Some(chain) = inner.chains.find(key) else { return Beat { path: vec![hop(None, 0)] } };
+        let state = held(&chain.state);
+        let reading = state.readings.last_key_value().map(|(_, reading)| reading);
+        let mut path = vec![hop(
+            reading.and_then(|reading| reading.machine.ticket()),
+            reading.map_or(0, |reading| reading.frontier),
+        )];
+        path.extend(reading.into_iter().flat_map(|reading| reading.machine.path()).take(Beat::MAX_PATH - 1));
+        Beat { path }
+    }
+}
+
+impl Child {
+    /// How to part from it now, if at all. `at`: the next byte that it gets.
+    pub fn verdict(&mut self, at: u64) -> Option<Parting> {
+        let mut state = held(&self.chain.state);
+        if let Some(parting) = state.readers.get_mut(&self.stream).and_then(|slot| slot.parting.take()) {
+            return Some(parting);
+        }
+        let is_over = state.serve.bound(self.stream).is_some_and(|bound| at >= bound);
+        is_over.then_some(Parting::Yielded)
+    }
+
+    /// Ends when the verdict may have changed. Cancelling it loses nothing.
+    pub async fn changed(&mut self) {
+        self.changed.notified().await;
+    }
+
+    /// What it is told every 200 ms. `frontier`: every byte before it is here.
+    pub fn beat(&mut self, frontier: u64) -> ProtoBeat {
+        let now = self.chain.inner.now();
+        let mut state = held(&self.chain.state);
+        if state.readings.is_empty() {
+            // Nobody else tells it.
+            state.serve.arrived(frontier, None);
+        }
+        state.serve.tick(now);
+        state.part(false);
+        messages::beat_of(&state.beat(now, self.stream))
+    }
+
+    /// So many bytes have gone to its connection.
+    pub fn sent(&mut self, bytes: u64) {
+        let mut state = held(&self.chain.state);
+        state.serve.sent(self.stream, bytes);
+        if let Some(slot) = state.readers.get_mut(&self.stream) {
+            slot.sent += bytes;
+        }
+        state.part(false);
+        drop(state);
+        self.counted.add(bytes);
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        let mut state = held(&self.chain.state);
+        state.serve.ended(self.stream);
+        state.readers.remove(&self.stream);
+        state.part(false);
+        drop(state);
+        self.chain.woken.notify_one();
+        self.chain.inner.chains.leave(&self.chain);
+    }
+}
