@@ -211,15 +211,15 @@ impl Ca {
     pub(crate) fn expired_acceptor(&self) -> TlsAcceptor {
         let mut params = loopback();
         (params.not_before, params.not_after) = (date_time_ymd(2019, 1, 1), date_time_ymd(2020, 1, 1));
-        self.acceptor_with(params, &[], None)
+        self.acceptor_with(&params, &[], None)
     }
 
     /// One that wants a client certificate of an authority, if one is named.
     pub(crate) fn acceptor_for(&self, alpn: &[&[u8]], clients: Option<&Self>) -> TlsAcceptor {
-        self.acceptor_with(loopback(), alpn, clients)
+        self.acceptor_with(&loopback(), alpn, clients)
     }
 
-    fn acceptor_with(&self, params: CertificateParams, alpn: &[&[u8]], clients: Option<&Self>) -> TlsAcceptor {
+    fn acceptor_with(&self, params: &CertificateParams, alpn: &[&[u8]], clients: Option<&Self>) -> TlsAcceptor {
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
