@@ -164,6 +164,36 @@ async fn one_that_is_slow_once_is_not_given_up() {
     assert!(chain[0].state().down.is_some());
 }
 
+/// What is slow for one is as usual for another: no wait that is the same for all does both.
+#[tokio::test]
+async fn each_is_waited_for_by_its_own_history() {
+    const USUAL: Duration = Duration::from_millis(300);
+    let delayed = |first: Duration, then: Duration| async move {
+        let asked = AtomicUsize::new(0);
+        Server::plain(move |head| {
+            let is_request = head.starts_with("HEAD");
+            let is_late = is_request && asked.fetch_add(1, Ordering::SeqCst) >= 5;
+            let time = if is_late { then } else { first };
+            std::iter::once(Act::Wait(time)).chain(ok("")).collect()
+        })
+        .await
+    };
+    // The one that takes its time takes longer than the quick one does, and isn't raced all the same.
+    let (slow, quick) =
+        (delayed(USUAL, Duration::from_millis(800)).await, delayed(Duration::ZERO, Duration::from_millis(600)).await);
+    for (first, winner) in [(slow, 0), (quick, 1)] {
+        let well = Server::plain(|_| ok("")).await;
+        let (_room, chain) = rooms(&[first.url(), well.url()]);
+        for _ in 0..5 {
+            assert_eq!(ask(&chain).await.unwrap(), 0);
+        }
+        assert!(well.seen().is_empty());
+        assert_eq!(ask(&chain).await.unwrap(), winner);
+        assert_eq!(well.count("HEAD"), winner, "asked besides the first, or not");
+        assert_eq!(first.count("HEAD"), 6);
+    }
+}
+
 #[tokio::test]
 async fn the_only_one_gets_all_the_time_there_is() {
     let first = Server::plain(|_| vec![Act::Hang]).await;
