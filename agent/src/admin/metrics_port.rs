@@ -8,7 +8,7 @@ use http::{Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
-use tokio::net::{TcpListener, TcpSocket};
+use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -18,6 +18,7 @@ use crate::wire;
 
 /// Scrapers and probes; no more are served at a time.
 const MAX_CONNECTIONS: usize = 64;
+const BACKLOG: u32 = 64;
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// The port of `/metrics`, `/healthz` and `/readyz`, and of nothing else: unlike the mirror it may be reached from
@@ -30,15 +31,9 @@ impl MetricsPort {
     /// # Errors
     /// When it can't be had.
     pub fn bind(address: SocketAddr) -> io::Result<Self> {
-        let listen = |address: SocketAddr| {
-            let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-            socket.set_reuseaddr(true)?;
-            wire::take_both(&socket, address)?;
-            socket.bind(address)?;
-            socket.listen(64)
-        };
-        let bound = wire::or_v4(address, listen);
-        bound.map(Self).map_err(|e| io::Error::new(e.kind(), format!("metrics.listen {address}: {e}")))
+        wire::listen(address, BACKLOG)
+            .map(Self)
+            .map_err(|e| io::Error::new(e.kind(), format!("metrics.listen {address}: {e}")))
     }
 
     /// Serves until `stop`. `/readyz` says yes once `ready` is true.

@@ -110,30 +110,26 @@ impl Serve {
             self.take(stream, reader, Some(self.frontier));
             return Ok(());
         }
-        let goes_on = |stream: &&Stream| stream.bound.is_none();
-        let count = self.streams.values().filter(goes_on).count();
+        let count = self.going_on().count();
         let room = fan_out(self.size);
         if count < room {
             self.take(stream, reader, None);
             return Ok(());
         }
-        let going_on = self.streams.iter().filter(|(_, stream)| stream.bound.is_none());
-        let replaced = going_on.clone().find(|(_, stream)| Some(stream.node) == reader.instead_of);
+        let replaced = self.going_on().find(|(_, stream)| Some(stream.node) == reader.instead_of);
         // Of those who stand behind the reader, the last one.
-        let behind =
-            going_on.filter(|(_, stream)| reader.ticket < stream.ticket).max_by_key(|(_, stream)| stream.ticket);
+        let behind = self.going_on().filter(|(_, stream)| reader.ticket < stream.ticket);
+        let behind = behind.max_by_key(|(_, stream)| stream.ticket);
         let is_level = |stream: &Stream| reader.from.saturating_add(LEVEL) >= stream.at;
         if let Some((before, _)) = replaced.filter(|_| self.contest.is_none()) {
             let until = now + CONTEST;
-            self.contest = Some(Contest { before: *before, newcomer: stream, until, before_took: 0, newcomer_took: 0 });
+            self.contest = Some(Contest { before, newcomer: stream, until, before_took: 0, newcomer_took: 0 });
         } else if let Some((behind, _)) = behind.filter(|(_, behind)| is_level(behind)) {
-            let behind = *behind;
             self.ended(behind);
             self.partings.push((behind, Parting::Full(vec![reader.node])));
         } else if !reader.insists || count >= room + SQUEEZED {
-            let before_it =
-                self.streams.values().filter(|stream| stream.bound.is_none() && stream.ticket < reader.ticket);
-            return Err(Parting::Full(before_it.map(|stream| stream.node).collect()));
+            let before_it = self.going_on().filter(|(_, stream)| stream.ticket < reader.ticket);
+            return Err(Parting::Full(before_it.map(|(_, stream)| stream.node).collect()));
         }
         self.take(stream, reader, None);
         Ok(())
@@ -248,14 +244,20 @@ impl Serve {
 
     /// Who reads, and goes on reading.
     pub fn readers(&self) -> impl Iterator<Item = NodeId> {
-        self.streams.values().filter(|stream| stream.bound.is_none()).map(|stream| stream.node)
+        self.going_on().map(|(_, stream)| stream.node)
     }
 
     /// How many bytes that are here the furthest of them hasn't got yet.
     #[must_use]
     pub fn lag(&self) -> u64 {
-        let furthest = self.streams.values().filter(|stream| stream.bound.is_none()).map(|stream| stream.at).max();
+        let furthest = self.going_on().map(|(_, stream)| stream.at).max();
         furthest.map_or(0, |at| self.frontier.saturating_sub(at))
+    }
+
+    /// The streams without a bound.
+    fn going_on(&self) -> impl Iterator<Item = (u64, &Stream)> {
+        let streams = self.streams.iter().map(|(number, stream)| (*number, stream));
+        streams.filter(|(_, stream)| stream.bound.is_none())
     }
 
     fn bind(&mut self, whom: impl Fn(&Stream) -> bool) {

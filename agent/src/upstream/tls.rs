@@ -90,36 +90,44 @@ impl Tls {
 
     /// For a new connection.
     pub(super) async fn current(self: &Arc<Self>) -> Arc<ClientConfig> {
-        if self.is_due() {
+        self.current_at(Instant::now()).await
+    }
+
+    pub(super) async fn current_at(self: &Arc<Self>, now: Instant) -> Arc<ClientConfig> {
+        let is_trust_due = self.trust.is_due(now);
+        if self.is_due(now) || is_trust_due {
             let this = Arc::clone(self);
             // It fails at shutdown only.
-            let _ = tokio::task::spawn_blocking(move || this.refresh()).await;
+            let _ = tokio::task::spawn_blocking(move || this.refresh(is_trust_due)).await;
         }
         self.current.load_full()
     }
 
-    fn is_due(&self) -> bool {
-        let is_trust_due = self.trust.is_due(Instant::now());
+    fn is_due(&self, now: Instant) -> bool {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         let has_files = self.options.files().next().is_some();
-        let is_due = has_files && seen.checked.elapsed() >= CHECKS_APART;
+        let is_due = has_files && now.saturating_duration_since(seen.checked) >= CHECKS_APART;
         if is_due {
-            seen.checked = Instant::now();
+            seen.checked = now;
         }
-        is_due || is_trust_due || seen.generation != self.trust.generation()
+        is_due || seen.generation != self.trust.generation()
     }
 
-    fn refresh(&self) {
-        self.trust.refresh();
+    /// Makes it anew if something has changed: of the host's authorities too, where it is their time. Blocking.
+    fn refresh(&self, is_trust_due: bool) {
+        if is_trust_due {
+            self.trust.refresh();
+        }
         let (generation, stamps): (_, Vec<Stamp>) =
             (self.trust.generation(), self.options.files().map(stamp).collect());
         let files_changed = {
             let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-            if seen.stamps == stamps && seen.generation == generation {
+            let files_changed = seen.stamps != stamps;
+            if !files_changed && seen.generation == generation {
                 return;
             }
-            seen.generation = generation;
-            std::mem::replace(&mut seen.stamps, stamps.clone()) != stamps
+            (seen.generation, seen.stamps) = (generation, stamps);
+            files_changed
         };
         match config(&self.trust, &self.options) {
             Ok(config) => {

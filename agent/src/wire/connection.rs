@@ -106,7 +106,7 @@ impl Connection {
         tokio::select! {
             _ = &mut connection => return,
             () = stop.cancelled() => {}
-            () = distrusted(&self.identity, &self.chain, &mut self.changes) => {
+            () = distrusted(&self.identity, &self.chain, &mut self.changes, LOOK_EVERY) => {
                 tracing::info!(peer = %caller.address, node = ?caller.node, "its certificate has ended: no more calls on this connection");
             }
         }
@@ -116,11 +116,39 @@ impl Connection {
 }
 
 /// Returns when a certificate has ended, or its authority isn't trusted any more.
-async fn distrusted(identity: &Identity, chain: &[CertificateDer<'static>], changes: &mut watch::Receiver<u64>) {
+async fn distrusted(
+    identity: &Identity,
+    chain: &[CertificateDer<'static>],
+    changes: &mut watch::Receiver<u64>,
+    look_every: Duration,
+) {
     loop {
-        let _ = timeout(LOOK_EVERY, changes.changed()).await;
+        let _ = timeout(look_every, changes.changed()).await;
         if !identity.believes(chain) {
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustls::pki_types::pem::PemObject as _;
+    use time::OffsetDateTime;
+
+    use super::*;
+    use crate::wire::tests::{Cluster, leaf};
+
+    #[tokio::test]
+    async fn a_certificate_ends_while_its_connection_is_open() {
+        let cluster = Cluster::new();
+        let identity = cluster.identity("a");
+        let ends = OffsetDateTime::now_utc() + Duration::from_secs(3);
+        let (certificate, _) = leaf(&cluster.ca(), |params| params.not_after = ends);
+        let chain = [CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap()];
+        assert!(identity.believes(&chain));
+        let mut changes = identity.changes();
+        let ended = distrusted(&identity, &chain, &mut changes, Duration::from_millis(50));
+        timeout(Duration::from_secs(10), ended).await.unwrap();
+        assert!(OffsetDateTime::now_utc().unix_timestamp() >= ends.unix_timestamp(), "before its time");
     }
 }

@@ -9,7 +9,7 @@ use http::{Request, Response};
 use http_body::Body;
 use hyper::body::Incoming;
 use socket2::SockRef;
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
@@ -68,15 +68,7 @@ impl PeerListener {
     /// # Errors
     /// When another process has it, or the address isn't this node's.
     pub fn bind(address: SocketAddr) -> Result<Self, BindError> {
-        let listen = |address: SocketAddr| {
-            let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-            // A restart must not wait for old connections to time out.
-            socket.set_reuseaddr(true)?;
-            address::take_both(&socket, address)?;
-            socket.bind(address)?;
-            socket.listen(BACKLOG)
-        };
-        let listener = address::or_v4(address, listen).map_err(|source| BindError { address, source })?;
+        let listener = address::listen(address, BACKLOG).map_err(|source| BindError { address, source })?;
         Ok(Self { listener })
     }
 
@@ -194,6 +186,7 @@ impl Drop for Knock {
 #[cfg(test)]
 mod tests {
     use rustls::pki_types::ServerName;
+    use tokio::net::TcpSocket;
     use tokio_rustls::TlsConnector;
 
     use super::*;
@@ -217,6 +210,26 @@ mod tests {
         let socket = SockRef::from(server.get_ref().0);
         assert_eq!(socket.tcp_notsent_lowat().unwrap(), UNSENT);
         assert!(socket.tcp_nodelay().unwrap());
+    }
+
+    #[tokio::test]
+    async fn who_says_nothing_keeps_nobody_else_out() {
+        let cluster = Cluster::new();
+        let (node, member) = (cluster.node("a"), cluster.identity("b"));
+        let mut silent = Vec::new();
+        for _ in 0..=MAX_HANDSHAKES_OF_ONE {
+            silent.push(TcpStream::connect(node.address).await.unwrap());
+        }
+        node.refused(Reason::Busy, 1).await;
+        let elsewhere = TcpSocket::new_v4().unwrap();
+        elsewhere.bind(([127, 0, 0, 2], 0).into()).unwrap();
+        let stream = elsewhere.connect(node.address).await.unwrap();
+        let connector = TlsConnector::from(member.client_config(node.identity.node()).unwrap());
+        connector.connect(ServerName::from(node.address.ip()), stream).await.unwrap();
+        // Once they have gone, or their time is over, their address is let in again.
+        drop(silent);
+        let again = cluster.node("c");
+        while again.ask(&node).await.is_err() {}
     }
 
     #[test]

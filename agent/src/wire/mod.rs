@@ -25,7 +25,7 @@ mod seal;
 #[cfg(test)]
 pub(crate) mod tests;
 
-pub use address::{or_v4, take_both};
+pub use address::listen;
 pub use channels::{Channels, Purpose};
 pub use connection::Caller;
 pub use datagrams::Datagrams;

@@ -1,12 +1,17 @@
 //! Private images stay private, whoever has them.
 
 use anyhow::{Context, Result, ensure};
-use larder_integration::{Blob, Challenge, Cluster, FaultRegistry, Image, Login, Network, Puller};
+use larder_integration::{Blob, Challenge, Cluster, FaultRegistry, Folder, Image, Login, Network, Puller};
 
 use super::Stage;
 use crate::support::run;
 
 const PRIVATE: &str = "private.test/acme/app:v1";
+/// As which a member wants something, in the words of the wire.
+const ANONYMOUS: u8 = 1;
+const AUTHORIZED: u8 = 2;
+/// A parting that says: not here, or not for this key.
+const ABSENT: [u8; 4] = [0x22, 0x02, 0x08, 0x07];
 
 fn alice() -> Login {
     Login::password("alice", "wonderland")
@@ -17,7 +22,7 @@ fn mallory() -> Login {
 }
 
 struct Scene {
-    _network: Network,
+    network: Network,
     registry: FaultRegistry,
     other: FaultRegistry,
     cluster: Cluster,
@@ -41,7 +46,7 @@ impl Scene {
         let cluster = builder.start().await?;
         cluster.member(0).pull_as(PRIVATE, &alice()).await.context("the first")?;
         registry.clear_log();
-        Ok(Self { _network: network, registry, other, cluster, image })
+        Ok(Self { network, registry, other, cluster, image })
     }
 
     async fn ensure_closed(&self, node: usize, registry: &str, repository: &str, login: Option<&Login>) -> Result<()> {
@@ -57,6 +62,17 @@ impl Scene {
 
 fn holds(body: &[u8], blob: &Blob) -> bool {
     body.len() >= 32 && blob.bytes.windows(32).any(|window| window == &body[..32])
+}
+
+fn contains(message: &[u8], bytes: &[u8]) -> bool {
+    message.windows(bytes.len()).any(|window| window == bytes)
+}
+
+/// `key { digest, registry, access }`
+fn read_request(digest: &str, registry: &str, access: u8) -> Vec<u8> {
+    let text = |number: u8, text: &str| [&[number << 3 | 2, text.len() as u8], text.as_bytes()].concat();
+    let key = [text(1, digest), text(2, registry), vec![3 << 3, access]].concat();
+    [&[1 << 3 | 2, key.len() as u8], &key[..]].concat()
 }
 
 /// Who may pull it gets it from the peer; who may not, doesn't.
@@ -90,6 +106,38 @@ fn it_is_not_given_for_another_registry() {
         // Each of these was asked of the registry that it was asked for.
         for blob in scene.image.blobs() {
             ensure!(scene.other.count("GET", &blob.digest) > 0, "{} wasn't asked for", blob.digest);
+        }
+        Ok(())
+    });
+}
+
+/// A member with a mind of its own asks at the port for peers: as anybody, and for another registry.
+#[test]
+fn the_door_for_peers_gives_it_for_its_own_registry_alone() {
+    run(async {
+        let scene = Scene::set().await?;
+        let (folder, outside) = (Folder::new()?, scene.network.host(None)?);
+        let files = scene.cluster.authority().issue(folder.path(), "0123456789abcdef0123456789abcdef", false)?;
+        let read = async |blob: &Blob, registry: &str, access: u8| {
+            let message = read_request(&blob.digest, registry, access);
+            scene.cluster.member(0).call(&outside, Some(&files), "Content/Read", &message).await
+        };
+        let refused = async || scene.cluster.sum("larder_peer_refusals_total", &["reason=\"absent\""]).await;
+        for blob in scene.image.blobs() {
+            let given = read(blob, "private.test", AUTHORIZED).await?;
+            // In messages: what is in one piece is its beginning.
+            let begins = contains(&given.message, &blob.bytes[..blob.bytes.len().min(1024)]);
+            let is_given = begins && given.message.len() > blob.bytes.len();
+            ensure!(is_given, "{} isn't given to who may have it", blob.digest);
+            let before = refused().await;
+            for (registry, access) in [("private.test", ANONYMOUS), ("open.test", AUTHORIZED), ("open.test", ANONYMOUS)]
+            {
+                let answer = read(blob, registry, access).await?;
+                ensure!(answer.message.ends_with(&ABSENT), "{registry} {access}: {answer:?}");
+                let is_given = blob.bytes.chunks_exact(32).any(|bytes| contains(&answer.message, bytes));
+                ensure!(!is_given, "{registry} gave bytes of {} as {access}", blob.digest);
+            }
+            ensure!(refused().await == before + 3.0, "a refusal isn't counted");
         }
         Ok(())
     });

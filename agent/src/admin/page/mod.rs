@@ -25,7 +25,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use jiff::Timestamp;
 use sha2::{Digest as _, Sha256};
-use tokio::net::{TcpListener, TcpSocket};
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::flows::Minute;
@@ -33,9 +33,11 @@ use super::port;
 use super::view::Status;
 use super::view::images::Images;
 use crate::peers::Shown;
+use crate::wire;
 
 /// Browsers of people on this node; no more are served at a time.
 const MAX_CONNECTIONS: usize = 16;
+const BACKLOG: u32 = 16;
 
 const STYLE: &str = include_str!("style.css");
 
@@ -91,13 +93,7 @@ impl Page {
         if !address.ip().is_loopback() {
             return Err(said(io::Error::new(io::ErrorKind::InvalidInput, "not on loopback")));
         }
-        let listen = || {
-            let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-            socket.set_reuseaddr(true)?;
-            socket.bind(address)?;
-            socket.listen(16)
-        };
-        listen().map(Self).map_err(said)
+        wire::listen(address, BACKLOG).map(Self).map_err(said)
     }
 
     /// Where it listens.

@@ -66,21 +66,11 @@ impl Client {
         Ok(None)
     }
 
-    /// All blobs that containerd holds in the configured namespaces, at most 200,000 of each.
+    /// All blobs that containerd holds in the configured namespaces, at most 200,000 of each, one at a time: who has no use
+    /// for a list needs no memory for one. A blob that two namespaces hold comes twice.
     ///
     /// # Errors
-    /// 5 s without an answer or its continuation, or a refusal.
-    pub async fn contents(&self) -> Result<Vec<Content>, ClientError> {
-        let mut all = Vec::new();
-        self.each_content(|content| all.push(content)).await?;
-        Ok(all)
-    }
-
-    /// The same, one at a time: who has no use for a list needs no memory for one. A blob that two namespaces hold comes
-    /// twice.
-    ///
-    /// # Errors
-    /// As for [`Client::contents`]; some may have come by then.
+    /// 5 s without an answer or its continuation, or a refusal; some may have come by then.
     pub async fn each_content(&self, mut take: impl FnMut(Content)) -> Result<(), ClientError> {
         let mut client = ContentClient::new(self.channel.clone());
         for namespace in self.namespaces.iter() {

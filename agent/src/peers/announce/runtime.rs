@@ -48,13 +48,11 @@ impl Lent {
             let now = inventory.borrow_and_update().as_ref().map(|now| Arc::clone(&now.contents));
             let Some(now) = now.filter(|now| !Arc::ptr_eq(now, &self.contents)) else { continue };
             let before = std::mem::replace(&mut self.contents, now);
-            let sources = |contents: &BTreeMap<Digest, Content>, digest: &Digest| {
-                contents.get(digest).map(|content| content.sources.clone())
-            };
-            let fresh =
-                self.contents.keys().filter(|digest| sources(&before, digest) != sources(&self.contents, digest));
-            let gone = before.keys().filter(|digest| !self.contents.contains_key(digest));
-            let changed: Vec<Digest> = fresh.chain(gone).copied().collect();
+            let is_fresh =
+                |content: &&Content| before.get(&content.digest).is_none_or(|known| known.sources != content.sources);
+            let fresh = self.contents.values().filter(is_fresh).map(|content| content.digest);
+            let gone = before.keys().filter(|digest| !self.contents.contains_key(digest)).copied();
+            let changed: Vec<Digest> = fresh.chain(gone).collect();
             if !changed.is_empty() {
                 return changed;
             }

@@ -1,25 +1,18 @@
 //! What becomes of a chain when somebody goes, is slow, or sends what it shouldn't.
 
-use std::convert::Infallible;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::{Request, Response};
-use hyper::body::Incoming;
-use larder_proto::peers::{Data, Head, ReadReply, read_reply};
+use larder_proto::peers::{Data, ReadReply, read_reply};
 use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
-use tonic::body::Body;
 
+use super::impostor::{Impostor, head};
 use super::node::{World, content, eventually};
-use crate::cluster::{Member, Ring};
 use crate::config;
 use crate::image::Digest;
 use crate::peers::frames::framed;
 use crate::peers::{PeerError, Trace, Turn};
-use crate::wire::{Identity, PeerListener, WireMetrics};
 
 const MIB: usize = 1 << 20;
 
@@ -117,67 +110,12 @@ async fn damaged_bytes_are_not_taken() {
     let world = World::new(2);
     let bytes = content(4, 100_000);
     let digest = Digest::of(&bytes);
-    // A third member, which says that it has the blob, and sends another checksum than its bytes have.
-    let mut config = config::Peers::default();
-    config.ca = Some(world.path().join("ca.pem"));
-    config.key = Some(world.path().join("ca.key"));
-    let liar = Identity::open(&config, &world.path().join("liar")).unwrap();
-    let listener = PeerListener::bind(([127, 0, 0, 1], 0).into()).unwrap();
-    let address = listener.local_addr().unwrap();
-    let sent = bytes.clone();
-    let lies = tower::service_fn(move |_: Request<Incoming>| {
-        let head = Head {
-            size: sent.len() as u64,
-            media_type: "a/b".to_owned(),
-            registry: "docker.io".to_owned(),
-            access: 1,
-            whole: true,
-            sources: Vec::new(),
-        };
-        let data = Data { checksum: crc32fast::hash(&sent) ^ 1, bytes: Bytes::from(sent.clone()) };
-        let parts = [read_reply::Part::Head(head), read_reply::Part::Data(data)];
-        let wire: Vec<u8> = parts.into_iter().flat_map(|part| framed(&ReadReply { part: Some(part) })).collect();
-        let body = http_body_util::Full::new(Bytes::from(wire));
-        async move {
-            let response = Response::builder().header("content-type", "application/grpc").body(Body::new(body));
-            Ok::<_, Infallible>(response.unwrap())
-        }
-    });
-    let stop = CancellationToken::new();
-    tokio::spawn(listener.serve(lies, Arc::clone(&liar), WireMetrics::default(), stop.clone()));
-    let third = Member { node: liar.node(), addr: address, ..world.nodes[0].member() };
-    world.knows(&third);
-    let shelf = crate::cluster::directory::Shelf {
-        bucket: crate::cluster::Bucket::of(&digest),
-        generation: 1,
-        hash: 0,
-        all: true,
-        added: vec![crate::cluster::directory::Holding { digest, registries: Vec::new() }],
-        dropped: Vec::new(),
-    };
-    for node in &world.nodes {
-        let said = crate::peers::messages::shelves_of(std::slice::from_ref(&shelf));
-        node.peers.directory().announce(liar.node(), said).unwrap();
-    }
-    let mut follow = world.nodes[0].peers.follow(super::node::Node::sought(digest), None, 0, &Trace::new());
-    let peer = loop {
-        match follow.turn() {
-            Turn::Peer(peer) => break peer,
-            _ => follow.changed().await,
-        }
-    };
+    // It sends another checksum than its bytes have.
+    let data = Data { checksum: crc32fast::hash(&bytes) ^ 1, bytes: Bytes::from(bytes.clone()) };
+    let parts = [read_reply::Part::Head(head(bytes.len())), read_reply::Part::Data(data)];
+    let replies = parts.into_iter().flat_map(|part| framed(&ReadReply { part: Some(part) })).collect();
+    let liar = Impostor::start(&world, digest, replies);
+    let (peer, _follow) = world.peer_for(digest).await;
     let mut stream = peer.open(0, None).await.unwrap();
-    assert_eq!(stream.frame().await, Err(PeerError::Damaged { node: liar.node() }));
-    stop.cancel();
-}
-
-impl World {
-    /// One more member, which doesn't own anything.
-    fn knows(&self, member: &Member) {
-        let known = Member { settled: false, ..member.clone() };
-        for node in &self.nodes {
-            let members = self.nodes.iter().map(super::node::Node::member).chain([known.clone()]);
-            node.believes(Ring::new(node.node, members));
-        }
-    }
+    assert_eq!(stream.frame().await, Err(PeerError::Damaged { node: liar.node }));
 }

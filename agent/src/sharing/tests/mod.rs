@@ -2,10 +2,13 @@
 //! somebody goes.
 
 mod bytes;
+mod callers;
 mod chains;
 mod checks;
 mod faults;
 mod images;
+mod impostor;
 mod node;
+mod skew;
 mod tags;
 mod throughput;

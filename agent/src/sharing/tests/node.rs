@@ -54,14 +54,20 @@ impl World {
         let ca = ClusterCa::make().unwrap();
         std::fs::write(dir.path().join("ca.pem"), ca.certificates()).unwrap();
         std::fs::write(dir.path().join("ca.key"), ca.keys()).unwrap();
-        let mut config = config::Peers::default();
-        config.ca = Some(dir.path().join("ca.pem"));
-        config.key = Some(dir.path().join("ca.key"));
+        let mut world = Self { dir, nodes: Vec::new() };
+        let mut config = world.config();
         configure(&mut config);
-        let nodes = (0..count).map(|n| Node::start(&config, &dir.path().join(n.to_string()))).collect();
-        let world = Self { dir, nodes };
+        world.nodes = (0..count).map(|n| Node::start(&config, &world.path().join(n.to_string()))).collect();
         world.all_are_up();
         world
+    }
+
+    /// Of a node that issues its own certificate.
+    pub(super) fn config(&self) -> config::Peers {
+        let mut config = config::Peers::default();
+        config.ca = Some(self.path().join("ca.pem"));
+        config.key = Some(self.path().join("ca.key"));
+        config
     }
 
     pub(super) fn path(&self) -> &std::path::Path {

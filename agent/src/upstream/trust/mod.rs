@@ -72,13 +72,15 @@ struct Shared {
     roots: ArcSwap<RootCertStore>,
     /// How often the roots were replaced: what was made of older ones is made again.
     generation: AtomicU64,
+    /// When it was looked at the files last. Apart from `seen`, which is held while they are read: who asks whether it is
+    /// time mustn't wait for a disk.
+    checked: Mutex<Instant>,
     seen: Mutex<Seen>,
     hasher: RandomState,
     metrics: Metrics,
 }
 
 struct Seen {
-    checked: Instant,
     /// What is different when a file is.
     stamp: u64,
     /// What was told last: a change of it is worth a line in the log.
@@ -124,9 +126,10 @@ impl Trust {
         Self(Arc::new(Shared {
             searches,
             provider: Arc::new(rustls::crypto::aws_lc_rs::default_provider()),
-            roots: ArcSwap::from_pointee(store(read)),
+            roots: ArcSwap::from_pointee(believed(read)),
             generation: AtomicU64::new(0),
-            seen: Mutex::new(Seen { checked: Instant::now(), stamp, told }),
+            checked: Mutex::new(Instant::now()),
+            seen: Mutex::new(Seen { stamp, told }),
             hasher,
             metrics: metrics.clone(),
         }))
@@ -149,10 +152,10 @@ impl Trust {
 
     /// Whether it is time to look at the files again: true once for each time.
     pub(super) fn is_due(&self, now: Instant) -> bool {
-        let mut seen = self.0.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_due = now.saturating_duration_since(seen.checked) >= CHECKS_APART;
+        let mut checked = self.0.checked.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_due = now.saturating_duration_since(*checked) >= CHECKS_APART;
         if is_due {
-            seen.checked = now;
+            *checked = now;
         }
         is_due
     }
@@ -174,7 +177,7 @@ impl Trust {
             tracing::warn!("the host's certificate authorities can't be read any more; the last that were still hold");
             return;
         }
-        shared.roots.store(Arc::new(store(read)));
+        shared.roots.store(Arc::new(believed(read)));
         shared.generation.fetch_add(1, Ordering::AcqRel);
         shared.metrics.authorities(matches!(now.source, AuthoritySource::Host(_)), now.count);
         if seen.told != now {
@@ -193,7 +196,7 @@ impl fmt::Debug for Shared {
 fn describe(read: &Read) -> Authorities {
     let is_by_variable = read.is_by_variable;
     let unreadable = read.unreadable.clone();
-    match read.certificates.len() {
+    match read.roots.len() {
         0 => Authorities {
             source: AuthoritySource::Bundled,
             count: webpki_roots::TLS_SERVER_ROOTS.len(),
@@ -220,15 +223,8 @@ fn tell(authorities: &Authorities) {
     }
 }
 
-fn store(read: Read) -> RootCertStore {
-    let mut roots = RootCertStore::empty();
-    if read.certificates.is_empty() {
-        roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
-    } else {
-        // They were tried one by one.
-        roots.add_parsable_certificates(read.certificates);
-    }
-    roots
+fn believed(read: Read) -> RootCertStore {
+    if read.roots.is_empty() { webpki_roots::TLS_SERVER_ROOTS.iter().cloned().collect() } else { read.roots }
 }
 
 #[cfg(test)]

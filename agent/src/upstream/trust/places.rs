@@ -2,7 +2,8 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 /// A file with all authorities, by distribution. The first that has any is taken. Go's programs, and so containerd, look
-/// at the first six in this order; the others are where links of those lead to, for when only that folder is mounted.
+/// at the first six in this order; the others are older places, or where links lead to, for when only that folder is
+/// mounted.
 const BUNDLES: [&str; 9] = [
     "/etc/ssl/certs/ca-certificates.crt", // Debian, Ubuntu, Alpine, Flatcar, Talos
     "/etc/pki/tls/certs/ca-bundle.crt",   // Fedora, RHEL, Amazon Linux, Bottlerocket

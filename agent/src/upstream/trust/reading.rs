@@ -21,9 +21,8 @@ const MAX_FILES: usize = 4096;
 const MAX_FAULTS: usize = 8;
 
 /// The authorities of the first search that found any.
-#[derive(Default)]
 pub(super) struct Read {
-    pub(super) certificates: Vec<CertificateDer<'static>>,
+    pub(super) roots: RootCertStore,
     /// The files and folders that they came from.
     pub(super) places: Vec<PathBuf>,
     pub(super) unreadable: Vec<Unreadable>,
@@ -35,23 +34,26 @@ type Stamp = (PathBuf, u64, u64, u64, Option<SystemTime>);
 
 /// Reads what the searches find.
 pub(super) fn read(searches: &[Search]) -> Read {
+    let nothing = || Read {
+        roots: RootCertStore::empty(),
+        places: Vec::new(),
+        unreadable: Vec::new(),
+        is_by_variable: searches.iter().any(|search| search.is_by_variable),
+    };
     let mut faults = Vec::new();
-    let mut is_by_variable = false;
     for search in searches {
-        let mut reader = Reader { search, read: Read::default(), files: HashSet::new(), known: HashSet::new() };
+        let mut reader = Reader { search, read: nothing(), files: HashSet::new(), known: HashSet::new() };
         reader.bundles();
         reader.folders();
         let mut read = reader.read;
-        is_by_variable |= search.is_by_variable;
-        if !read.certificates.is_empty() {
-            read.is_by_variable = is_by_variable;
+        if !read.roots.is_empty() {
             read.unreadable.truncate(MAX_FAULTS);
             return read;
         }
         faults.append(&mut read.unreadable);
     }
     faults.truncate(MAX_FAULTS);
-    Read { unreadable: faults, is_by_variable, ..Read::default() }
+    Read { unreadable: faults, ..nothing() }
 }
 
 /// The state of every file that a search would read.
@@ -82,7 +84,7 @@ struct Reader<'a> {
     read: Read,
     /// Those that were read already, by whatever links lead to them.
     files: HashSet<PathBuf>,
-    /// The certificates that are in it already.
+    /// The certificates that were there already.
     known: HashSet<CertificateDer<'static>>,
 }
 
@@ -122,7 +124,7 @@ impl Reader<'_> {
                 self.place(folder);
             }
             // Links that dangle are the rule where only their own folder is mounted, and the bundle has what they mean.
-            if let Some(target) = target.filter(|_| self.read.certificates.is_empty()) {
+            if let Some(target) = target.filter(|_| self.read.roots.is_empty()) {
                 self.fault(
                     folder,
                     &format!("its files are links to {}, which isn't there", target.display()),
@@ -146,8 +148,7 @@ impl Reader<'_> {
         fs::File::open(&file)?.take(MAX_BYTES).read_to_end(&mut bytes)?;
         let mut taken = 0;
         for certificate in CertificateDer::pem_slice_iter(&bytes).map_while(Result::ok) {
-            if RootCertStore::empty().add(certificate.clone()).is_ok() && self.known.insert(certificate.clone()) {
-                self.read.certificates.push(certificate);
+            if self.known.insert(certificate.clone()) && self.read.roots.add(certificate).is_ok() {
                 taken += 1;
             }
         }

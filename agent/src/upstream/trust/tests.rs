@@ -4,6 +4,7 @@ use std::path::Path;
 
 use tempfile::TempDir;
 
+use super::super::tls::{Tls, TlsOptions};
 use super::*;
 
 /// A host's files, and what is mounted of them.
@@ -134,9 +135,9 @@ fn what_the_host_has_mounted_goes_before_the_image() {
     let image = Host::new().file("etc/ssl/certs/ca-certificates.crt", &format!("{a}{b}"));
     let host = Host::new();
     let searches = |host: &Host| [places::known(host.0.path()), places::known(image.0.path())];
-    assert_eq!(reading::read(&searches(&host)).certificates.len(), 2);
+    assert_eq!(reading::read(&searches(&host)).roots.len(), 2);
     let host = host.file("etc/ssl/certs/ca-certificates.crt", &a);
-    assert_eq!(reading::read(&searches(&host)).certificates.len(), 1);
+    assert_eq!(reading::read(&searches(&host)).roots.len(), 1);
 }
 
 #[test]
@@ -165,4 +166,36 @@ fn files_are_read_again_when_they_change() {
     trust.refresh();
     assert_eq!((trust.roots().len(), trust.generation()), (1, 3));
     drop(host);
+}
+
+/// An upstream's own files may change any second, and the host's folders are large.
+#[tokio::test]
+async fn own_files_do_not_hurry_the_hosts() {
+    let host = Host::new().file("own.pem", &certificate("a"));
+    let (trust, own) = (trust(&host), host.0.path().join("own.pem"));
+    let tls = Arc::new(Tls::new(&trust, TlsOptions { ca: vec![own], ..TlsOptions::default() }).unwrap());
+    let (start, first) = (Instant::now(), tls.current().await);
+    let host = host.file("etc/ssl/certs/ca-certificates.crt", &certificate("b"));
+    let host = host.file("own.pem", &format!("{}{}", certificate("a"), certificate("c")));
+    let second = tls.current_at(start + CHECKS_APART / 2).await;
+    assert!(!Arc::ptr_eq(&first, &second), "its own file has changed");
+    assert_eq!(trust.generation(), 0, "it isn't the host's time yet");
+    let third = tls.current_at(start + CHECKS_APART).await;
+    assert_eq!(trust.generation(), 1);
+    assert!(!Arc::ptr_eq(&second, &third), "the host's have changed");
+    drop(host);
+}
+
+#[test]
+fn whether_it_is_time_is_known_while_files_are_read() {
+    let (host, later) = (Host::new(), Instant::now() + 2 * CHECKS_APART);
+    let trust = trust(&host);
+    let asked = {
+        let _reading = trust.0.seen.lock().unwrap();
+        let (tell, told) = std::sync::mpsc::channel();
+        let asking = trust.clone();
+        std::thread::spawn(move || tell.send(asking.is_due(later)));
+        told.recv_timeout(Duration::from_secs(10))
+    };
+    assert_eq!(asked, Ok(true));
 }

@@ -1,6 +1,9 @@
+use std::time::SystemTime;
+
 use tokio::net::UdpSocket;
 use tokio::time::timeout;
 
+use super::super::seal::{CLOCKS_APART, Sealer};
 use super::*;
 
 fn local() -> SocketAddr {
@@ -64,6 +67,28 @@ async fn what_is_replayed_or_changed_on_the_way_is_refused() {
     assert_eq!(heard, [1, 0, 2]);
     assert_eq!(metrics.refusals.count(Reason::Replay), 2);
     assert_eq!(metrics.refusals.count(Reason::Key), 1);
+}
+
+/// Who has just started knows nothing of what was said before, and could be told it again.
+#[tokio::test]
+async fn old_news_is_refused_without_a_memory_of_it() {
+    let cluster = Cluster::new();
+    let (a, ..) = bind(&cluster.identity("a"));
+    let (b, metrics, to) = bind(&cluster.identity("b"));
+    let (sealer, now) = (Sealer::new(), SystemTime::now());
+    let key = sealer.key(&cluster.identity("a").cluster_key(b"datagrams")).unwrap();
+    let said = |plain, at| sealer.seal(&key, plain, at).unwrap();
+    let between = UdpSocket::bind(local()).await.unwrap();
+    for sealed in
+        [said(b"old", now - 2 * CLOCKS_APART), said(b"of tomorrow", now + 2 * CLOCKS_APART), said(b"new", now)]
+    {
+        between.send_to(&sealed, to).await.unwrap();
+    }
+    a.send(to, b"last").await.unwrap();
+    for plain in [&b"new"[..], b"last"] {
+        assert_eq!(timeout(Duration::from_secs(5), b.recv()).await.unwrap().unwrap().1, plain);
+    }
+    assert_eq!(metrics.refusals.count(Reason::Clock), 2);
 }
 
 #[tokio::test]

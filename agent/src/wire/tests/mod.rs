@@ -149,10 +149,15 @@ pub(super) fn replace(path: &Path, text: &str) {
     std::fs::rename(new, path).unwrap();
 }
 
-/// A certificate of a cluster's authority, as PEM, and its key.
-pub(super) fn leaf(ca: &ClusterCa, change: impl FnOnce(&mut CertificateParams)) -> (String, String) {
-    let certificate = CertificateDer::from_pem_slice(ca.certificates().as_bytes()).unwrap();
-    let key = PrivateKeyDer::from_pem_slice(ca.keys().as_bytes()).unwrap();
+/// A certificate of a cluster's authority, as PEM, and its key. It names no node.
+pub(crate) fn leaf(ca: &ClusterCa, change: impl FnOnce(&mut CertificateParams)) -> (String, String) {
+    signed(ca.certificates(), ca.keys(), change)
+}
+
+/// The same of whoever has this certificate and its key.
+pub(super) fn signed(certificate: &str, key: &str, change: impl FnOnce(&mut CertificateParams)) -> (String, String) {
+    let certificate = CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap();
+    let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap();
     let issuer = Issuer::from_ca_cert_der(&certificate, KeyPair::try_from(&key).unwrap()).unwrap();
     let mut params = CertificateParams::default();
     params.subject_alt_names = vec![SanType::URI("spiffe://corp/larder".try_into().unwrap())];

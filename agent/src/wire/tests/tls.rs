@@ -99,6 +99,42 @@ async fn certificates_have_their_time_and_use() {
     node.refused(Reason::Usage, 2).await;
 }
 
+/// A node that was broken into can be this node, and no other.
+#[tokio::test]
+async fn a_members_certificate_makes_no_others() {
+    let cluster = Cluster::new();
+    let node = cluster.node("a");
+    let (own, own_key) = leaf(&cluster.ca(), |_| {});
+    let (made, made_key) = signed(&own, &own_key, |_| {});
+    replace(&cluster.path("made.pem"), &format!("{made}{own}"));
+    replace(&cluster.path("made.key"), &made_key);
+    let made = Identity::open(&cluster.config_given("made"), &cluster.path("made")).unwrap();
+    assert!(Node::start(made).ask(&node).await.is_err());
+    node.refused(Reason::Authority, 1).await;
+}
+
+#[tokio::test]
+async fn older_versions_of_tls_are_refused() {
+    let cluster = Cluster::new();
+    let node = cluster.node("a");
+    let (certificate, key) = leaf(&cluster.ca(), |_| {});
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(cluster.ca().certificates().as_bytes()).unwrap()).unwrap();
+    let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+        .with_protocol_versions(&[&rustls::version::TLS12])
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_client_auth_cert(
+            vec![CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap()],
+            PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap(),
+        )
+        .unwrap();
+    let stream = TcpStream::connect(node.address).await.unwrap();
+    let connector = TlsConnector::from(Arc::new(config));
+    assert!(connector.connect("larder-peer".try_into().unwrap(), stream).await.is_err());
+    node.refused(Reason::Handshake, 1).await;
+}
+
 #[tokio::test]
 async fn who_dials_a_node_wants_that_node() {
     let cluster = Cluster::new();

@@ -1,0 +1,91 @@
+//! A member that isn't ours: it sends what a test wants it to.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use hyper::body::Incoming;
+use larder_proto::peers::Head;
+use tokio::time::timeout;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tonic::body::Body;
+
+use super::node::{Node, PATIENCE, World};
+use crate::cluster::directory::{Holding, Shelf};
+use crate::cluster::{Bucket, Member, Ring};
+use crate::image::{Digest, NodeId};
+use crate::peers::{Follow, Peer, Trace, Turn, messages};
+use crate::wire::{Identity, PeerListener, WireMetrics};
+
+pub(super) struct Impostor {
+    pub(super) node: NodeId,
+    _stop: DropGuard,
+}
+
+/// What a whole holder says before the bytes.
+pub(super) fn head(size: usize) -> Head {
+    Head {
+        size: size as u64,
+        media_type: "a/b".to_owned(),
+        registry: "docker.io".to_owned(),
+        access: 1,
+        whole: true,
+        sources: Vec::new(),
+    }
+}
+
+impl Impostor {
+    /// Takes its place among the members. It owns nothing, has told all owners that it has the blob, and answers every
+    /// request with these replies.
+    pub(super) fn start(world: &World, digest: Digest, replies: Vec<u8>) -> Self {
+        let identity = Identity::open(&world.config(), &world.path().join("impostor")).unwrap();
+        let listener = PeerListener::bind(([127, 0, 0, 1], 0).into()).unwrap();
+        let (node, addr) = (identity.node(), listener.local_addr().unwrap());
+        let replies = Bytes::from(replies);
+        let service = tower::service_fn(move |_: Request<Incoming>| {
+            let body = Body::new(http_body_util::Full::new(replies.clone()));
+            let response = Response::builder().header("content-type", "application/grpc").body(body);
+            async move { Ok::<_, Infallible>(response.unwrap()) }
+        });
+        let stop = CancellationToken::new();
+        tokio::spawn(listener.serve(service, Arc::clone(&identity), WireMetrics::default(), stop.clone()));
+        world.knows(&Member { node, addr, settled: false, ..world.nodes[0].member() });
+        let added = vec![Holding { digest, registries: Vec::new() }];
+        let bucket = Bucket::of(&digest);
+        let shelf = Shelf { bucket, generation: 1, hash: 0, all: true, added, dropped: Vec::new() };
+        for owner in &world.nodes {
+            owner.peers.directory().announce(node, messages::shelves_of(std::slice::from_ref(&shelf))).unwrap();
+        }
+        Self { node, _stop: stop.drop_guard() }
+    }
+}
+
+impl World {
+    /// One more member.
+    fn knows(&self, member: &Member) {
+        for node in &self.nodes {
+            let members = self.nodes.iter().map(Node::member).chain([member.clone()]);
+            node.believes(Ring::new(node.node, members));
+        }
+    }
+
+    /// Whom the first node is to read a blob from, which others are known to hold; and the turn that says so.
+    pub(super) async fn peer_for(&self, digest: Digest) -> (Peer, Follow) {
+        let asking = async {
+            loop {
+                let mut follow = self.nodes[0].peers.follow(Node::sought(digest), None, 0, &Trace::new());
+                while matches!(follow.turn(), Turn::Wait) {
+                    follow.changed().await;
+                }
+                if let Turn::Peer(peer) = follow.turn() {
+                    return (peer, follow);
+                }
+                // Its owners were late: a busy machine may take longer than they are given.
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        timeout(PATIENCE, asking).await.unwrap()
+    }
+}
