@@ -10,7 +10,7 @@ use super::ask::first_to_answer;
 use super::drive::drive;
 use super::reader::Source;
 use super::sources::Sources;
-use super::transfer::{Failure, Following, State, Transfer, Unstored};
+use super::transfer::{Failure, Following, State, Transfer, Unstored, Who};
 use super::{Inner, Kind, Pace, Place, Pull, PullError, Reader, Wanted};
 use crate::image::{Access, MediaType};
 use crate::store::Blob;
@@ -48,10 +48,10 @@ impl Pull {
     }
 
     /// The same, of all of it, for one who is in no hurry: its bytes come at the pace of the background, unless somebody
-    /// else reads along.
+    /// else reads along. Upstreams that are near their limits aren't asked for it; peers are.
     ///
     /// # Errors
-    /// As for [`Pull::fetch`].
+    /// As for [`Pull::fetch`], and when nobody is left to be asked.
     pub async fn fetch_in_background(&self, wanted: &Wanted, pace: &Arc<Pace>) -> Result<Found, PullError> {
         self.find(wanted, 0, Some(pace)).await
     }
@@ -109,6 +109,9 @@ impl Pull {
                 State::Unstored(unstored) => {
                     return Ok(found(unstored.size, unstored.media_type.clone(), At::Upstream(unstored)));
                 }
+                // Begun for nobody, it left alone whom who waits may ask.
+                State::Failed(Failure::Nothing(PullError::Spared) | Failure::Cut(PullError::Spared))
+                    if pace.is_none() => {}
                 // What was said to somebody else, or elsewhere.
                 State::Failed(Failure::Nothing(_) | Failure::Cut(_)) if !is_mine => {}
                 State::Failed(Failure::Nothing(error) | Failure::Cut(error)) => {
@@ -163,7 +166,8 @@ impl Inner {
         start: u64,
         pace: Option<&Arc<Pace>>,
     ) -> Result<Following, Following> {
-        let following = self.transfers.follow(wanted.digest, || {
+        let who = if pace.is_some() { Who::Background } else { Who::Caller };
+        let following = self.transfers.follow(wanted.digest, who, || {
             let trace = self.journal.trace(&wanted.place);
             let transfer = Arc::new(Transfer::new(wanted.clone(), start, pace.cloned(), trace));
             self.lanes.spawn(&self.tasks, drive(Arc::clone(self), Arc::clone(&transfer)));

@@ -1,5 +1,6 @@
 //! One node checks an image for all, and one budget holds for all nodes.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::ensure;
@@ -55,6 +56,13 @@ fn one_checks_for_all_within_one_budget() {
         let (found, ()) = tokio::join!(found, watch(&stage.registry, "GET", &mut seen, Duration::from_secs(35)));
         found?;
         let before = seen.len();
+        for n in 1..=IMAGES {
+            let path = format!("/manifests/v{n}");
+            let requests = stage.registry.requests();
+            let checks = requests.iter().filter(|request| request.method == "GET" && request.path().ends_with(&path));
+            let by: BTreeSet<_> = checks.map(|request| request.from).collect();
+            ensure!(by.len() <= 1, "v{n} was checked by {by:?}:{}", stage.registry.shown(&path));
+        }
         // Whoever owns the budget, and whoever checks, is killed in its turn and comes back.
         for number in 0..3 {
             cluster.member_mut(number).agent.kill();

@@ -1,5 +1,6 @@
 //! Transfers against real sockets and a real store: what upstreams may do, and what their readers get.
 
+mod background;
 mod failover;
 mod neighbour;
 mod peers;
