@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use larder_integration::{Agent, AgentConfig, Challenge, Fault, FaultRegistry, Folder, Image, Registry, When, until};
 use serde_json::{Value, json};
 
-use crate::keep::{gone_at_containerd, remove};
+use crate::keep::{collect, gone_at_containerd};
 use crate::support::{Case, on_every_containerd, run};
 
 on_every_containerd!(over tls: says_what_a_registry_says, says_what_is_protected_without_it);
@@ -105,10 +105,7 @@ async fn says_what_is_lost(case: Case) -> Result<()> {
     often(&mut builder.agent);
     let mut node = builder.start().await?;
     node.containerd.pull(APP).await?;
-    // What is discarded goes with the next collection.
-    registry.add(&Image::tiny(5), "acme/other", "v1");
-    node.containerd.pull("reg.test/acme/other:v1").await?;
-    remove(&node, "acme/other", &Image::tiny(5)).await?;
+    collect(&node, &registry).await?;
     gone_at_containerd(&node, &image).await?;
     registry.forget(&image, "acme/app", "v1");
     node.install_agent().await?;

@@ -431,6 +431,14 @@ pub(crate) async fn remove(node: &Node, repository: &str, image: &Image) -> Resu
     Ok(())
 }
 
+/// Has containerd collect what nothing needs, discarded layers too: it does when an image goes.
+pub(crate) async fn collect(node: &Node, registry: &FaultRegistry) -> Result<()> {
+    let other = Image::tiny(99);
+    registry.add(&other, "acme/other", "v1");
+    node.containerd.pull("reg.test/acme/other:v1").await?;
+    remove(node, "acme/other", &other).await
+}
+
 /// Waits until containerd has collected a layer that it has no image of any more.
 pub(crate) async fn gone_at_containerd(node: &Node, image: &Image) -> Result<()> {
     let theirs = node.containerd.blob(&image.largest().digest);

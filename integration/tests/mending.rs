@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use larder_integration::{FaultRegistry, Image, Labels, until};
 
 use crate::disk::flip;
-use crate::keep::{ADOPTED, GONE, TRIED_AGAIN, gone_at_containerd, kept, remove, stored, whole};
+use crate::keep::{ADOPTED, GONE, TRIED_AGAIN, collect, gone_at_containerd, kept, remove, stored, whole};
 use crate::support::{Case, on_every_containerd};
 
 on_every_containerd!(over tls:
@@ -30,10 +30,7 @@ async fn what_layers_were_discarded_of_is_unprotected_until_it_is_mended(case: C
         node.containerd.pull(&format!("reg.test/acme/{name}:v1")).await?;
     }
     node.containerd.run("reg.test/acme/runs:v1", &Labels::of_container("default", "web", "app")).await?;
-    // What is discarded goes with the next collection.
-    registry.add(&Image::tiny(32), "acme/other", "v1");
-    node.containerd.pull("reg.test/acme/other:v1").await?;
-    remove(&node, "acme/other", &Image::tiny(32)).await?;
+    collect(&node, &registry).await?;
     for (_, image) in &images {
         gone_at_containerd(&node, image).await?;
     }
@@ -77,10 +74,7 @@ async fn what_runs_is_mended(case: Case) -> Result<()> {
     node.containerd.pull("reg.test/acme/app:v1").await?;
     node.containerd.run("reg.test/acme/app:v1", &Labels::of_container("default", "web", "app")).await?;
     whole(node.agent()?, "reg.test/acme/app:v1").await?;
-    // What is discarded goes with the next collection.
-    registry.add(&Image::tiny(16), "acme/other", "v1");
-    node.containerd.pull("reg.test/acme/other:v1").await?;
-    remove(&node, "acme/other", &Image::tiny(16)).await?;
+    collect(&node, &registry).await?;
     gone_at_containerd(&node, &image).await?;
     node.agent_mut()?.stop()?;
     std::fs::remove_file(stored(node.agent()?, image.largest()))?;
@@ -105,10 +99,7 @@ async fn rot_is_found_with_nobody_reading(case: Case) -> Result<()> {
     node.containerd.pull("reg.test/acme/app:v1").await?;
     node.containerd.run("reg.test/acme/app:v1", &Labels::of_container("default", "web", "app")).await?;
     whole(node.agent()?, "reg.test/acme/app:v1").await?;
-    // What is discarded goes with the next collection.
-    registry.add(&Image::tiny(32), "acme/other", "v1");
-    node.containerd.pull("reg.test/acme/other:v1").await?;
-    remove(&node, "acme/other", &Image::tiny(32)).await?;
+    collect(&node, &registry).await?;
     let (layer, path) = (image.largest(), stored(node.agent()?, image.largest()));
     until("it is the store's alone", GONE, async || {
         let is_own = path.metadata().ok()?.nlink() == 1;

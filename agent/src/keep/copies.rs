@@ -54,15 +54,15 @@ pub(super) async fn follow(
             }
             let running = if copies > 1 { running(&catalog.borrow(), copies) } else { Vec::new() };
             let holders = peers.may_hold_copies(&running);
-            let mut news = holders.clone();
+            let mut untold = holders.clone();
             let is_time = Instant::now() >= tell_at;
             if is_time {
                 tell_at = Instant::now() + TELL_EVERY.mul_f64(rand::rng().random_range(0.8..1.2));
             } else {
-                news.retain(|node, images| told.get(node) != Some(images));
+                untold.retain(|node, images| told.get(node) != Some(images));
             }
-            if is_time || running != ran || !news.is_empty() {
-                peers.want_copies(&running, news).await;
+            if is_time || running != ran || !untold.is_empty() {
+                peers.want_copies(&running, untold).await;
             }
             (ran, told) = (running, holders);
             tokio::time::sleep(LOOK_EVERY).await;

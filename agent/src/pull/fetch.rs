@@ -66,20 +66,20 @@ impl Pull {
         self.find(wanted, start, Reading::Part).await
     }
 
-    /// A caller reads a blob from its first byte on, and more of it by requests that follow: what went out before, right
-    /// or wrong, is continued by none of them. containerd has one writer for a blob, so that whoever had a wrong
-    /// beginning has given up.
-    pub fn begins_anew(&self, digest: &Digest) {
-        self.0.blame.lifted(digest);
-    }
-
-    /// The same, of all of it, for one who is in no hurry: its bytes come at the pace of the background, unless somebody
+    /// As [`Pull::fetch`], of all of it, for one who is in no hurry: its bytes come at the pace of the background, unless somebody
     /// else reads along. Upstreams that are near their limits aren't asked for it; peers are.
     ///
     /// # Errors
     /// As for [`Pull::fetch`], and when nobody is left to be asked.
     pub async fn fetch_in_background(&self, wanted: &Wanted, pace: &Arc<Pace>) -> Result<Found, PullError> {
         self.find(wanted, 0, Reading::InBackground(pace)).await
+    }
+
+    /// A caller reads a blob from its first byte on, and more of it by requests that follow: what went out before, right
+    /// or wrong, is continued by none of them. containerd has one writer for a blob, so that whoever had a wrong
+    /// beginning has given up.
+    pub fn begins_anew(&self, digest: &Digest) {
+        self.0.blame.lifted(digest);
     }
 
     async fn find(&self, wanted: &Wanted, start: u64, reading: Reading<'_>) -> Result<Found, PullError> {

@@ -215,17 +215,22 @@ async fn life(site: &Site) -> Result<()> {
     site.run_pod(first, "after", "reg.test/acme/after:v1").await
 }
 
-#[test]
-#[cfg_attr(not(kubernetes), ignore = "Kubernetes isn't built: Go isn't here")]
-fn larder_is_installed_upgraded_and_removed() {
+/// Runs it in a cluster of two nodes, whose logs are shown where it fails.
+fn on_two_nodes(life: impl AsyncFnOnce(&mut Site) -> Result<()>) {
     run_within(LIMIT, async {
-        let site = Site::with_nodes(2).await?;
-        let lived = life(&site).await;
+        let mut site = Site::with_nodes(2).await?;
+        let lived = life(&mut site).await;
         if lived.is_err() {
             println!("{}", site.logs());
         }
         lived
     });
+}
+
+#[test]
+#[cfg_attr(not(kubernetes), ignore = "Kubernetes isn't built: Go isn't here")]
+fn larder_is_installed_upgraded_and_removed() {
+    on_two_nodes(async |site| life(site).await);
 }
 
 /// The same by kustomize, without a CA: applied, pulled through, deleted, cleaned up after.
@@ -320,14 +325,7 @@ async fn life_without_dns(site: &mut Site) -> Result<()> {
 #[test]
 #[cfg_attr(not(kubernetes), ignore = "Kubernetes isn't built: Go isn't here")]
 fn agents_start_and_serve_while_the_clusters_dns_is_down() {
-    run_within(LIMIT, async {
-        let mut site = Site::with_nodes(2).await?;
-        let lived = life_without_dns(&mut site).await;
-        if lived.is_err() {
-            println!("{}", site.logs());
-        }
-        lived
-    });
+    on_two_nodes(life_without_dns);
 }
 
 /// One of two nodes is down while Larder is removed: it keeps what works without an agent, and is put back by hand. All by
@@ -382,12 +380,5 @@ async fn life_without_a_node(site: &mut Site) -> Result<()> {
 #[test]
 #[cfg_attr(not(kubernetes), ignore = "Kubernetes isn't built: Go isn't here")]
 fn a_node_that_is_down_keeps_what_works_without_larder() {
-    run_within(LIMIT, async {
-        let mut site = Site::with_nodes(2).await?;
-        let lived = life_without_a_node(&mut site).await;
-        if lived.is_err() {
-            println!("{}", site.logs());
-        }
-        lived
-    });
+    on_two_nodes(life_without_a_node);
 }
