@@ -1,5 +1,6 @@
 //! A forward proxy: CONNECT, and plain requests by their whole URL. It can demand a name and a password.
 
+use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -28,6 +29,7 @@ pub struct Proxy {
 struct State {
     // The header that opens it, and how many more requests pass without.
     demanded: Option<(String, usize)>,
+    names: HashMap<String, Ipv4Addr>,
     log: Vec<Request>,
 }
 
@@ -49,7 +51,12 @@ impl Proxy {
         lock(&self.state).demanded = Some((header, after));
     }
 
-    /// Lets everything pass again.
+    /// From now on, finds this name at this address; others are looked up as the test's machine does.
+    pub fn look_up(&self, name: &str, address: Ipv4Addr) {
+        lock(&self.state).names.insert(name.to_owned(), address);
+    }
+
+    /// Lets everything pass again, and forgets the requests so far.
     pub fn demand_nothing(&self) {
         lock(&self.state).demanded = None;
         lock(&self.state).log.clear();
@@ -102,13 +109,14 @@ async fn pass(mut client: TcpStream, state: Arc<Mutex<State>>) -> Result<()> {
         return Ok(client.shutdown().await?);
     }
     let mut server = if request.method == "CONNECT" {
-        let server = TcpStream::connect(&request.target).await?;
+        let (host, port) = request.target.rsplit_once(':').context("a CONNECT names a port")?;
+        let server = connect(&state, host, port.parse()?).await?;
         client.write_all(b"HTTP/1.1 200 Connection established\r\n\r\n").await?;
         server
     } else {
         let url: http::Uri = request.target.parse()?;
         let authority = url.authority().context("a request for this proxy names a host")?;
-        let mut server = TcpStream::connect((authority.host(), authority.port_u16().unwrap_or(80))).await?;
+        let mut server = connect(&state, authority.host(), authority.port_u16().unwrap_or(80)).await?;
         server.write_all(forwarded(&request, &url).as_bytes()).await?;
         server.write_all(&request.body).await?;
         server
@@ -116,6 +124,14 @@ async fn pass(mut client: TcpStream, state: Arc<Mutex<State>>) -> Result<()> {
     server.write_all(&buffer).await?;
     copy_bidirectional(&mut client, &mut server).await?;
     Ok(())
+}
+
+async fn connect(state: &Mutex<State>, host: &str, port: u16) -> Result<TcpStream> {
+    let known = lock(state).names.get(host).copied();
+    Ok(match known {
+        Some(address) => TcpStream::connect((address, port)).await?,
+        None => TcpStream::connect((host.trim_matches(['[', ']']), port)).await?,
+    })
 }
 
 /// The request as a server gets it. The connection serves no other: its client would expect the next to pass here.

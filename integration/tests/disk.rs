@@ -5,13 +5,17 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use larder_integration::{Agent, AgentConfig, Blob, FaultRegistry, Folder, Image, Node, SmallDisk, Upstream, until};
+use larder_integration::{
+    Agent, AgentConfig, Blob, FaultRegistry, Folder, Image, Labels, Node, SmallDisk, Upstream, until,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use crate::keep::{gone_at_containerd, remove};
 use crate::support::{Case, ensure_only_the_agent_asked, on_every_containerd, run};
 
 on_every_containerd!(over tls: full, read_only, the_cache_is_smaller_than_the_images, damaged);
+on_every_containerd!(over tls by one: above_the_high_mark_it_goes_below_the_low_one);
 
 async fn node_on(case: Case, registry: &FaultRegistry, disk: &SmallDisk) -> Result<Node> {
     let mut builder = case.builder()?.registry("reg.test", &registry.url())?;
@@ -91,6 +95,67 @@ async fn the_cache_is_smaller_than_the_images(case: Case) -> Result<()> {
     Ok(())
 }
 
+/// containerd and the cache on one disk. What containerd has dropped is still held; when others fill the disk above the
+/// high mark, the image that was used longest ago goes, and no more than it takes to come below the low mark.
+async fn above_the_high_mark_it_goes_below_the_low_one(case: Case) -> Result<()> {
+    const HIGH: u64 = 60;
+    const LOW: u64 = 55;
+    let registry = FaultRegistry::start().await?;
+    let images = [
+        ("older", Image::one_layer(40, 24)),
+        ("newer", Image::one_layer(41, 24)),
+        ("runs", Image::builder(42).layer(8 << 20).program()?.build()),
+    ];
+    for (name, image) in &images {
+        registry.add(image, &format!("acme/{name}"), "v1");
+    }
+    let mut builder = case.builder()?.registry("reg.test", &registry.url())?;
+    let (mut disk, at) = (SmallDisk::new(320)?, builder.folder().join("containerd"));
+    disk.move_to(&at)?;
+    builder.agent.set_path("cache", "dir", &at.join("larder"));
+    builder.agent.set("cache", "max_disk_percent", HIGH.to_string());
+    let node = builder.start().await?;
+    let agent = node.agent()?;
+    let held = |image: &Image| at.join("larder/blobs").join(image.largest().digest.replace(':', "/"));
+    for (name, image) in &images {
+        node.containerd.pull(&format!("reg.test/acme/{name}:v1")).await?;
+        let is_shared = async || (held(image).metadata().ok()?.nlink() == 2).then_some(());
+        until("it is containerd's too", Duration::from_secs(30), is_shared).await?;
+    }
+    node.containerd.run("reg.test/acme/runs:v1", &Labels::of_container("default", "web", "app")).await?;
+    for (name, image) in &images[..2] {
+        remove(&node, &format!("acme/{name}"), image).await?;
+        gone_at_containerd(&node, image).await?;
+    }
+    let evictions = "larder_store_evictions_total";
+    let own = 2 * (24 << 20);
+    until("both count as ours", Duration::from_secs(30), async || {
+        (agent.metrics().await.ok()?.sum("larder_store_bytes", &[]) >= f64::from(own)).then_some(())
+    })
+    .await?;
+    ensure!(images.iter().all(|(_, image)| held(image).exists()), "something has gone before it had to");
+    ensure!(agent.metrics().await?.sum(evictions, &[]) == 0.0);
+
+    // Two percent above the mark: seven are to be free, and each image has more.
+    let (size, used) = use_of(&at)?;
+    let ballast = (size * (HIGH + 2) / 100).checked_sub(used).context("the disk is too small for the images")?;
+    let path = at.join("ballast");
+    std::fs::write(&path, vec![0x5a; usize::try_from(ballast)?])?;
+    until("the older one goes", Duration::from_secs(60), async || (!held(&images[0].1).exists()).then_some(())).await?;
+    until("it is counted", Duration::from_secs(10), async || {
+        let metrics = agent.metrics().await.ok()?;
+        (metrics.sum(evictions, &["reason=\"max_disk_percent\""]) >= 1.0).then_some(())
+    })
+    .await?;
+    until("the disk is below the low mark", Duration::from_secs(10), async || {
+        let (size, used) = use_of(&at).ok()?;
+        (used * 100 <= size * LOW).then_some(())
+    })
+    .await?;
+    ensure!(path.exists() && held(&images[1].1).exists() && held(&images[2].1).exists(), "more went than had to");
+    Ok(())
+}
+
 /// A blob cut short, one with a flipped bit, and a file that isn't ours: the right bytes are served.
 async fn damaged(case: Case) -> Result<()> {
     let registry = FaultRegistry::start().await?;
@@ -164,7 +229,7 @@ fn stored(node: &Node, blob: &Blob) -> Result<PathBuf> {
     Ok(path)
 }
 
-fn flip(path: &Path, at: usize) -> Result<()> {
+pub(crate) fn flip(path: &Path, at: usize) -> Result<()> {
     let mut bytes = std::fs::read(path)?;
     bytes[at] ^= 1;
     // In place, as rot does it: the same file.
@@ -185,6 +250,13 @@ fn fill(path: &Path) {
             Err(_) => piece.truncate(piece.len() / 2),
         }
     }
+}
+
+/// Bytes of a disk that files can have, and bytes that are used of them.
+fn use_of(path: &Path) -> Result<(u64, u64)> {
+    let stat = nix::sys::statvfs::statvfs(path)?;
+    let used = (stat.blocks() - stat.blocks_free()) * stat.fragment_size();
+    Ok((used + stat.blocks_available() * stat.fragment_size(), used))
 }
 
 /// Bytes of the blobs in a cache, those left out that are containerd's too.

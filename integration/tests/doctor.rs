@@ -5,7 +5,7 @@ use std::process::Output;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use larder_integration::{Agent, FaultRegistry, Image, Node, NodeBuilder, Release, free_port, until};
+use larder_integration::{Agent, FaultRegistry, Image, Node, NodeBuilder, Proxy, Release, free_port, until};
 
 use crate::support::{Case, ensure_only_the_agent_asked, on_every_containerd, run};
 
@@ -18,6 +18,7 @@ on_every_containerd!(over tls:
     a_folder_shadows_the_default,
     containerd_is_gone,
     config_path_is_fixed,
+    containerd_has_a_proxy,
 );
 
 /// Starts the node; waits until the canary has run, and says whether it arrived.
@@ -121,6 +122,32 @@ async fn containerd_is_gone(case: Case) -> Result<()> {
     ensure!(said.contains("containerd.sock"), "it names the socket");
     let url = format!("{}/v2/", node.agent()?.mirror());
     ensure!(node.agent()?.http().get(&url).await?.status == 200);
+    Ok(())
+}
+
+/// containerd goes out by a proxy: the agent, which copies nothing by itself, has to as well.
+async fn containerd_has_a_proxy(case: Case) -> Result<()> {
+    let proxy = Proxy::start().await?;
+    // Whatever the test's own environment says.
+    let environment = |https: &str, except: &str| {
+        [("HTTP_PROXY", ""), ("HTTPS_PROXY", https), ("NO_PROXY", except)]
+            .into_iter()
+            .flat_map(|(name, value)| [name.to_owned(), name.to_lowercase()].map(|name| (name, value.to_owned())))
+            .collect::<Vec<_>>()
+    };
+    let by_proxy = environment(&proxy.url_as("ann", "hunter2"), "127.0.0.0/8,localhost");
+    for (of_agent, finds) in [(environment("", ""), true), (by_proxy.clone(), false)] {
+        let mut builder = case.builder()?;
+        builder.containerd.environment = by_proxy.clone();
+        builder.agent.environment = of_agent;
+        let (node, arrived) = canary(builder).await?;
+        ensure!(arrived, "containerd doesn't come past its proxy");
+        let (output, said) = doctor(node.agent()?).await?;
+        ensure!(output.status.code() == Some(i32::from(finds)));
+        let found = said.contains("containerd goes to registries by http://ann:PASSWORD@")
+            && said.contains("the agent goes directly");
+        ensure!(found == finds && said.contains("HTTPS_PROXY") == finds && !said.contains("hunter2"));
+    }
     Ok(())
 }
 

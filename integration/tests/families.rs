@@ -6,7 +6,8 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use http::StatusCode;
 use larder_integration::{
-    Agent, AgentConfig, FaultRegistry, Folder, Http, Image, Namespace, Network, Node, Release, until,
+    Agent, AgentConfig, Cluster, FaultRegistry, Folder, Host, Http, Image, Namespace, Network, Node, PEERS_PORT,
+    Release, until,
 };
 
 use crate::support::{Case, asked_by_agent, ensure_only_the_agent_asked, on_every_containerd, run};
@@ -149,6 +150,41 @@ fn every_address_is_every_address() {
             let answers = async || http.get("http://127.0.0.1:7442/readyz").await.ok();
             until("the metrics answer over IPv4", Duration::from_secs(10), answers).await?;
         }
+        Ok(())
+    });
+}
+
+/// Peers that have no IPv4 find each other, and fetch once for both.
+#[test]
+fn peers_without_ipv4() {
+    run(async {
+        let network = Network::new()?;
+        let only_six = |host: &Host, number: u16| -> Result<Ipv6Addr> {
+            let address = Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 1, number);
+            let four = host.address();
+            host.namespace().ip(&format!("addr add {address}/64 dev eth0 nodad\naddr delete {four}/16 dev eth0\n"))?;
+            host.namespace().ip("addr delete 127.0.0.1/8 dev lo\n")?;
+            Ok(address)
+        };
+        let server = network.host(None)?;
+        let registry = FaultRegistry::start_within(server.namespace(), (only_six(&server, 9)?, 80).into())?;
+        let image = Image::one_layer(9, 12);
+        registry.add(&image, "acme/app", "v1");
+        let builder = Cluster::builder(&network, 2, None)?.registry("reg.test", &[&registry.url()]);
+        let mut seeds = Vec::new();
+        for (host, number) in builder.hosts().iter().zip(1..) {
+            seeds.push(format!("[{}]:{PEERS_PORT}", only_six(host, number)?));
+        }
+        let builder = builder.seeds(&seeds.iter().map(String::as_str).collect::<Vec<_>>()).configure(|_, config| {
+            config.is_v6 = true;
+            config.set_text("peers", "listen", &format!("[::]:{PEERS_PORT}"));
+        });
+        // Settled: each knows both.
+        let cluster = builder.start().await?;
+        cluster.pull(NAME, &image).await?;
+        ensure!(registry.copies(&image) <= 1.0, "{} copies", registry.copies(&image));
+        let peers = cluster.member(0).agent.say(&["status", "--peers"]).await?;
+        ensure!(seeds.iter().all(|seed| peers.contains(seed)), "{peers}");
         Ok(())
     });
 }

@@ -2,12 +2,15 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
-use larder_integration::{Agent, AgentConfig, Fault, FaultRegistry, Folder, Image, Registry, When, until};
+use anyhow::{Context, Result, ensure};
+use larder_integration::{Agent, AgentConfig, Challenge, Fault, FaultRegistry, Folder, Image, Registry, When, until};
+use serde_json::{Value, json};
 
+use crate::keep::{collect, gone_at_containerd};
 use crate::support::{Case, on_every_containerd, run};
 
 on_every_containerd!(over tls: says_what_a_registry_says, says_what_is_protected_without_it);
+on_every_containerd!(over tls by one: says_what_is_lost);
 
 const APP: &str = "reg.test/acme/app:v1";
 /// A check comes once in an interval, here ten seconds, and is shown within a second.
@@ -92,6 +95,90 @@ async fn says_what_is_protected_without_it(case: Case) -> Result<()> {
     shows(node.agent()?, "larder_image_protected", &[], 1.0).await
 }
 
+/// containerd has unpacked it and discarded its layers, and the registry has it no more: it runs, and nobody has it.
+async fn says_what_is_lost(case: Case) -> Result<()> {
+    let registry = FaultRegistry::start().await?;
+    let image = Image::one_layer(4, 1);
+    registry.add(&image, "acme/app", "v1");
+    let mut builder = case.builder()?.without_agent().registry("reg.test", &registry.url())?;
+    builder.containerd.discards_layers = true;
+    often(&mut builder.agent);
+    let mut node = builder.start().await?;
+    node.containerd.pull(APP).await?;
+    collect(&node, &registry).await?;
+    gone_at_containerd(&node, &image).await?;
+    registry.forget(&image, "acme/app", "v1");
+    node.install_agent().await?;
+    shows(node.agent()?, "larder_image_lost", &[], 1.0).await?;
+    has_status(node.agent()?, "NotFound").await?;
+    shows(node.agent()?, "larder_image_protected", &[], 0.0).await?;
+    shows(node.agent()?, "larder_image_copies", &[], 0.0).await?;
+    // Back at its registry, it is fetched and safe.
+    registry.add(&image, "acme/app", "v1");
+    has_status(node.agent()?, "Available").await?;
+    shows(node.agent()?, "larder_image_lost", &[], 0.0).await
+}
+
+/// An agent without containerd that keeps the image, and asks for it often.
+fn that_keeps_it(folder: &Folder, registry: &FaultRegistry) -> AgentConfig {
+    let mut config = AgentConfig::without_containerd(folder.path());
+    config.registry("reg.test", &[&registry.url()]).set("cache", "keep", format!("[{APP:?}]"));
+    often(&mut config);
+    config
+}
+
+/// Checks are made with the agent's own credentials, which are read again when they change.
+#[test]
+fn checks_with_credentials_of_its_own() {
+    run(async {
+        let (registry, folder) = (FaultRegistry::start().await?, Folder::new()?);
+        registry.add(&Image::one_layer(6, 1), "acme/app", "v1");
+        registry.challenge(Some(Challenge::bearer().account("alice", "wonder:land", "acme/app")));
+        let (file, new) = (folder.path().join("docker.json"), folder.path().join("docker.json.new"));
+        let write = |auths: Value| -> Result<()> {
+            std::fs::write(&new, json!({ "auths": auths }).to_string())?;
+            Ok(std::fs::rename(&new, &file)?)
+        };
+        // An upstream that isn't the registry's own address is shown what is meant for its host.
+        let of_alice = |password: &str| {
+            let credentials = json!({ "username": "alice", "password": password });
+            json!({ "reg.test": credentials, (registry.host()): credentials })
+        };
+        write(of_alice("wonder:land"))?;
+        let mut config = that_keeps_it(&folder, &registry);
+        config.set("credentials", "docker_config", format!("[{file:?}]"));
+        let agent = Agent::start(&folder.path().join("larder"), &config).await?;
+        has_status(&agent, "Available").await?;
+        write(of_alice("wrong"))?;
+        has_status(&agent, "InvalidAuth").await?;
+        write(json!({}))?;
+        has_status(&agent, "NoCredentials").await?;
+        write(of_alice("wonder:land"))?;
+        has_status(&agent, "Available").await
+    });
+}
+
+/// An upstream that says nothing within `health.timeout` is unreachable, and it is said why.
+#[test]
+fn silence_is_no_answer() {
+    run(async {
+        let (registry, folder) = (FaultRegistry::start().await?, Folder::new()?);
+        registry.add(&Image::one_layer(7, 1), "acme/app", "v1");
+        let agent = Agent::start(&folder.path().join("larder"), &that_keeps_it(&folder, &registry)).await?;
+        has_status(&agent, "Available").await?;
+        registry.fault(When::path("manifests"), Fault::Silent);
+        has_status(&agent, "Unreachable").await?;
+        let said: Value = serde_json::from_str(&agent.say(&["images", "-o", "json"]).await?)?;
+        let images = said["images"].as_array().context("no images")?;
+        let image = images.iter().find(|image| image["name"] == APP).with_context(|| said.to_string())?;
+        ensure!(image["status"] == "Unreachable", "{image}");
+        ensure!(image["upstreams"][0]["remark"] == "no answer within 1s", "{image}");
+        ensure!(image["last_seen_upstream"].is_string(), "it was seen before: {image}");
+        registry.heal();
+        has_status(&agent, "Available").await
+    });
+}
+
 /// When a registry saw requests of this method for tags, to a tenth of a second.
 pub(crate) async fn watch(registry: &FaultRegistry, method: &str, seen: &mut Vec<Instant>, span: Duration) {
     let end = Instant::now() + span;
@@ -134,6 +221,13 @@ fn a_budget_holds_over_kills() {
             agent.kill();
             agent.start_again().await?;
         }
+        // What was found is known at once, and not only when there is leave to ask for it again.
+        let known = until("all are watched", SHOWN, async || {
+            let metrics = agent.metrics().await.ok()?;
+            (metrics.sum("larder_images_watched", &[]) == 6.0).then_some(metrics)
+        })
+        .await?;
+        ensure!(known.sum("larder_images_watched", &["status=\"Scheduled\""]) == 0.0, "{known:?}");
         watch(&registry, "GET", &mut seen, Duration::from_secs(1)).await;
         ensure_within(&seen, 3, Duration::from_secs(12))?;
         ensure!(seen.len() >= 7, "only {} checks were made", seen.len());

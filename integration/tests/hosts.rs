@@ -104,17 +104,22 @@ async fn the_users_own_mirrors_stay_in_use(case: Case) -> Result<()> {
     Ok(())
 }
 
-/// What worked before the agent works through it: a mirror with a path, a CA and a header, of a registry that is down.
+/// What worked before the agent works through it: a mirror with a path, a CA, a client certificate and a header, of a
+/// registry that is down.
 async fn the_users_own_mirror_is_asked_by_the_agent(case: Case) -> Result<()> {
-    let (first, second) = (FaultRegistry::start_over(Transport::Tls).await?, FaultRegistry::start().await?);
+    let (first, second) = (FaultRegistry::start_over(Transport::Mutual).await?, FaultRegistry::start().await?);
     first.add(&Image::one_layer(4, 3), "proxy/acme/app", "v1");
     second.add(&Image::tiny(5), "acme/app", "v2");
     second.add(&Image::tiny(6), "acme/app", "v3");
     let mirror = format!("{}/v2/proxy", first.url());
-    let fields = "capabilities = [\"pull\", \"resolve\"]\n  override_path = true\n  ca = \"corp.pem\"";
+    let fields = "capabilities = [\"pull\", \"resolve\"]\n  override_path = true\n  ca = \"corp.pem\"\n  \
+                  client = [[\"c.pem\", \"c.key\"]]";
     let text = format!("[host.{mirror:?}]\n  {fields}\n  [host.{mirror:?}.header]\n    x-team = \"builds\"\n");
     let builder = case.builder()?.hosts("reg.test", &text)?;
-    std::fs::write(builder.hosts_dir().join("reg.test/corp.pem"), first.ca())?;
+    let (certificate, key) = first.client_certificate();
+    for (file, text) in [("corp.pem", first.ca()), ("c.pem", certificate), ("c.key", key)] {
+        std::fs::write(builder.hosts_dir().join("reg.test").join(file), text)?;
+    }
     let mut node = builder.start().await?;
 
     node.containerd.pull("reg.test/acme/app:v1").await?;

@@ -21,6 +21,11 @@ async fn row(agent: &Agent, image: &str) -> Result<Vec<String>> {
     Ok(row.split("   ").map(str::trim).filter(|cell| !cell.is_empty()).map(str::to_owned).collect())
 }
 
+/// `12s`
+fn is_moments_ago(cell: &str) -> bool {
+    cell.strip_suffix('s').is_some_and(|seconds| seconds.parse::<u64>().is_ok())
+}
+
 async fn what_runs_is_listed(case: Case) -> Result<()> {
     let registry = FaultRegistry::start().await?;
     let app = Image::runnable(1)?;
@@ -38,15 +43,24 @@ async fn what_runs_is_listed(case: Case) -> Result<()> {
     };
     let used = until("the image is shown as used", SOON, used).await?;
     ensure!(used.len() == 8 && used[5].ends_with("iB") && used[7] == "-", "{used:?}");
+    // It was pulled through the agent, from a registry that gives it to anybody.
+    let judged = async || {
+        let row = row(agent, APP).await.ok()?;
+        (row[1..4] == ["Available", "yes", "1"] && is_moments_ago(&row[6])).then_some(())
+    };
+    let judged = until("it is shown as safe, and as seen upstream", SOON, judged).await;
+    judged.with_context(|| format!("{used:?}"))?;
     let headers = agent.say(&["images"]).await?;
     ensure!(headers.starts_with("IMAGE  ") && headers.contains("   LAST SEEN UPSTREAM   "), "{headers}");
 
-    let json: Value = serde_json::from_str(&agent.say(&["images", "-o", "json"]).await?)?;
-    ensure!(json["complete"] == true, "{json}");
-    let images = json["images"].as_array().context("no images")?;
-    let image = images.iter().find(|image| image["name"] == APP).context("not in the JSON")?;
+    let shown = async || -> Option<Value> {
+        let json: Value = serde_json::from_str(&agent.say(&["images", "-o", "json"]).await.ok()?).ok()?;
+        let image = json["images"].as_array()?.iter().find(|image| image["name"] == APP)?.clone();
+        // A container is there a moment before it runs.
+        (json["complete"] == true && image["used_by"][0]["stopped"] == false).then_some(image)
+    };
+    let image = until("it is shown as running in the JSON", SOON, shown).await?;
     ensure!(image["digest"] == app.root().digest.as_str() && image["kept"]["why"] == "in_use", "{image}");
-    ensure!(image["used_by"][0]["stopped"] == false, "{image}");
     let wide = agent.say(&["images", "-o", "wide"]).await?;
     ensure!(wide.contains(&app.root().digest), "{wide}");
 

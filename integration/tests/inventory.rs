@@ -22,6 +22,7 @@ on_every_containerd!(over tls:
     a_container_keeps_its_image,
     the_runtime_tells_what_a_name_meant,
     discarded_layers_are_not_held,
+    other_namespaces_are_looked_into_where_they_are_named,
     follows_through_a_restart_and_a_hang,
 );
 
@@ -44,7 +45,13 @@ struct Following {
 
 impl Following {
     fn of(socket: &Path) -> Result<Self> {
-        let containerd = config::Containerd { socket: socket.to_owned(), ..config::Containerd::default() };
+        Self::within(socket, &config::Containerd::default().namespaces)
+    }
+
+    /// Of these namespaces alone.
+    fn within(socket: &Path, namespaces: &[String]) -> Result<Self> {
+        let (socket, namespaces) = (socket.to_owned(), namespaces.to_owned());
+        let containerd = config::Containerd { socket, namespaces, ..config::Containerd::default() };
         let (stop, tasks, metrics) = (CancellationToken::new(), TaskTracker::new(), Metrics::default());
         let mut registry = Registry::default();
         metrics.register(&mut registry);
@@ -262,6 +269,45 @@ async fn discarded_layers_are_not_held(case: Case) -> Result<()> {
     };
     following.until("the manifest is held, and no layer", COLLECTED, discarded).await?;
     ensure!(!node.containerd.content().await?.contains(&app.largest().digest), "containerd has it");
+    Ok(())
+}
+
+/// Of an image and a container in a namespace of somebody else's, who is told of it knows, and nobody else.
+async fn other_namespaces_are_looked_into_where_they_are_named(case: Case) -> Result<()> {
+    let registry = FaultRegistry::start().await?;
+    let (other, app) = (Image::runnable(1)?, Image::runnable(2)?);
+    registry.add(&other, "acme/other", "v1");
+    registry.add(&app, "acme/app", "v1");
+    let node = node(case, &registry, false).await?;
+    let (socket, hosts_dir) = (node.containerd.socket(), node.hosts_dir().display().to_string());
+    let mut default = Following::of(&socket)?;
+    let mut both = Following::within(&socket, &["k8s.io".to_owned(), "other".to_owned()])?;
+    let ctr = node.containerd.client()?;
+    let name = "reg.test/acme/other:v1";
+    ctr.run("other", &["images", "pull", "--hosts-dir", &hosts_dir, name]).await?;
+    ctr.run("other", &["containers", "create", name, "theirs"]).await?;
+    node.containerd.pull(APP).await?;
+
+    let target = &other.root().digest;
+    let is_used = |inventory: &Inventory| {
+        let users = image(inventory, target).map_or(&[][..], |image| image.users.as_slice());
+        users.len() == 1 && users[0].name == "theirs" && users[0].is_stopped
+    };
+    let app_too = |inventory: &Inventory| image(inventory, &app.root().digest).is_some();
+    let seen = both.until("all of both are there", SOON, |inventory| is_used(inventory) && app_too(inventory)).await?;
+    let found = image(&seen, target).context("no image")?;
+    ensure!(found.namespace.as_ref() == "other" && names(found) == [name], "{found:?}");
+    ensure!(image(&seen, &app.root().digest).is_some_and(|image| image.namespace.as_ref() == "k8s.io"), "{seen:?}");
+    ensure!(holds(&seen, target) && holds(&seen, &other.blobs()[0].digest), "its content isn't among what is held");
+    let seen = default.until("what came last is there", SOON, app_too).await?;
+    ensure!(seen.images.len() == 1 && !holds(&seen, target) && !holds(&seen, &other.blobs()[0].digest), "{seen:?}");
+
+    ctr.run("other", &["containers", "rm", "theirs"]).await?;
+    ctr.run("other", &["images", "rm", "--sync", name]).await?;
+    both.until("what goes there is seen to go", COLLECTED, |inventory| {
+        image(inventory, target).is_none() && !holds(inventory, target) && app_too(inventory)
+    })
+    .await?;
     Ok(())
 }
 

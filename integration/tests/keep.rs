@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use larder_integration::{
     Agent, AgentConfig, Blob, Challenge, Fault, FaultRegistry, Folder, Image, Labels, Login, Node, SmallDisk, When,
     until,
@@ -24,15 +24,20 @@ on_every_containerd!(over tls:
     what_cant_be_linked_is_used_where_it_is,
     what_containerd_drops_above_the_mark_goes,
     patterns_and_prefetches_are_fetched,
-    what_runs_is_mended,
     what_is_unused_expires,
     what_is_ignored_passes_through,
 );
+on_every_containerd!(over tls by one: what_is_long_unused_is_kept_and_not_watched);
 
 /// What containerd holds is adopted within this time, on a slow machine too.
-const ADOPTED: Duration = Duration::from_secs(60);
+pub(crate) const ADOPTED: Duration = Duration::from_secs(60);
 /// containerd collects garbage when it likes, and expiry is looked for every now and then.
-const GONE: Duration = Duration::from_secs(60);
+pub(crate) const GONE: Duration = Duration::from_secs(60);
+/// What can't be fetched is tried again within about half a minute.
+pub(crate) const TRIED_AGAIN: Duration = Duration::from_secs(90);
+/// What the index and the rest of the books take on the disk, at the most: 1 % of 512 MiB, the least that has to stay
+/// within 1 %.
+const BOOKS: u64 = 5 << 20;
 
 /// Installed on a node that runs images already: all of them are whole, nothing is downloaded, and no disk is used.
 async fn what_is_there_already_is_kept_at_no_cost(case: Case) -> Result<()> {
@@ -54,8 +59,15 @@ async fn what_is_there_already_is_kept_at_no_cost(case: Case) -> Result<()> {
         whole(node.agent()?, name).await?;
     }
     settled(node.agent()?).await?;
+    until("every one is protected", ADOPTED, async || {
+        let metrics = node.agent().ok()?.metrics().await.ok()?;
+        (metrics.sum("larder_image_protected", &[]) == images.len() as f64).then_some(())
+    })
+    .await?;
     let after = used(&[&node.containerd.root(), &node.agent()?.cache().join("blobs")])?;
     ensure!(after <= before + before / 100, "{before} bytes were used before, {after} after");
+    let all = used(&[&node.containerd.root(), &node.agent()?.cache()])?;
+    ensure!(all <= after + BOOKS, "{} bytes are no blobs", all - after);
     ensure!(
         registry.count("GET", "/blobs/") == 0 && registry.count("GET", "/manifests/") == 0,
         "something was fetched"
@@ -75,6 +87,8 @@ async fn a_pull_costs_nothing_twice(case: Case) -> Result<()> {
     let theirs = used(&[&node.containerd.root()])?;
     let both = used(&[&node.containerd.root(), &node.agent()?.cache().join("blobs")])?;
     ensure!(both <= theirs + theirs / 100, "containerd alone uses {theirs}, both use {both}");
+    let all = used(&[&node.containerd.root(), &node.agent()?.cache()])?;
+    ensure!(all <= both + BOOKS, "{} bytes are no blobs", all - both);
     Ok(())
 }
 
@@ -263,7 +277,18 @@ async fn patterns_and_prefetches_are_fetched(case: Case) -> Result<()> {
         node.containerd.pull(&format!("reg.test/acme/{name}:v1")).await.with_context(|| name.to_string())?;
     }
     // Only what this machine runs was fetched of the index.
-    ensure!(node.agent()?.say(&["cache", "ls"]).await?.contains("keep reg.test/acme/kept:v1"));
+    let listed = node.agent()?.say(&["cache", "ls"]).await?;
+    let until_when = |image: &str| -> Result<String> {
+        let from = listed.lines().next().and_then(|headers| headers.find("UNTIL")).context("no such column")?;
+        let row = listed.lines().find(|line| line.starts_with(image)).with_context(|| listed.clone())?;
+        Ok(row[from..].split("  ").next().unwrap_or_default().to_owned())
+    };
+    ensure!(listed.contains("keep reg.test/acme/kept:v1") && until_when("reg.test/acme/kept:v1")? == "-", "{listed}");
+    // Thirty days from when it was fetched; the day may have changed since.
+    let until_then = until_when("reg.test/acme/wanted:v1")?;
+    let in_days = |days: i64| Timestamp::now() + SignedDuration::from_hours(24 * days);
+    let days = [29, 30].map(|days| in_days(days).strftime("%Y-%m-%d").to_string());
+    ensure!(days.iter().any(|day| until_then.starts_with(day)), "{listed}");
     node.agent_mut()?.stop()?;
     ensure!(node.agent()?.say(&["cache", "ls"]).await?.contains("acme/wanted"), "remembered");
     let failed = node.agent()?.command(&["prefetch", "reg.test/acme/wanted:v1"]).await?;
@@ -271,30 +296,21 @@ async fn patterns_and_prefetches_are_fetched(case: Case) -> Result<()> {
     Ok(())
 }
 
-/// A blob of a running image is lost here and at containerd: it is fetched again, with nobody asking for it.
-async fn what_runs_is_mended(case: Case) -> Result<()> {
+/// What nothing has used for `health.unused_ttl` isn't watched any more, and stays in the cache.
+async fn what_is_long_unused_is_kept_and_not_watched(case: Case) -> Result<()> {
     let registry = FaultRegistry::start().await?;
-    let image = Image::builder(11).layer(4 << 20).program()?.build();
+    let image = Image::one_layer(34, 1);
     registry.add(&image, "acme/app", "v1");
     let mut builder = case.builder()?.registry("reg.test", &registry.url())?;
-    builder.containerd.discards_layers = true;
-    let mut node = builder.start().await?;
+    builder.agent.set_text("health", "unused_ttl", "12s").set_text("cache", "expire_unused", "30d");
+    let node = builder.start().await?;
     node.containerd.pull("reg.test/acme/app:v1").await?;
-    node.containerd.run("reg.test/acme/app:v1", &Labels::of_container("default", "web", "app")).await?;
-    whole(node.agent()?, "reg.test/acme/app:v1").await?;
-    // What is discarded goes with the next collection.
-    registry.add(&Image::tiny(16), "acme/other", "v1");
-    node.containerd.pull("reg.test/acme/other:v1").await?;
-    remove(&node, "acme/other", &Image::tiny(16)).await?;
-    gone_at_containerd(&node, &image).await?;
-    node.agent_mut()?.stop()?;
-    std::fs::remove_file(stored(node.agent()?, image.largest()))?;
-    registry.clear_log();
-    node.agent_mut()?.start_again().await?;
-    let layer = format!("/blobs/{}", image.largest().digest);
-    until("it is fetched again", ADOPTED, async || (registry.count("GET", &layer) > 0).then_some(())).await?;
-    whole(node.agent()?, "reg.test/acme/app:v1").await?;
-    ensure!(node.agent()?.metrics().await?.sum("larder_background_bytes_total", &[]) > 1e6);
+    let agent = node.agent()?;
+    let is_watched = async || Some(agent.metrics().await.ok()?.has("larder_image_status"));
+    until("it is watched", ADOPTED, async || is_watched().await?.then_some(())).await?;
+    // Looked at once a minute where nothing else happens.
+    until("it isn't watched any more", TRIED_AGAIN, async || (!is_watched().await?).then_some(())).await?;
+    ensure!(kept(agent, "reg.test/acme/app:v1").await.is_some_and(|image| image["whole"] == true), "it isn't kept");
     Ok(())
 }
 
@@ -407,7 +423,7 @@ fn what_nobody_waits_for_comes_at_its_rate() {
 }
 
 /// Has containerd remove an image, by all its names.
-async fn remove(node: &Node, repository: &str, image: &Image) -> Result<()> {
+pub(crate) async fn remove(node: &Node, repository: &str, image: &Image) -> Result<()> {
     let names = node.containerd.ctr_of_cri(&["images", "ls", "--quiet"]).await?;
     for name in names.lines().filter(|name| name.contains(repository) || name.contains(&image.blobs()[0].digest)) {
         node.containerd.ctr_of_cri(&["images", "rm", "--sync", name]).await?;
@@ -415,8 +431,16 @@ async fn remove(node: &Node, repository: &str, image: &Image) -> Result<()> {
     Ok(())
 }
 
+/// Has containerd collect what nothing needs, discarded layers too: it does when an image goes.
+pub(crate) async fn collect(node: &Node, registry: &FaultRegistry) -> Result<()> {
+    let other = Image::tiny(99);
+    registry.add(&other, "acme/other", "v1");
+    node.containerd.pull("reg.test/acme/other:v1").await?;
+    remove(node, "acme/other", &other).await
+}
+
 /// Waits until containerd has collected a layer that it has no image of any more.
-async fn gone_at_containerd(node: &Node, image: &Image) -> Result<()> {
+pub(crate) async fn gone_at_containerd(node: &Node, image: &Image) -> Result<()> {
     let theirs = node.containerd.blob(&image.largest().digest);
     until("containerd has dropped the layer", GONE, async || (!theirs.exists()).then_some(())).await
 }
@@ -428,7 +452,7 @@ pub(crate) async fn kept(agent: &Agent, name: &str) -> Option<Value> {
     images.into_iter().find(|image| image["image"] == name)
 }
 
-async fn whole(agent: &Agent, name: &str) -> Result<()> {
+pub(crate) async fn whole(agent: &Agent, name: &str) -> Result<()> {
     let what = format!("{name} is whole");
     let waited = until(&what, ADOPTED, async || kept(agent, name).await?["whole"].as_bool()?.then_some(()));
     let Err(error) = waited.await else { return Ok(()) };
@@ -455,7 +479,7 @@ async fn public(agent: &Agent, image: &Image) -> Result<()> {
     Ok(())
 }
 
-fn stored(agent: &Agent, blob: &Blob) -> std::path::PathBuf {
+pub(crate) fn stored(agent: &Agent, blob: &Blob) -> std::path::PathBuf {
     agent.cache().join("blobs").join(blob.digest.replace(':', "/"))
 }
 

@@ -4,6 +4,7 @@
 
 mod support;
 
+mod background;
 mod cluster;
 mod crash;
 mod daemonset;
@@ -20,8 +21,10 @@ mod images;
 mod inventory;
 mod keep;
 mod kubernetes;
+mod mending;
 mod mirror;
 mod outage;
+mod own_credentials;
 mod packaging;
 mod page;
 mod pod;

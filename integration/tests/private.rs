@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD_NO_PAD;
 use http::StatusCode;
 use larder_integration::{
     Blob, Challenge, Cut, Fault, FaultRegistry, Image, Login, Node, NodeBuilder, Puller, Release, When, free_port,
@@ -97,12 +99,7 @@ async fn who_could_pull_it_can_in_an_outage_and_nobody_else(case: Case) -> Resul
         let pulled = node.containerd.pull_as(NAME, &alice()).await;
         pulled.with_context(|| format!("alice in an outage, the agent ended: {ended}"))?;
     }
-    // The credential itself is nowhere.
-    let cache = node.agent()?.cache();
-    let found = std::process::Command::new("grep").args(["-rlaF", "wonder:land"]).arg(&cache).output()?;
-    ensure!(found.stdout.is_empty(), "the password is in {}", String::from_utf8_lossy(&found.stdout));
-    ensure!(!node.agent()?.log().contains("wonder:land"), "the password is in the log");
-    Ok(())
+    ensure_nothing_secret_is_kept(&node, &registry)
 }
 
 /// What a token opened that the registry gave, it opens until it ends; nothing opens it from then on.
@@ -145,6 +142,7 @@ async fn credentials_come_in_every_form(case: Case) -> Result<()> {
         ensure!(tokens_of_agent(&registry, true) == 0, "{login:?}: anonymous tokens were fetched");
         ensure!(tokens_of_agent(&registry, false) > 0, "{login:?}: no token was fetched");
         ensure!(node.containerd.pull_as(NAME, &mallory()).await.is_err(), "{login:?}: mallory has it too");
+        ensure_nothing_secret_is_kept(&node, &registry).with_context(|| format!("{login:?}"))?;
     }
     Ok(())
 }
@@ -161,7 +159,7 @@ async fn a_basic_registry_is_asked_by_name(case: Case) -> Result<()> {
     node.containerd.wipe().await?;
     ensure_closed(&node, NAME).await?;
     node.containerd.pull_as(NAME, &alice()).await.context("in an outage")?;
-    Ok(())
+    ensure_nothing_secret_is_kept(&node, &registry)
 }
 
 /// Each token holds for two seconds: a layer that was cut is taken up with another.
@@ -311,6 +309,31 @@ async fn ensure_closed(node: &Node, name: &str) -> Result<()> {
     ensure!(node.containerd.pull(name).await.is_err(), "{name}: pulled without credentials");
     ensure!(node.containerd.pull_as(name, &mallory()).await.is_err(), "{name}: pulled with wrong credentials");
     Ok(())
+}
+
+/// Whatever was shown to the registry and its token server, and whatever that gave for it, is in no file of the agent's:
+/// neither as it was said, nor as it was encoded on the way.
+fn ensure_nothing_secret_is_kept(node: &Node, registry: &FaultRegistry) -> Result<()> {
+    let secrets = registry.secrets();
+    ensure!(!secrets.is_empty(), "nothing was shown to the registry");
+    let own = ["wonder:land", "wonder%3Aland", "wonder%3aland", "who-I-am"].map(str::to_owned);
+    let encoded = ["alice:wonder:land", "wonder:land", "who-I-am"].map(|secret| STANDARD_NO_PAD.encode(secret));
+    let all = secrets.into_iter().chain(own).chain(encoded);
+    let found = kept(node, &all.collect::<Vec<_>>())?;
+    ensure!(found.is_empty(), "kept: {found}");
+    let name = ["acme/app".to_owned()];
+    ensure!(!kept(node, &name)?.is_empty(), "what is no secret isn't found either");
+    Ok(())
+}
+
+/// Where in the agent's files, its log among them, these words stand.
+fn kept(node: &Node, words: &[String]) -> Result<String> {
+    let mut grep = std::process::Command::new("grep");
+    // Files come and go while it reads.
+    grep.args(["-raowFs", "--devices=skip"])
+        .args(words.iter().flat_map(|word| ["-e", word]))
+        .arg(node.agent()?.folder());
+    Ok(String::from_utf8_lossy(&grep.output()?.stdout).into_owned())
 }
 
 /// The mirror doesn't give a blob to this caller, in any way to ask.

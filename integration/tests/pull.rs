@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use larder_integration::{Containerd, ContainerdConfig, Fault, FaultRegistry, Image, Registry, When, until};
 
 use crate::support::{Case, ensure_only_the_agent_asked, on_every_containerd};
@@ -12,6 +12,7 @@ on_every_containerd!(
     from_a_real_registry,
     two_at_once_make_one_request_for_each_blob,
     a_tag_that_moved_is_followed,
+    a_name_that_kube_image_keeper_rewrote,
 );
 on_every_containerd!(over tls: by_ctr, many_layers, a_registry_without_an_entry_of_its_own, what_is_kept_is_not_asked_again);
 
@@ -154,5 +155,34 @@ async fn what_is_kept_is_not_asked_again(case: Case) -> Result<()> {
     let requests = registry.requests();
     ensure!(requests.iter().all(|request| request.method == "HEAD"), "{requests:?}");
     ensure!(!requests.is_empty(), "nobody asked what the tag means now");
+    Ok(())
+}
+
+/// Of its first version: the address of its proxy, at whose port the agent is now, and then the image's own name.
+async fn a_name_that_kube_image_keeper_rewrote(case: Case) -> Result<()> {
+    // By `_default`; and where nothing is entered, since containerd takes localhost to be a registry over plain HTTP.
+    let ways = if case.tls { &[true][..] } else { &[true, false] };
+    for &is_entered in ways {
+        let mut registry = FaultRegistry::start().await?;
+        let image = Image::one_layer(13, 5);
+        registry.add(&image, "acme/app", "v1");
+        let mut builder = case.builder()?;
+        builder.agent.registry("reg.test", &[&registry.url()]);
+        if !is_entered {
+            builder.agent.set("containerd", "registries", "[]");
+            builder.expects_entry = false;
+        }
+        let node = builder.start().await?;
+        ensure!(node.hosts_dir().join("_default").exists() == is_entered);
+        let name = format!("localhost:{}/reg.test/acme/app:v1", node.agent()?.mirror_port());
+        let pull = async || node.containerd.pull(&name).await.with_context(|| format!("entered: {is_entered}"));
+        pull().await?;
+        ensure!(registry.count("GET", &image.largest().digest) == 1);
+        ensure_only_the_agent_asked(&registry)?;
+
+        registry.refuse();
+        node.containerd.wipe().await?;
+        ensure!(pull().await.context("while the registry is down")? == image.blobs()[0].digest);
+    }
     Ok(())
 }

@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use http::StatusCode;
 use larder_integration::{
-    Agent, AgentConfig, Fault, FaultRegistry, Folder, Image, Puller, Release, Upstream, When, until,
+    Agent, AgentConfig, Fault, FaultRegistry, Folder, Image, NodeBuilder, Puller, Release, Upstream, When, free_port,
+    until,
 };
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -164,16 +165,52 @@ mod containerd_reads_pieces_at_once {
     }
 }
 
-async fn pieces(case: Case) -> Result<()> {
-    let (registry, image) = (FaultRegistry::start().await?, Image::one_layer(8, 64));
-    registry.add(&image, "acme/app", "v1");
-    registry.limit_each_connection(Some(16 << 20));
-    let mut builder = case.builder()?.registry("reg.test", &registry.url())?;
+/// The pull after one that got wrong bytes succeeds at once, though its pieces begin where those of the other one ended.
+mod pieces_after_wrong_ones_are_given {
+    use super::*;
+
+    #[test]
+    fn containerd_sid() {
+        run(pieces_after_wrong_ones(Case { release: Release::Sid, tls: true }));
+    }
+
+    #[test]
+    #[cfg_attr(not(newest_containerd), ignore = "the newest containerd isn't built: Go isn't here")]
+    fn containerd_newest() {
+        run(pieces_after_wrong_ones(Case { release: Release::Newest, tls: true }));
+    }
+}
+
+async fn pieces_after_wrong_ones(case: Case) -> Result<()> {
+    let (first, second, image) =
+        (FaultRegistry::start().await?, FaultRegistry::start().await?, Image::one_layer(9, 32));
+    for registry in [&first, &second] {
+        registry.add(&image, "acme/app", "v1");
+    }
+    first.fault(When::get(image.largest()), Fault::WrongByte(11 << 20));
+    let nowhere = format!("server = \"http://127.0.0.1:{}\"\n", free_port()?);
+    let mut builder = in_pieces(case.builder()?.hosts("reg.test", &nowhere)?);
+    builder.agent.registry("reg.test", &[&first.url(), &second.url()]);
+    let node = builder.start().await?;
+    ensure!(node.containerd.pull("reg.test/acme/app:v1").await.is_err(), "the wrong byte wasn't met");
+    node.containerd.pull("reg.test/acme/app:v1").await.context("the pull after")?;
+    Ok(())
+}
+
+/// Its containerd reads layers in pieces, several at once.
+fn in_pieces(mut builder: NodeBuilder) -> NodeBuilder {
     // The one is read by local pulls, the other by the transfer service.
     builder.containerd.images = format!("concurrent_layer_fetch_buffer = {}", 4 * MEBIBYTE);
     builder.containerd.tables =
         format!("[plugins.\"io.containerd.transfer.v1.local\"]\nconcurrent_layer_fetch_buffer = {}\n", 4 * MEBIBYTE);
-    let node = builder.start().await?;
+    builder
+}
+
+async fn pieces(case: Case) -> Result<()> {
+    let (registry, image) = (FaultRegistry::start().await?, Image::one_layer(8, 64));
+    registry.add(&image, "acme/app", "v1");
+    registry.limit_each_connection(Some(16 << 20));
+    let node = in_pieces(case.builder()?.registry("reg.test", &registry.url())?).start().await?;
     let layer = image.largest();
     for round in ["cold", "warm"] {
         let begun = Instant::now();

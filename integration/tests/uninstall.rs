@@ -1,13 +1,17 @@
 //! What was installed is taken back.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
+use futures_util::future::try_join_all;
 use larder_integration::{Agent, AgentConfig, FaultRegistry, Folder, Image, Node, Release, listing, until};
 
-use crate::support::{Case, run};
+use crate::support::{Case, asked_by_agent, on_every_containerd, run};
+
+on_every_containerd!(over tls: pulls_go_on_while_it_comes_and_goes);
 
 const CASE: Case = Case { release: Release::Sid, tls: true };
 
@@ -93,6 +97,105 @@ fn the_cache_may_stay() {
         node.containerd.wipe().await?;
         node.agent_mut()?.start_again().await?;
         node.containerd.pull("reg.test/acme/app:v1").await.map(drop)
+    });
+}
+
+/// No pull fails while a node's first agent starts, enters itself, ends and is taken back: not even for the moment in
+/// which a hosts.toml names a certificate.
+async fn pulls_go_on_while_it_comes_and_goes(case: Case) -> Result<()> {
+    const ROUNDS: usize = 3;
+    let registry = FaultRegistry::start().await?;
+    for (seed, repository) in (11..).zip(["acme/fetched", "acme/resolved"]) {
+        registry.add(&Image::many_layers(seed, 3, 300), repository, "v1");
+        registry.add(&Image::many_layers(seed + 10, 3, 300), &format!("{repository}-by-default"), "v1");
+    }
+    let mut builder = case.builder()?.registry("reg.test", &registry.url())?;
+    builder.agent.registry(&registry.host(), &[&registry.url()]);
+    let mut node = builder.start().await?;
+    node.agent_mut()?.stop()?;
+    node.agent()?.say(&["uninstall"]).await?;
+    let before = seen(&node)?;
+
+    // By a hosts.toml that was there before, and by `_default`, which comes and goes; all of the content, and, more often,
+    // what the tag means now.
+    let own = |repository: &str| format!("reg.test/{repository}");
+    let default = |repository: &str| format!("{}/{repository}-by-default", registry.host());
+    let fetched = [own("acme/fetched"), default("acme/fetched")];
+    let resolved = [own("acme/resolved"), default("acme/resolved")];
+    for round in 1..=ROUNDS {
+        registry.clear_log();
+        let (containerd, agent) = (&node.containerd, node.agent.as_mut().context("this node has no agent")?);
+        let (counts, is_over) = ([const { Cell::new(0) }; 4], Cell::new(false));
+        let pull_on = async |name: &str, count: &Cell<usize>, forgets: bool| {
+            while !is_over.get() {
+                let image = containerd.pull(&format!("{name}:v1")).await;
+                let image = image.with_context(|| format!("round {round}, after {} pulls of {name}", count.get()))?;
+                if forgets {
+                    containerd.forget(name, &image).await?;
+                }
+                count.set(count.get() + 1);
+            }
+            anyhow::Ok(())
+        };
+        let come_and_go = async {
+            agent.start_again().await?;
+            until("all of them come by the agent", Duration::from_secs(30), async || {
+                let requests = registry.requests();
+                let comes = |path| requests.iter().any(|it| asked_by_agent(it) && it.target.contains(path));
+                let paths = ["/fetched/", "/fetched-by-default/", "/resolved/", "/resolved-by-default/"];
+                paths.into_iter().all(comes).then_some(())
+            })
+            .await?;
+            agent.tell_to_end()?;
+            until("the agent has ended", Duration::from_secs(30), async || (!agent.is_running()).then_some(())).await?;
+            agent.say(&["uninstall"]).await?;
+            let so_far = counts.each_ref().map(Cell::get);
+            // The first of them may have begun before.
+            let goes_on = async || counts.iter().zip(so_far).all(|(count, then)| count.get() > then + 1).then_some(());
+            until("pulls go on without the agent", Duration::from_secs(30), goes_on).await?;
+            is_over.set(true);
+            anyhow::Ok(())
+        };
+        let pulls = [(&fetched[0], true), (&fetched[1], true), (&resolved[0], false), (&resolved[1], false)];
+        let pulls = pulls.into_iter().zip(&counts).map(|((name, forgets), count)| pull_on(name, count, forgets));
+        tokio::try_join!(try_join_all(pulls), come_and_go)?;
+        eprintln!("round {round}: {counts:?} pulls");
+        ensure_same(&node, &before)?;
+    }
+    Ok(())
+}
+
+/// Who has read a hosts.toml reads the certificate that it names later: `ctr` of 1.6 after the system's, each time anew.
+#[test]
+fn who_has_read_of_a_certificate_finds_it() {
+    run(async {
+        let registry = FaultRegistry::start().await?;
+        registry.add(&Image::tiny(5), "acme/app", "v1");
+        let case = Case { release: Release::Bookworm, tls: true };
+        let mut node = case.node(&registry).await?;
+        node.agent_mut()?.stop()?;
+        let (node, is_over) = (&node, Cell::new(false));
+        let pull_on = async |name: String| {
+            while !is_over.get() {
+                node.containerd.ctr_pull(&name, node.hosts_dir()).await?;
+            }
+            anyhow::Ok(())
+        };
+        let come_and_go = async {
+            for _ in 0..10 {
+                node.agent()?.say(&["hosts", "restore"]).await?;
+                node.agent()?.say(&["hosts", "apply"]).await?;
+            }
+            is_over.set(true);
+            anyhow::Ok(())
+        };
+        // By its own hosts.toml, which is replaced, and by `_default`, which is removed.
+        let (own, other) = ("reg.test/acme/app:v1".to_owned(), format!("{}/acme/app:v1", registry.host()));
+        for name in [&own, &other] {
+            node.containerd.ctr_pull(name, node.hosts_dir()).await?;
+        }
+        let pulls = [own.clone(), own, other.clone(), other].map(pull_on);
+        tokio::try_join!(try_join_all(pulls), come_and_go).map(drop)
     });
 }
 

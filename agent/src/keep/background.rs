@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use super::fetch::{FetchError, Fetcher, Progress, Target};
+use super::fetch::{Fetcher, Progress, Target};
 use super::memory::{Remembered, millis};
 use super::{Catalog, Known, Why};
 use crate::image::{Digest, ImageName};
@@ -80,8 +80,9 @@ impl Background {
             if is_known {
                 present.insert(name);
             } else if now.at <= Instant::now() {
-                match self.remember(&name, None).await {
-                    Ok(_) => {
+                match self.fetcher.resolve_in_background(&name).await {
+                    Ok(target) => {
+                        self.remember(&target, None).await;
                         present.insert(name);
                     }
                     Err(error) => {
@@ -93,12 +94,24 @@ impl Background {
         }
     }
 
-    /// Whatever should be whole and isn't, what runs first.
+    /// Whatever should be whole and isn't, what runs first, and last what nothing uses.
     async fn mend(&self, due: &mut HashMap<(ImageName, Option<Digest>), Due>) {
         let catalog = self.catalog.borrow().clone();
-        let mut torn: Vec<&Arc<Known>> =
-            catalog.images.iter().filter(|known| is_to_be_whole(known, &catalog)).collect();
-        torn.sort_by_key(|known| known.why != Why::InUse);
+        let inventory = self.fetcher.inventory.borrow().clone();
+        let memory = &self.fetcher.surveyor.memory;
+        let is_in_runtime = |known: &Known| {
+            inventory.iter().flat_map(|inventory| &inventory.images).any(|image| image.target == known.target)
+        };
+        let is_to_be_whole = |known: &Known| match known.why {
+            // Of what containerd has, it has to say so first.
+            Why::InUse => catalog.is_complete,
+            Why::Kept(_) | Why::Prefetched(_) | Why::Copy => true,
+            // Somebody counts on what containerd could run, but not at the cost of what made it go.
+            Why::Unused(_) => is_in_runtime(known) && !memory.had_to_go(&known.name),
+        };
+        let is_torn = |known: &&Arc<Known>| !known.is_whole() && is_to_be_whole(known);
+        let mut torn: Vec<&Arc<Known>> = catalog.images.iter().filter(is_torn).collect();
+        torn.sort_by_key(|known| urgency(&known.why));
         let key = |known: &Known| (known.name.clone(), Some(known.target));
         let keys: HashSet<_> = torn.iter().map(|known| key(known)).collect();
         due.retain(|key, _| key.1.is_none() || keys.contains(key));
@@ -120,6 +133,10 @@ impl Background {
                     self.fetcher.metrics.fetched(true);
                     due.insert(key(known), Due::first());
                     self.news.notify_one();
+                    // What has come into use meanwhile doesn't wait for all that isn't.
+                    if matches!(known.why, Why::Unused(_)) {
+                        return;
+                    }
                 }
                 Err(error) => {
                     if when.failures == 0 {
@@ -135,8 +152,7 @@ impl Background {
     }
 
     /// Makes an image known before anything uses it.
-    pub(super) async fn remember(&self, name: &ImageName, until: Option<Timestamp>) -> Result<Target, FetchError> {
-        let target = self.fetcher.resolve(name).await?;
+    pub(super) async fn remember(&self, target: &Target, until: Option<Timestamp>) {
         let seconds = |at: Timestamp| u64::try_from(at.as_second()).unwrap_or(0);
         let remembered = Remembered {
             target: target.digest,
@@ -145,18 +161,16 @@ impl Background {
             prefetched_until: until.map(seconds),
             in_use: false,
         };
-        self.fetcher.surveyor.memory.note(name, remembered).await;
+        self.fetcher.surveyor.memory.note(&target.name, remembered).await;
         self.news.notify_one();
-        Ok(target)
     }
 }
 
-/// What nothing uses may be as torn as it is; and of what containerd has, it has to say so first.
-fn is_to_be_whole(known: &Known, catalog: &Catalog) -> bool {
-    let is_wanted = match known.why {
-        Why::InUse => catalog.is_complete,
-        Why::Kept(_) | Why::Prefetched(_) | Why::Copy => true,
-        Why::Unused(_) => false,
-    };
-    is_wanted && !known.is_whole()
+/// What is made whole first.
+const fn urgency(why: &Why) -> u8 {
+    match why {
+        Why::InUse => 0,
+        Why::Kept(_) | Why::Prefetched(_) | Why::Copy => 1,
+        Why::Unused(_) => 2,
+    }
 }

@@ -1,5 +1,6 @@
 //! Copies: what runs here is made whole on other nodes, and what runs there on this one.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use crate::peers::{Peers, WantedCopies};
 
 /// What runs here is told again so often, jittered: a third of the time for which it holds.
 const TELL_EVERY: Duration = Duration::from_secs(300);
-/// How often it is looked whether something else runs here, or is wanted here.
+/// How often it is looked whether something else runs here or is wanted here, or somebody else may have to hold copies.
 const LOOK_EVERY: Duration = Duration::from_secs(3);
 
 /// What others want to be here, as the next catalog will have it.
@@ -44,7 +45,7 @@ pub(super) async fn follow(
     news: Arc<Notify>,
     stop: CancellationToken,
 ) {
-    let mut told: Vec<WantedCopies> = Vec::new();
+    let (mut ran, mut told) = (Vec::new(), BTreeMap::new());
     let mut tell_at = Instant::now();
     loop {
         let round = async {
@@ -52,11 +53,18 @@ pub(super) async fn follow(
                 news.notify_one();
             }
             let running = if copies > 1 { running(&catalog.borrow(), copies) } else { Vec::new() };
-            if running != told || Instant::now() >= tell_at {
-                peers.want_copies(&running).await;
-                told = running;
+            let holders = peers.may_hold_copies(&running);
+            let mut untold = holders.clone();
+            let is_time = Instant::now() >= tell_at;
+            if is_time {
                 tell_at = Instant::now() + TELL_EVERY.mul_f64(rand::rng().random_range(0.8..1.2));
+            } else {
+                untold.retain(|node, images| told.get(node) != Some(images));
             }
+            if is_time || running != ran || !untold.is_empty() {
+                peers.want_copies(&running, untold).await;
+            }
+            (ran, told) = (running, holders);
             tokio::time::sleep(LOOK_EVERY).await;
         };
         if stop.run_until_cancelled(round).await.is_none() {

@@ -62,6 +62,9 @@ pub enum FetchError {
     /// Nobody says what the tag means.
     #[error("nobody says what {0} means: {1}")]
     Tag(ImageName, #[source] PullError),
+    /// Every upstream that could say what it means is near its limit.
+    #[error("every upstream of {} is near its limit, and is left to those who wait for it", .0.registry)]
+    Spared(ImageName),
     /// A blob can't be had.
     #[error("{digest} can't be had: {source}")]
     Blob {
@@ -114,6 +117,16 @@ impl Fetcher {
             }
         };
         Ok(Target { name: name.clone(), digest, media_type })
+    }
+
+    /// The same, for nobody who waits: a registry whose upstreams are all near their limits isn't asked.
+    pub(super) async fn resolve_in_background(&self, name: &ImageName) -> Result<Target, FetchError> {
+        let chain = self.upstreams.of(&name.registry);
+        let is_near = !chain.is_empty() && chain.iter().all(|upstream| upstream.is_near_its_limit());
+        match name.reference {
+            Reference::Tag(_) if is_near => Err(FetchError::Spared(name.clone())),
+            _ => self.resolve(name).await,
+        }
     }
 
     /// Fetches what is missing of an image for this machine, but what containerd holds: at the background's pace, or, for

@@ -130,7 +130,8 @@ impl Keep {
         let background = &self.0.background;
         let keep_for = background.fetcher.surveyor.cache.expire_unused.0;
         let until = Timestamp::now().saturating_add(keep_for).unwrap_or(Timestamp::MAX);
-        let target = background.remember(name, Some(until)).await?;
+        let target = background.fetcher.resolve(name).await?;
+        background.remember(&target, Some(until)).await;
         let made = background.fetcher.make_whole(&target, false, progress).await;
         background.news.notify_one();
         made.map(|_fetched| target.digest)

@@ -46,6 +46,9 @@ pub(super) struct Memory {
     images: Mutex<BTreeMap<ImageName, Entry>>,
     /// Those that were dropped, until somebody looks whether containerd has them still.
     dropped: Mutex<HashSet<ImageName>>,
+    /// Of the images that are remembered, those that were dropped since anything used them. A new process gives each
+    /// another chance.
+    had_to_go: Mutex<HashSet<ImageName>>,
 }
 
 impl Memory {
@@ -57,7 +60,7 @@ impl Memory {
             Some((name.parse().ok()?, Entry { known, written }))
         });
         let images = Mutex::new(images.collect());
-        Self { store, images, dropped: Mutex::default() }
+        Self { store, images, dropped: Mutex::default(), had_to_go: Mutex::default() }
     }
 
     /// All of them.
@@ -67,6 +70,9 @@ impl Memory {
 
     /// Remembers an image as it is now.
     pub(super) async fn note(&self, name: &ImageName, known: Remembered) {
+        if known.in_use || known.prefetched_until.is_some() {
+            held(&self.had_to_go).remove(name);
+        }
         {
             let mut images = self.images();
             if let Some(entry) = images.get_mut(name) {
@@ -84,6 +90,7 @@ impl Memory {
 
     /// It has gone.
     pub(super) async fn forget(&self, name: &ImageName) {
+        held(&self.had_to_go).remove(name);
         if self.images().remove(name).is_some() {
             self.store.record::<Remembered>(Records::Images, &name.to_string(), None).await;
         }
@@ -91,17 +98,27 @@ impl Memory {
 
     /// It was dropped.
     pub(super) fn drop(&self, name: &ImageName) {
-        self.dropped.lock().unwrap_or_else(PoisonError::into_inner).insert(name.clone());
+        held(&self.dropped).insert(name.clone());
+        held(&self.had_to_go).insert(name.clone());
     }
 
     /// Whether it was dropped since this was last asked.
     pub(super) fn was_dropped(&self, name: &ImageName) -> bool {
-        self.dropped.lock().unwrap_or_else(PoisonError::into_inner).remove(name)
+        held(&self.dropped).remove(name)
+    }
+
+    /// Whether it was dropped, and nothing has used it since.
+    pub(super) fn had_to_go(&self, name: &ImageName) -> bool {
+        held(&self.had_to_go).contains(name)
     }
 
     fn images(&self) -> MutexGuard<'_, BTreeMap<ImageName, Entry>> {
-        self.images.lock().unwrap_or_else(PoisonError::into_inner)
+        held(&self.images)
     }
+}
+
+fn held<T>(lock: &Mutex<T>) -> MutexGuard<'_, T> {
+    lock.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Entry {

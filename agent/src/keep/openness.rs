@@ -28,7 +28,7 @@ use crate::pull::{Kind, Place, Pull};
 const ASK_AGAIN: Duration = Duration::from_secs(300);
 /// So many are asked at a time.
 const AT_ONCE: usize = 4;
-/// The most repositories that are asked in a round, and remembered as silent.
+/// The most repositories that are asked in a round, and remembered as silent or as unknown.
 const MOST_ASKED: usize = 4096;
 /// How many blobs the store is asked for at a time.
 const PAGE: usize = 2048;
@@ -48,6 +48,8 @@ pub(super) struct Prover {
 struct Asked {
     /// Repositories that gave no answer, and when.
     silent: HashMap<Place, Instant>,
+    /// Those of which it couldn't be found out whether they open, and when. Whoever pulls may find it out sooner.
+    unknown: HashMap<Place, Instant>,
     /// Where it was asked for each blob, and answered.
     answered: HashMap<Digest, HashSet<Place>>,
 }
@@ -86,6 +88,7 @@ impl Prover {
 
     async fn prove(&self, named: &Named, asked: &mut Asked) {
         asked.silent.retain(|_, at| at.elapsed() < ASK_AGAIN);
+        asked.unknown.retain(|_, at| at.elapsed() < ASK_AGAIN);
         asked.answered.retain(|digest, _| named.places.contains_key(digest));
         let left: HashMap<Digest, Vec<&Place>> = self.left(named, asked).collect();
         let mut todo: HashMap<&Place, Vec<Digest>> = HashMap::new();
@@ -147,6 +150,7 @@ impl Prover {
             match self.surveyor.store.openness(&place.registry, &place.repository).await {
                 Some((Access::Anonymous, _)) => drop(opens.insert(place.clone())),
                 Some((Access::Authorized, _)) => {}
+                None if asked.unknown.contains_key(place) || asked.unknown.len() + ask.len() >= MOST_ASKED => {}
                 None => ask.extend(named.targets.get(place).map(|target| (place.clone(), *target))),
             }
         }
@@ -160,7 +164,7 @@ impl Prover {
                 opens.insert(place);
             } else {
                 // One that refused is known from now on. "Not found" says nothing of the repository.
-                asked.silent.insert(place, Instant::now());
+                asked.unknown.insert(place, Instant::now());
             }
         }
         opens

@@ -227,10 +227,18 @@ impl Mirror {
             kind == Kind::Manifest || asked.head || asked.if_range.is_some_and(|tag| tag != format!("\"{digest}\""));
         let range = if whole { RangeAsked::Whole } else { asked.range };
         let wanted = Wanted { place: place.clone(), grant: asked.grant().clone(), digest: *digest, kind };
-        let found = match self.pull.fetch(&wanted, range.start()).await {
+        let found = match range.has_end() {
+            true => self.pull.fetch_part(&wanted, range.start()).await,
+            false => self.pull.fetch(&wanted, range.start()).await,
+        };
+        let found = match found {
             Ok(found) => found,
             Err(e) => return asked.failed(&e, place, kind),
         };
+        if range == RangeAsked::From(0) {
+            // Who reads in one go says no range: the pieces that follow begin where others end.
+            self.pull.begins_anew(digest);
+        }
         if kind == Kind::Blob
             && found.can_be_asked_for_again(SMALL)
             && let Some(redirect) = asked.to_plain(&self.passes, place, digest)

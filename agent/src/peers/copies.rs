@@ -9,11 +9,21 @@ use crate::cluster::copies::{WantedCopies, may_hold};
 use crate::image::NodeId;
 
 impl Peers {
-    /// Tells those who may have to hold copies what runs here. It holds for a quarter of an hour, so it is to be said again
-    /// every few minutes. Takes up to a second for each node that doesn't answer.
-    pub async fn want_copies(&self, images: &[WantedCopies]) {
+    /// Who may have to hold copies of what runs here, and of what: as the members are now.
+    #[must_use]
+    pub fn may_hold_copies(&self, images: &[WantedCopies]) -> BTreeMap<NodeId, Vec<WantedCopies>> {
         match &self.0 {
-            Backing::Cluster(inner) => inner.want_copies(images).await,
+            Backing::Cluster(inner) => inner.may_hold_copies(images),
+            #[cfg(test)]
+            Backing::Script(_) => BTreeMap::new(),
+        }
+    }
+
+    /// Notes what runs here, and tells these nodes of it. It holds for a quarter of an hour, so it is to be said again every
+    /// few minutes. Takes up to a second for each node that doesn't answer.
+    pub async fn want_copies(&self, images: &[WantedCopies], told: BTreeMap<NodeId, Vec<WantedCopies>>) {
+        match &self.0 {
+            Backing::Cluster(inner) => inner.want_copies(images, told).await,
             #[cfg(test)]
             Backing::Script(_) => {}
         }
@@ -31,16 +41,20 @@ impl Peers {
 }
 
 impl Inner {
-    async fn want_copies(&self, images: &[WantedCopies]) {
+    fn may_hold_copies(&self, images: &[WantedCopies]) -> BTreeMap<NodeId, Vec<WantedCopies>> {
         let ring = self.ring();
-        // Who runs it counts as one that has it, here too.
-        self.copies_wanted(self.node, images.to_vec());
         let mut told: BTreeMap<NodeId, Vec<WantedCopies>> = BTreeMap::new();
         for wanted in images {
             for node in may_hold(&ring, &wanted.target, wanted.copies) {
                 told.entry(node).or_default().push(wanted.clone());
             }
         }
+        told
+    }
+
+    async fn want_copies(&self, images: &[WantedCopies], told: BTreeMap<NodeId, Vec<WantedCopies>>) {
+        // Who runs it counts as one that has it, here too.
+        self.copies_wanted(self.node, images.to_vec());
         // Nobody hurries: one after the other, so that the calls of many nodes don't meet.
         for (node, images) in told {
             for some in images.chunks(MOST_WANTED) {

@@ -97,8 +97,8 @@ impl Blame {
             && memory.poisoned.get(digest).is_some_and(|(reached, at)| start <= *reached && at.elapsed() < POISONED_FOR)
     }
 
-    /// A caller has got all of a blob, proven: no wrong beginning of it is left to be continued.
-    pub(super) fn delivered(&self, digest: &Digest) {
+    /// A caller has got all of a blob, proven, or has begun anew: no wrong beginning of it is left to be continued.
+    pub(super) fn lifted(&self, digest: &Digest) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).poisoned.remove(digest);
     }
 }
@@ -119,7 +119,7 @@ mod tests {
         assert!(blame.continues_poison(&digest, 100), "somebody else began anew");
         blame.poisoned(digest, 50);
         assert!(blame.continues_poison(&digest, 100), "the larger holds");
-        blame.delivered(&digest);
+        blame.lifted(&digest);
         assert!(!blame.continues_poison(&digest, 100));
     }
 

@@ -27,7 +27,7 @@ pub(super) async fn drive(pull: Arc<Inner>, transfer: Arc<Transfer>) {
     let stop = pull.stop.clone();
     let ended = Ended::arm(&pull, &transfer);
     let mut driver = Driver {
-        sources: Sources::new(Arc::clone(&pull), transfer.wanted.clone()),
+        sources: Sources::of(Arc::clone(&pull), &transfer),
         suspects: Suspects::new(Arc::clone(&pull), transfer.wanted.digest),
         pull: Arc::clone(&pull),
         transfer: Arc::clone(&transfer),

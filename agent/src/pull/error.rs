@@ -29,6 +29,9 @@ pub enum PullError {
     /// All its bytes came, more than once, and were wrong each time.
     #[error("the bytes that upstream sends don't have this digest")]
     WrongBytes,
+    /// Nobody waits for it, and upstreams that may have it are near their limits: they were not asked.
+    #[error("upstreams that may have it are near their limits, and are left to those who wait for them")]
+    Spared,
     /// The agent is ending.
     #[error("the agent is shutting down")]
     Stopping,
@@ -69,7 +72,7 @@ impl PullError {
         match self {
             Self::NotFound(_) => Failed::Absent,
             Self::Denied(_) | Self::Unauthenticated(_) => Failed::Unauthorized,
-            Self::NoAnswer(_) | Self::Late(_) | Self::Poisoned | Self::WrongBytes | Self::Stopping => {
+            Self::NoAnswer(_) | Self::Late(_) | Self::Poisoned | Self::WrongBytes | Self::Spared | Self::Stopping => {
                 Failed::Unreachable
             }
         }
@@ -83,7 +86,7 @@ impl PullError {
             | Self::Unauthenticated(said)
             | Self::NoAnswer(said)
             | Self::Late(said) => &said.0,
-            Self::Poisoned | Self::WrongBytes | Self::Stopping => &[],
+            Self::Poisoned | Self::WrongBytes | Self::Spared | Self::Stopping => &[],
         }
     }
 }

@@ -10,9 +10,9 @@ use super::ask::first_to_answer;
 use super::drive::drive;
 use super::reader::Source;
 use super::sources::Sources;
-use super::transfer::{Failure, Following, State, Transfer, Unstored};
+use super::transfer::{Failure, Following, State, Transfer, Unstored, Who};
 use super::{Inner, Kind, Pace, Place, Pull, PullError, Reader, Wanted};
-use crate::image::{Access, MediaType};
+use crate::image::{Access, Digest, MediaType};
 use crate::store::Blob;
 use crate::upstream::Part;
 
@@ -38,29 +38,60 @@ enum At {
     Upstream(Unstored),
 }
 
+/// What is read of a blob, and how.
+#[derive(Clone, Copy)]
+enum Reading<'a> {
+    ToTheEnd,
+    /// Up to a byte that was named.
+    Part,
+    /// All of it, at the pace of the background.
+    InBackground(&'a Arc<Pace>),
+}
+
 impl Pull {
     /// Finds a blob, wherever it is; a transfer is begun if it must be. `start` is the first byte that will be read.
     ///
     /// # Errors
     /// When nothing has it, or no source answers within the reply deadline.
     pub async fn fetch(&self, wanted: &Wanted, start: u64) -> Result<Found, PullError> {
-        self.find(wanted, start, None).await
+        self.find(wanted, start, Reading::ToTheEnd).await
     }
 
-    /// The same, of all of it, for one who is in no hurry: its bytes come at the pace of the background, unless somebody
-    /// else reads along.
+    /// The same for one who said where the reading ends, too. Who reads so has means of its own to prove what it gets, and
+    /// continues nothing: it isn't refused for wrong bytes that went out before.
     ///
     /// # Errors
     /// As for [`Pull::fetch`].
-    pub async fn fetch_in_background(&self, wanted: &Wanted, pace: &Arc<Pace>) -> Result<Found, PullError> {
-        self.find(wanted, 0, Some(pace)).await
+    pub async fn fetch_part(&self, wanted: &Wanted, start: u64) -> Result<Found, PullError> {
+        self.find(wanted, start, Reading::Part).await
     }
 
-    async fn find(&self, wanted: &Wanted, start: u64, pace: Option<&Arc<Pace>>) -> Result<Found, PullError> {
+    /// As [`Pull::fetch`], of all of it, for one who is in no hurry: its bytes come at the pace of the background, unless somebody
+    /// else reads along. Upstreams that are near their limits aren't asked for it; peers are.
+    ///
+    /// # Errors
+    /// As for [`Pull::fetch`], and when nobody is left to be asked.
+    pub async fn fetch_in_background(&self, wanted: &Wanted, pace: &Arc<Pace>) -> Result<Found, PullError> {
+        self.find(wanted, 0, Reading::InBackground(pace)).await
+    }
+
+    /// A caller reads a blob from its first byte on, and more of it by requests that follow: what went out before, right
+    /// or wrong, is continued by none of them. containerd has one writer for a blob, so that whoever had a wrong
+    /// beginning has given up.
+    pub fn begins_anew(&self, digest: &Digest) {
+        self.0.blame.lifted(digest);
+    }
+
+    async fn find(&self, wanted: &Wanted, start: u64, reading: Reading<'_>) -> Result<Found, PullError> {
         let pull = &self.0;
         let Wanted { place, digest, kind, .. } = wanted;
         let kind = *kind;
-        if pull.blame.continues_poison(digest, start) {
+        let pace = match reading {
+            Reading::InBackground(pace) => Some(pace),
+            Reading::ToTheEnd | Reading::Part => None,
+        };
+        let may_continue = start > 0 && !matches!(reading, Reading::Part);
+        if may_continue && pull.blame.continues_poison(digest, start) {
             return Err(PullError::Poisoned);
         }
         let deadline = Instant::now() + pull.options.reply_deadline;
@@ -109,6 +140,9 @@ impl Pull {
                 State::Unstored(unstored) => {
                     return Ok(found(unstored.size, unstored.media_type.clone(), At::Upstream(unstored)));
                 }
+                // Begun for nobody, it left alone whom who waits may ask.
+                State::Failed(Failure::Nothing(PullError::Spared) | Failure::Cut(PullError::Spared))
+                    if pace.is_none() => {}
                 // What was said to somebody else, or elsewhere.
                 State::Failed(Failure::Nothing(_) | Failure::Cut(_)) if !is_mine => {}
                 State::Failed(Failure::Nothing(error) | Failure::Cut(error)) => {
@@ -116,7 +150,7 @@ impl Pull {
                     return Err(error.for_grant(&wanted.grant));
                 }
                 // The right end would be no help to who has a wrong beginning.
-                State::Failed(Failure::WrongBytes) if start > 0 => return Err(PullError::Poisoned),
+                State::Failed(Failure::WrongBytes) if may_continue => return Err(PullError::Poisoned),
                 State::Failed(Failure::WrongBytes) | State::Asking => {}
             }
         }
@@ -163,7 +197,8 @@ impl Inner {
         start: u64,
         pace: Option<&Arc<Pace>>,
     ) -> Result<Following, Following> {
-        let following = self.transfers.follow(wanted.digest, || {
+        let who = if pace.is_some() { Who::Background } else { Who::Caller };
+        let following = self.transfers.follow(wanted.digest, who, || {
             let trace = self.journal.trace(&wanted.place);
             let transfer = Arc::new(Transfer::new(wanted.clone(), start, pace.cloned(), trace));
             self.lanes.spawn(&self.tasks, drive(Arc::clone(self), Arc::clone(&transfer)));

@@ -124,7 +124,7 @@ impl Reader {
             }
             if self.end.is_some_and(|end| self.at >= end) {
                 if self.start == 0 && !self.is_part {
-                    self.pull.blame.delivered(&self.wanted.digest);
+                    self.pull.blame.lifted(&self.wanted.digest);
                 }
                 return Ok(None);
             }

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::direct::Opened;
+use super::transfer::Transfer;
 use super::{Inner, PullError, Wanted};
 use crate::upstream::{ErrorKind, Upstream, UpstreamError};
 
@@ -31,6 +32,8 @@ const FASTER: u64 = 2;
 pub(super) struct Sources {
     pull: Arc<Inner>,
     wanted: Wanted,
+    /// Whose they are, if not a single reader's.
+    transfer: Option<Arc<Transfer>>,
     known: Vec<Known>,
     /// Those that this round has still to ask.
     round: VecDeque<Arc<Upstream>>,
@@ -40,6 +43,8 @@ pub(super) struct Sources {
     gained: u64,
     /// Rounds without fruit since the last with.
     fruitless: u32,
+    /// Some were passed over in this round, near their limits as they are, since nobody waits for the bytes.
+    has_spared: bool,
 }
 
 /// What was learnt of an upstream.
@@ -57,9 +62,28 @@ struct Known {
 }
 
 impl Sources {
+    /// For a reader of its own.
     pub(super) fn new(pull: Arc<Inner>, wanted: Wanted) -> Self {
-        let mut sources =
-            Self { pull, wanted, known: Vec::new(), round: VecDeque::new(), current: None, gained: 0, fruitless: 0 };
+        Self::with(pull, wanted, None)
+    }
+
+    /// For a transfer. As long as that is for the background alone, upstreams that are near their limits are left alone.
+    pub(super) fn of(pull: Arc<Inner>, transfer: &Arc<Transfer>) -> Self {
+        Self::with(pull, transfer.wanted.clone(), Some(Arc::clone(transfer)))
+    }
+
+    fn with(pull: Arc<Inner>, wanted: Wanted, transfer: Option<Arc<Transfer>>) -> Self {
+        let mut sources = Self {
+            pull,
+            wanted,
+            transfer,
+            known: Vec::new(),
+            round: VecDeque::new(),
+            current: None,
+            gained: 0,
+            fruitless: 0,
+            has_spared: false,
+        };
         sources.begin_round();
         sources
     }
@@ -74,8 +98,14 @@ impl Sources {
 
     /// The same, without another round.
     pub(super) fn next_of_round(&mut self) -> Option<Arc<Upstream>> {
-        if self.current.is_none() {
-            self.current = self.round.pop_front();
+        while self.current.is_none()
+            && let Some(next) = self.round.pop_front()
+        {
+            if self.is_spared(&next) {
+                self.has_spared = true;
+            } else {
+                self.current = Some(next);
+            }
         }
         self.current.clone()
     }
@@ -110,6 +140,12 @@ impl Sources {
         order.sort_by_cached_key(|upstream| (!sound(upstream), self.find(upstream).map(Known::rank)));
         self.round = order.into();
         self.current = None;
+        self.has_spared = false;
+    }
+
+    /// Whether it is left alone, since nobody waits.
+    fn is_spared(&self, upstream: &Upstream) -> bool {
+        self.transfer.as_ref().is_some_and(|transfer| transfer.pace().is_some()) && upstream.is_near_its_limit()
     }
 
     /// One of them began to answer: what that says of who may read the repository is learnt.
@@ -213,6 +249,7 @@ impl Sources {
                 && !known.failed
                 && !known.refuses
                 && known.upstream.is_available()
+                && !self.is_spared(&known.upstream)
                 && known.crawled.is_none_or(|crawled| crawled > rate.saturating_mul(FASTER))
                 && !self.pull.blame.has_broken(known.upstream.name(), &self.wanted.digest)
         };
@@ -235,6 +272,9 @@ impl Sources {
 
     /// The one error that all of them amount to.
     pub(super) fn verdict(&self) -> PullError {
+        if self.has_spared {
+            return PullError::Spared;
+        }
         PullError::from_all(self.known.iter().filter_map(|known| known.said.clone()).collect())
     }
 

@@ -38,6 +38,8 @@ pub(super) struct Transfer {
     /// Peers among them.
     readers: AtomicUsize,
     peers: AtomicUsize,
+    /// Those among them that are in no hurry.
+    patient: AtomicUsize,
     /// Names the next reader.
     next_reader: AtomicU64,
     /// How far the nearest reader has come.
@@ -135,6 +137,7 @@ impl Transfer {
             changed: watch::Sender::new(()),
             readers: AtomicUsize::new(0),
             peers: AtomicUsize::new(0),
+            patient: AtomicUsize::new(0),
             next_reader: AtomicU64::new(0),
             furthest: AtomicU64::new(0),
             left: Notify::new(),
@@ -176,7 +179,7 @@ impl Transfer {
 
     /// What holds it back, if it is for the background alone.
     pub(super) fn pace(&self) -> Option<&Pace> {
-        self.pace.as_deref().filter(|_| self.readers() <= 1)
+        self.pace.as_deref().filter(|_| self.readers() <= self.patient.load(Ordering::Acquire))
     }
 
     pub(super) fn readers(&self) -> usize {
@@ -188,15 +191,27 @@ impl Transfer {
 pub(super) struct Following {
     transfer: Arc<Transfer>,
     reader: ReaderId,
-    is_peer: bool,
+    who: Who,
+}
+
+/// Who reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Who {
+    /// Somebody who waits for it.
+    Caller,
+    /// The background, which is in no hurry.
+    Background,
+    /// Another node.
+    Peer,
 }
 
 impl Following {
-    fn new(transfer: Arc<Transfer>, is_peer: bool) -> Self {
+    fn new(transfer: Arc<Transfer>, who: Who) -> Self {
         transfer.readers.fetch_add(1, Ordering::AcqRel);
-        transfer.peers.fetch_add(usize::from(is_peer), Ordering::Relaxed);
+        transfer.patient.fetch_add(usize::from(who == Who::Background), Ordering::AcqRel);
+        transfer.peers.fetch_add(usize::from(who == Who::Peer), Ordering::Relaxed);
         let reader = transfer.next_reader.fetch_add(1, Ordering::Relaxed);
-        Self { transfer, reader, is_peer }
+        Self { transfer, reader, who }
     }
 
     /// It has come to `at`.
@@ -227,7 +242,8 @@ impl std::ops::Deref for Following {
 impl Drop for Following {
     fn drop(&mut self) {
         self.wants.withdraw(self.reader);
-        self.peers.fetch_sub(usize::from(self.is_peer), Ordering::Relaxed);
+        self.peers.fetch_sub(usize::from(self.who == Who::Peer), Ordering::Relaxed);
+        self.patient.fetch_sub(usize::from(self.who == Who::Background), Ordering::AcqRel);
         if self.readers.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.left.notify_one();
         }
@@ -245,21 +261,21 @@ impl Transfers {
     }
 
     /// Follows the transfer of `digest`, which `begin` starts if there is none.
-    pub(super) fn follow(&self, digest: Digest, begin: impl FnOnce() -> Arc<Transfer>) -> Following {
+    pub(super) fn follow(&self, digest: Digest, who: Who, begin: impl FnOnce() -> Arc<Transfer>) -> Following {
         let mut transfers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let transfer = match transfers.entry(digest) {
             Entry::Occupied(transfer) => Arc::clone(transfer.get()),
             Entry::Vacant(place) => Arc::clone(place.insert(begin())),
         };
         // Counted under the lock: the driver of a transfer without readers takes it off the map under the same lock.
-        Following::new(transfer, false)
+        Following::new(transfer, who)
     }
 
     /// Has a peer follow the transfer of `digest`, if there is one that `suits`.
     pub(super) fn join(&self, digest: &Digest, suits: impl FnOnce(&Transfer) -> bool) -> Option<Following> {
         let transfers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let transfer = transfers.get(digest).filter(|transfer| suits(transfer))?;
-        Some(Following::new(Arc::clone(transfer), true))
+        Some(Following::new(Arc::clone(transfer), Who::Peer))
     }
 
     /// Takes it off: who comes from now on begins a new one.

@@ -1,8 +1,8 @@
 use http::header::USER_AGENT;
+use tokio::time::Instant;
 
 use super::breaker::Rank;
 use super::one::Upstream;
-use super::quota::Quota;
 
 /// The most ranges of one blob at once, where no `max_connections` says how many.
 const RANGES_AT_ONCE: usize = 8;
@@ -21,17 +21,16 @@ impl Upstream {
         self.rank() == Rank::Well
     }
 
-    /// Whether work that nobody waits for may ask it: it is available, and has more than a fifth of its quota left.
+    /// Whether work that nobody waits for may ask it: it is available, and not near its limit.
     #[must_use]
     pub fn allows_background(&self) -> bool {
-        self.is_available() && self.state().quota.is_none_or(Quota::is_ample)
+        self.is_available() && !self.is_near_its_limit()
     }
 
-    /// Whether it said "too many requests", or has no more than a fifth of its quota left.
+    /// Whether it said "too many requests", or within the hour that no more than a fifth of its quota is left.
     #[must_use]
     pub fn is_near_its_limit(&self) -> bool {
-        let state = self.state();
-        state.rests_until.is_some() || state.quota.is_some_and(|quota| !quota.is_ample())
+        self.exchange.record.is_near_its_limit(Instant::now())
     }
 
     /// The most connections for parallel ranges of one blob.

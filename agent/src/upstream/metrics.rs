@@ -2,6 +2,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use jiff::Timestamp;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -13,6 +14,17 @@ use super::quota::Quota;
 
 /// The label of upstreams that are neither configured nor well known: anybody can invent them.
 pub(super) const OTHER: &str = "other";
+/// What a breaker changes to.
+const OPEN: &str = "open";
+const CLOSED: &str = "closed";
+/// Why one opens, besides the kinds of errors: another upstream answered while it said nothing; it was asked whether it is
+/// there, and didn't say.
+pub(super) const SILENT: &str = "silent";
+pub(super) const UNANSWERED: &str = "unanswered";
+/// Why one closes: what came from it.
+pub(super) const ANSWER: &str = "answer";
+pub(super) const BODY: &str = "body";
+pub(super) const PROBE: &str = "probe";
 /// Upstreams that get a label of their own without being configured.
 const WELL_KNOWN: [&str; 11] = [
     "registry-1.docker.io",
@@ -39,6 +51,8 @@ pub struct Metrics {
     received: Family<UpstreamLabel, Counter>,
     tokens: Family<ResultLabels, Counter>,
     up: Family<UpstreamLabel, Gauge>,
+    down_since: Family<UpstreamLabel, Gauge>,
+    rests_until: Family<UpstreamLabel, Gauge>,
     transitions: Family<TransitionLabels, Counter>,
     races_lost: Family<UpstreamLabel, Counter>,
     quota_limit: Family<UpstreamLabel, Gauge>,
@@ -71,6 +85,7 @@ struct KindLabels {
 struct TransitionLabels {
     upstream: Arc<str>,
     to: &'static str,
+    reason: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -97,6 +112,8 @@ impl Metrics {
             received: Family::default(),
             tokens: Family::default(),
             up: Family::default(),
+            down_since: Family::default(),
+            rests_until: Family::default(),
             transitions: Family::default(),
             races_lost: Family::default(),
             quota_limit: Family::default(),
@@ -154,8 +171,19 @@ impl Metrics {
         );
         registry.register(
             "larder_upstream_breaker_transitions",
-            "Changes of breakers, by what they changed to: open, closed",
+            "Changes of breakers, by what they changed to and why: open by the kind of error, silent (another answered \
+             first) or unanswered (a probe); closed by an answer, a whole body or a probe",
             self.transitions.clone(),
+        );
+        registry.register(
+            "larder_upstream_down_since_timestamp_seconds",
+            "Since when its breaker is open, in seconds since 1970; 0 while it is closed",
+            self.down_since.clone(),
+        );
+        registry.register(
+            "larder_upstream_rests_until_timestamp_seconds",
+            "Until when it is left alone, since it said \"too many requests\", in seconds since 1970; 0 if it never did",
+            self.rests_until.clone(),
         );
         registry.register(
             "larder_upstream_races_lost",
@@ -186,14 +214,18 @@ impl Metrics {
         let upstream = UpstreamLabel { upstream: Arc::clone(&label) };
         if *label != *OTHER && !self.down.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&label) {
             self.up.get_or_create(&upstream).set(1);
+            drop(self.down_since.get_or_create(&upstream));
+            drop(self.rests_until.get_or_create(&upstream));
         }
         // From zero on: what first appears as 1 has never risen for Prometheus.
         let of = |result| ResultLabels { upstream: Arc::clone(&label), result };
         drop(self.requests.get_or_create(&of("ok")));
         drop(self.tokens.get_or_create(&of("ok")));
         drop(self.races_lost.get_or_create(&upstream));
-        for to in ["open", "closed"] {
-            drop(self.transitions.get_or_create(&TransitionLabels { upstream: Arc::clone(&label), to }));
+        for (to, reasons) in [(OPEN, &["refused", "timeout", "server", SILENT][..]), (CLOSED, &[ANSWER, PROBE])] {
+            for reason in reasons {
+                drop(self.transitions.get_or_create(&TransitionLabels { upstream: Arc::clone(&label), to, reason }));
+            }
         }
         for kind in ["refused", "timeout", "server", "rate_limited"] {
             drop(self.errors.get_or_create(&KindLabels { upstream: Arc::clone(&label), kind }));
@@ -233,14 +265,24 @@ impl Meter {
         self.all.races_lost.get_or_create(&self.label()).inc();
     }
 
-    pub(super) fn opened(&self) {
-        self.transition("open");
+    /// `reason`: the kind of error, [`SILENT`] or [`UNANSWERED`].
+    pub(super) fn opened(&self, reason: &'static str) {
+        self.transition(OPEN, reason);
         self.count_down(|down| down + 1);
     }
 
-    pub(super) fn closed(&self) {
-        self.transition("closed");
+    /// `reason`: [`ANSWER`], [`BODY`] or [`PROBE`].
+    pub(super) fn closed(&self, reason: &'static str) {
+        self.transition(CLOSED, reason);
         self.gone();
+    }
+
+    /// It is left alone until then. Of several with one label, the last to be asked again counts.
+    pub(super) fn rests(&self, until: Timestamp) {
+        if *self.label != *OTHER {
+            let rests_until = self.all.rests_until.get_or_create(&self.label());
+            rests_until.inner().fetch_max(until.as_second(), Ordering::Relaxed);
+        }
     }
 
     /// One that is down is no more.
@@ -257,8 +299,9 @@ impl Meter {
         }
     }
 
-    fn transition(&self, to: &'static str) {
-        self.all.transitions.get_or_create(&TransitionLabels { upstream: Arc::clone(&self.label), to }).inc();
+    fn transition(&self, to: &'static str, reason: &'static str) {
+        let labels = TransitionLabels { upstream: Arc::clone(&self.label), to, reason };
+        self.all.transitions.get_or_create(&labels).inc();
     }
 
     fn count_down(&self, change: impl Fn(usize) -> usize) {
@@ -267,8 +310,17 @@ impl Meter {
         }
         let mut all = self.all.down.lock().unwrap_or_else(PoisonError::into_inner);
         let down = all.entry(Arc::clone(&self.label)).or_default();
-        *down = change(*down);
+        let before = std::mem::replace(down, change(*down));
         self.all.up.get_or_create(&self.label()).set(i64::from(*down == 0));
+        match (before, *down) {
+            (_, 0) => {
+                self.all.down_since.get_or_create(&self.label()).set(0);
+            }
+            (0, _) => {
+                self.all.down_since.get_or_create(&self.label()).set(Timestamp::now().as_second());
+            }
+            _ => {}
+        }
     }
 
     fn label(&self) -> UpstreamLabel {

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::breaker::{Breaker, Change, Failure, Rank, SILENCE};
 use super::error::{ErrorKind, Unreachable, UpstreamError};
-use super::metrics::Meter;
+use super::metrics::{ANSWER, BODY, Meter, PROBE, SILENT, UNANSWERED};
 use super::probe::Prober;
 use super::quota::Quota;
 
@@ -15,6 +15,8 @@ use super::quota::Quota;
 const REST: Duration = Duration::from_secs(30);
 const REST_MIN: Duration = Duration::from_secs(1);
 const REST_MAX: Duration = Duration::from_secs(3600);
+/// What it said of its quota holds for so long: who asks it no more would never hear that there is more again.
+const QUOTA_HOLDS: Duration = Duration::from_secs(3600);
 /// An answer that takes this many times as long as they usually do is slow; within bounds.
 const SLOW: u32 = 4;
 const PATIENCE_MIN: Duration = Duration::from_millis(250);
@@ -78,6 +80,8 @@ struct Seen {
     usual: Option<Duration>,
     /// When it last said anything.
     heard: Option<Instant>,
+    /// When it last said how much of its quota is left.
+    quota_heard: Option<Instant>,
 }
 
 impl Record {
@@ -89,6 +93,7 @@ impl Record {
             is_probed: false,
             usual: None,
             heard: None,
+            quota_heard: None,
         };
         Self { name, meter, seen: Mutex::new(seen), woken: Arc::default(), prober }
     }
@@ -114,7 +119,9 @@ impl Record {
                 if let ErrorKind::RateLimited { retry_after } = error.kind() {
                     let rest = retry_after.unwrap_or(REST).clamp(REST_MIN, REST_MAX);
                     seen.breaker.rest(now + rest);
-                    seen.state.rests_until = seen.state.rests_until.max(Some(Timestamp::now() + rest));
+                    let until = Timestamp::now() + rest;
+                    seen.state.rests_until = seen.state.rests_until.max(Some(until));
+                    self.meter.rests(until);
                     tracing::warn!(upstream = %self.name, ?rest, "too many requests: it rests");
                 }
                 weight(error.kind()).and_then(|failure| seen.breaker.failed(failure, now))
@@ -128,7 +135,12 @@ impl Record {
                 seen.breaker.answered()
             }
         };
-        self.changed(seen, change, error);
+        self.changed(
+            seen,
+            change,
+            error.filter(|error| !error.is_answer()).map_or(ANSWER, |error| error.kind().label()),
+            error,
+        );
     }
 
     /// A body that broke off.
@@ -136,14 +148,14 @@ impl Record {
         let mut seen = self.lock();
         self.note(&mut seen, error);
         let change = weight(error.kind()).and_then(|failure| seen.breaker.failed(failure, Instant::now()));
-        self.changed(seen, change, Some(error));
+        self.changed(seen, change, error.kind().label(), Some(error));
     }
 
     /// A body that ended well.
     pub(super) fn delivered(&self) {
         let mut seen = self.lock();
         let change = seen.breaker.delivered();
-        self.changed(seen, change, None);
+        self.changed(seen, change, BODY, None);
     }
 
     /// Another upstream answered while this one, asked at `began`, had not.
@@ -162,7 +174,7 @@ impl Record {
             let reason = format!("said nothing for {}", humantime::format_duration(silence));
             seen.state.down = Some(Down { since: Timestamp::now(), reason });
         }
-        self.changed(seen, change, None);
+        self.changed(seen, change, SILENT, None);
     }
 
     pub(super) fn received(&self, bytes: usize) {
@@ -175,7 +187,17 @@ impl Record {
 
     pub(super) fn quota(&self, quota: Quota) {
         self.meter.quota(quota);
-        self.lock().state.quota = Some(quota);
+        let mut seen = self.lock();
+        seen.state.quota = Some(quota);
+        seen.quota_heard = Some(Instant::now());
+    }
+
+    /// Whether it rests, or has said lately that little is left of its quota.
+    pub(super) fn is_near_its_limit(&self, now: Instant) -> bool {
+        let seen = self.lock();
+        let is_short = seen.state.quota.is_some_and(|quota| !quota.is_ample());
+        let is_lately = |at| now.saturating_duration_since(at) < QUOTA_HOLDS;
+        seen.breaker.rank(now) == Rank::Resting || (is_short && seen.quota_heard.is_some_and(is_lately))
     }
 
     pub(super) fn rank(&self) -> Rank {
@@ -219,7 +241,7 @@ impl Record {
             let reason = "said nothing to a request, nor to a probe".to_owned();
             seen.state.down = Some(Down { since: Timestamp::now(), reason });
         }
-        self.changed(seen, change, None);
+        self.changed(seen, change, if alive { PROBE } else { UNANSWERED }, None);
     }
 
     fn note(&self, seen: &mut Seen, error: &UpstreamError) {
@@ -228,19 +250,25 @@ impl Record {
         seen.state.last_error = Some(LastError { at: Timestamp::now(), text: error.to_string(), kind });
     }
 
-    /// Says what changed, and has it probed.
-    fn changed(&self, mut seen: MutexGuard<'_, Seen>, change: Option<Change>, error: Option<&UpstreamError>) {
+    /// Says what changed and by what, and has it probed.
+    fn changed(
+        &self,
+        mut seen: MutexGuard<'_, Seen>,
+        change: Option<Change>,
+        by: &'static str,
+        error: Option<&UpstreamError>,
+    ) {
         match change {
             None => return,
             Some(Change::Closed) => {
                 let down = seen.state.down.take();
-                self.meter.closed();
+                self.meter.closed(by);
                 tracing::info!(upstream = %self.name, since = down.map(|d| tracing::field::display(d.since)), "it is well again");
                 return;
             }
             Some(Change::Doubted) => seen.failed_at = None,
             Some(Change::Opened) => {
-                self.meter.opened();
+                self.meter.opened(by);
                 seen.failed_at = error.and_then(UpstreamError::elsewhere);
                 if let Some(error) = error {
                     seen.state.down = Some(Down { since: Timestamp::now(), reason: error.to_string() });

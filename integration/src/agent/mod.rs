@@ -204,6 +204,11 @@ impl Agent {
         config::cache(&self.folder)
     }
 
+    /// The folder of its configuration, its log and its cache.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     /// All that it has logged.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.folder.join("log")).unwrap_or_default()

@@ -4,6 +4,7 @@
 mod ill;
 mod pair;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::time::{Duration, Instant};
 
@@ -68,12 +69,14 @@ pub struct Outcome {
 }
 
 /// How many pulls went.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Summary {
     /// All of them.
     pub pulls: usize,
     /// Those whose first upstream was asked, and failed.
     pub met: usize,
+    /// What these had.
+    pub met_ills: BTreeSet<Ill>,
     /// Those whose layer came by the second attempt, where that is allowed.
     pub retried: usize,
     /// The longest time to a head.
@@ -97,7 +100,8 @@ impl Failover {
         let mut config = AgentConfig::without_containerd(folder.path());
         // They are told apart from what a redirect may not lead to.
         config.registry("elsewhere.test", &[&elsewhere.nobody, &elsewhere.silent]);
-        config.set_text("cache", "max_bytes", "2GiB").set_text("log", "level", "info");
+        // Nothing may go before it is verified. A thousand pulls keep 4 GiB.
+        config.set_text("cache", "max_bytes", "16GiB").set_text("log", "level", "info");
         for ill in Ill::ALL {
             for copy in 0..copies {
                 let pair = Pair::start(ill, copy).await?;
@@ -131,14 +135,17 @@ impl Failover {
     /// Pulls all of these, so many at once, and goes on after failures.
     pub async fn pull_all(&self, trials: impl IntoIterator<Item = Trial>, at_once: usize) -> Summary {
         let begun = Instant::now();
-        let mut pulls = stream::iter(trials).map(|trial| self.pull(trial)).buffer_unordered(at_once);
-        let (slowest_head, elapsed) = (Duration::ZERO, Duration::ZERO);
-        let mut summary = Summary { pulls: 0, met: 0, retried: 0, slowest_head, elapsed, failures: Vec::new() };
-        while let Some(pull) = pulls.next().await {
+        let pulls = stream::iter(trials).map(async |trial| (trial.ill, self.pull(trial).await));
+        let mut pulls = pulls.buffer_unordered(at_once);
+        let mut summary = Summary::default();
+        while let Some((ill, pull)) = pulls.next().await {
             summary.pulls += 1;
             match pull {
                 Ok(outcome) => {
-                    summary.met += usize::from(outcome.met);
+                    if outcome.met {
+                        summary.met += 1;
+                        summary.met_ills.insert(ill);
+                    }
                     summary.retried += usize::from(outcome.retried);
                     summary.slowest_head = summary.slowest_head.max(outcome.to_head);
                 }
@@ -149,10 +156,17 @@ impl Failover {
         summary
     }
 
-    /// Has every blob that is kept hashed; fails when one isn't what its name says.
+    /// Has every blob that was ever kept hashed; fails when one isn't what its name says, or was dropped before.
     pub async fn ensure_nothing_wrong_is_kept(&self) -> Result<()> {
+        let dropped = self.agent.metrics().await?.sum("larder_store_evictions_total", &[]);
+        ensure!(dropped == 0.0, "{dropped} blobs were dropped before they were verified");
         self.agent.say(&["cache", "verify"]).await?;
         Ok(())
+    }
+
+    /// Host and port of the first upstream of an ill's first registry, as metrics name it.
+    pub async fn first_of(&self, ill: Ill) -> String {
+        self.pairs[ill as usize * self.copies].lock().await.host()
     }
 
     /// The agent.
@@ -204,7 +218,7 @@ impl Failover {
 
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { pulls, met, retried, slowest_head, elapsed, failures } = self;
+        let Self { pulls, met, met_ills: _, retried, slowest_head, elapsed, failures } = self;
         write!(f, "{pulls} pulls in {:.1} s: {} failed", elapsed.as_secs_f64(), failures.len())?;
         write!(f, "; {met} met an upstream that failed, {retried} were tried twice")?;
         write!(f, "; the slowest head came after {:.2} s", slowest_head.as_secs_f64())?;

@@ -46,6 +46,11 @@ impl Pair {
         Ok(Upstream::new(&url).ca(&ca))
     }
 
+    /// Host and port of the first.
+    pub(super) fn host(&self) -> String {
+        self.first.host()
+    }
+
     /// Gives it the image, and the faults of its answers that are to come. Doors close later: [`Pair::before`].
     pub(super) fn prepare(&self, image: &Image, repository: &str, place: Place, at: u64, elsewhere: &Elsewhere) {
         self.first.add(image, repository, "v1");

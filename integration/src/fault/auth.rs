@@ -37,7 +37,7 @@ enum Secret {
 /// What the token server has given out.
 #[derive(Debug)]
 pub(super) struct Token {
-    text: String,
+    pub(super) text: String,
     repositories: Vec<String>,
     until: Instant,
 }

@@ -12,6 +12,7 @@ mod script;
 mod serve;
 mod tls;
 
+use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -147,6 +148,13 @@ impl FaultRegistry {
         let mut state = self.shared.state();
         state.challenge = challenge;
         state.tokens.clear();
+    }
+
+    /// What opens content: the tokens that were given, and all that clients have shown, as it was sent.
+    pub fn secrets(&self) -> BTreeSet<String> {
+        let state = self.shared.state();
+        let shown = state.log.iter().flat_map(Request::secrets);
+        state.tokens.iter().map(|token| token.text.clone()).chain(shown).collect()
     }
 
     /// From now on, new connections are met by this face. Those that there are end.

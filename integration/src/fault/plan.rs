@@ -143,6 +143,10 @@ impl Plan {
                 self.set("location", &format!("{base}{}", request.path()));
             }
             Fault::Header(name, value) => self.set(name, value),
+            Fault::Quota(limit, remaining) => {
+                self.set("ratelimit-limit", &format!("{limit};w=21600"));
+                self.set("ratelimit-remaining", &format!("{remaining};w=21600"));
+            }
             Fault::Gzip => {
                 self.body = gzip_stored(&self.body);
                 self.framing = Framing::Length(self.body.len() as u64);

@@ -62,6 +62,14 @@ impl Request {
             && !shows("refresh_token")
     }
 
+    /// What it shows to be let in, without padding.
+    pub(super) fn secrets(&self) -> Vec<String> {
+        let shown = self.header("authorization").and_then(|value| value.split_once(' '));
+        let shown = shown.map(|(_, secret)| secret.trim_end_matches('=').to_owned());
+        let fields = self.parameters().filter(|(name, _)| matches!(name.as_str(), "password" | "refresh_token"));
+        shown.into_iter().chain(fields.map(|(_, secret)| secret)).filter(|secret| !secret.is_empty()).collect()
+    }
+
     /// What stands in the query, and in a body of a form.
     pub(super) fn parameters(&self) -> impl Iterator<Item = (String, String)> {
         let query = self.target.split_once('?').map_or("", |(_, query)| query);

@@ -42,6 +42,8 @@ pub enum Fault {
     RedirectTo(String),
     /// This header, in the place of the true one of that name (in lower case).
     Header(String, String),
+    /// The reply says how many pulls there are in all, and how many are left of them, as Docker Hub does.
+    Quota(u32, u32),
     /// The body as gzip, and a Content-Encoding that says so.
     Gzip,
     /// All of the blob and 200, whatever range was asked for.

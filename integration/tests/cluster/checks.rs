@@ -55,6 +55,18 @@ fn one_checks_for_all_within_one_budget() {
         let (found, ()) = tokio::join!(found, watch(&stage.registry, "GET", &mut seen, Duration::from_secs(35)));
         found?;
         let before = seen.len();
+        // What one has checked is news to all: no other checks it before it is due. Who checks may change, as soon as one
+        // hasn't got round to it for a while.
+        for n in 1..=IMAGES {
+            let path = format!("/manifests/v{n}");
+            let mut checks = stage.registry.requests();
+            checks.retain(|request| request.method == "GET" && request.path().ends_with(&path));
+            for pair in checks.windows(2) {
+                let between = pair[1].at.duration_since(pair[0].at);
+                let is_due = between >= jiff::SignedDuration::try_from(INTERVAL)?;
+                ensure!(is_due || pair[0].from == pair[1].from, "{between:#} later:{}", stage.registry.shown(&path));
+            }
+        }
         // Whoever owns the budget, and whoever checks, is killed in its turn and comes back.
         for number in 0..3 {
             cluster.member_mut(number).agent.kill();

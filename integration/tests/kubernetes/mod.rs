@@ -7,6 +7,7 @@ mod documented;
 mod live;
 mod monitoring;
 mod policy;
+mod presets;
 mod render;
 mod same;
 mod values;

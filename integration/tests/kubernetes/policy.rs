@@ -223,8 +223,20 @@ fn what_cleans_up_leaves_nothing_of_itself() {
     }
     assert!(weight("ConfigMap") < weight("DaemonSet") && weight("DaemonSet") < weight("Pod"));
     // Its log goes with it, and says which nodes weren't done: Helm shows it.
-    let awaits = &object(&objects, "Pod", "larder-clean-up-await").unwrap()["metadata"]["annotations"];
-    assert_eq!(awaits["helm.sh/hook-output-log-policy"], "hook-succeeded,hook-failed");
+    let annotations = &object(&objects, "Pod", "larder-clean-up-await").unwrap()["metadata"]["annotations"];
+    assert_eq!(annotations["helm.sh/hook-output-log-policy"], "hook-succeeded,hook-failed");
+    // Where nodes are down, everything that tolerates all would wait there.
+    let awaits = |settings: &str| {
+        let objects = Helm::Four.template(&["--set", settings]).unwrap();
+        object(&objects, "Pod", "larder-clean-up-await").unwrap()["spec"]["tolerations"].clone()
+    };
+    let never = |taint: &str| json!({"key": format!("node.kubernetes.io/{taint}"), "operator": "Equal", "value": "never", "effect": "NoExecute"});
+    let kept_off = [never("unreachable"), never("not-ready")];
+    let everywhere = json!({"operator": "Exists", "effect": "NoSchedule"});
+    assert_eq!(awaits("preset=plain"), json!([everywhere, kept_off[0], kept_off[1]]));
+    let settings = "tolerations[0].key=ours,tolerations[0].operator=Exists,\
+                    tolerations[1].operator=Exists,tolerations[1].effect=NoExecute";
+    assert_eq!(awaits(settings), json!([{"key": "ours", "operator": "Exists"}, kept_off[0], kept_off[1]]));
     let agent = object(&objects, "DaemonSet", "larder").unwrap();
     let after = object(&objects, "DaemonSet", "larder-clean-up").unwrap();
     assert_ne!(agent["spec"]["selector"], after["spec"]["selector"]);

@@ -58,6 +58,13 @@ async fn the_package_has_its_parts_or() -> Result<()> {
     );
     let completed = say(Command::new("bash").args(["-c", &completes]))?;
     ensure!(completed.lines().last() == Some("prefetch"), "{completed}");
+    for paper in ["fish/vendor_completions.d/larder.fish", "zsh/vendor-completions/_larder", "man/man1/larder.1"] {
+        let found =
+            ["", ".gz"].map(|end| data.join(format!("usr/share/{paper}{end}"))).into_iter().find(|it| it.exists());
+        // What isn't compressed is passed on as it is.
+        let text = say(Command::new("gzip").args(["-dcf"]).arg(found.context(paper)?))?;
+        ensure!(text.contains("prefetch"), "{paper} doesn't know all commands: {text}");
+    }
     Ok(())
 }
 

@@ -96,7 +96,57 @@ fn what_hangs_is_started_again() {
         ensure!(journal.contains("does not answer") && journal.contains("Watchdog timeout"), "{journal}");
         // Killed, it leaves nobody behind who would hold the port.
         scene.machine.run(&["kill", "-KILL", &third]).await?;
-        scene.started_again(&third).await.context("the watcher is killed")?;
+        let fourth = scene.started_again(&third).await.context("the watcher is killed")?;
+        // Ended well, by somebody who isn't systemd.
+        scene.machine.run(&["kill", "-TERM", &fourth]).await?;
+        scene.started_again(&fourth).await.context("the watcher is told to end")?;
+        let journal = scene.machine.journal("larder").await?;
+        ensure!(journal.contains("larder.service: Deactivated successfully"), "{journal}");
+        Ok(())
+    });
+}
+
+/// `doctor --fix` asks at the terminal, writes what is missing, and leaves it to others to start containerd again.
+#[test]
+fn doctor_mends_what_it_may_and_restarts_nothing() {
+    run(async {
+        const FILE: &str = "/etc/containerd/config.toml";
+        const AS_PACKAGED: &str = "# Mine.\nversion = 2\n";
+        let scene = Scene::new().await?;
+        let machine = &scene.machine;
+        machine.write(FILE, AS_PACKAGED)?;
+        machine.run(&["systemctl", "restart", "containerd"]).await?;
+        let ctr = format!("/opt/tools/{RELEASE}/usr/bin/ctr");
+        let answers = async || machine.run(&[&ctr, "version"]).await.ok();
+        until("containerd answers", Duration::from_secs(20), answers).await?;
+        scene.install().await?;
+        let running = async || machine.run(&["systemctl", "show", "--property=MainPID,NRestarts", "containerd"]).await;
+        let before = running().await?;
+        let read = || std::fs::read_to_string(machine.path(FILE));
+        let answer = async |answer: &str| {
+            let asked = format!("echo {answer} | script --quiet --return --command 'larder doctor --fix' /dev/null");
+            machine.output(&["sh", "-c", &asked]).await
+        };
+
+        let output = answer("n").await?;
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        ensure!(output.status.code() == Some(1) && said.contains("[y/N]"), "{output:?}");
+        ensure!(said.contains("nothing was changed") && read()? == AS_PACKAGED, "{said}");
+
+        let output = answer("y").await?;
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        ensure!(output.status.success() && said.contains("[y/N]"), "{output:?}");
+        let mended = read()?;
+        ensure!(
+            mended.starts_with("# Mine.\n") && mended.contains("config_path = \"/etc/containerd/certs.d\""),
+            "{mended}"
+        );
+
+        machine.write(FILE, AS_PACKAGED)?;
+        let said = machine.run(&["larder", "doctor", "--fix", "--yes"]).await?;
+        ensure!(!said.contains("[y/N]") && said.contains("systemctl restart containerd"), "{said}");
+        ensure!(read()? == mended);
+        ensure!(running().await? == before, "containerd was started again: {before}");
         Ok(())
     });
 }

@@ -2,6 +2,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
 
 use super::adopt::{self, Adopted};
 use super::compose::Mirror;
@@ -14,6 +16,10 @@ use super::targets;
 use super::template::Templates;
 use crate::config::{HostsTarget, reachable};
 use crate::containerd::client::Version;
+
+/// containerd reads a hosts.toml, then the system's authorities, then the certificates that the file names: `ctr` of 1.6
+/// needs a tenth of a second from the first to the last where there is much to do. Nobody reads where our tests write.
+const READERS: Duration = if cfg!(test) { Duration::ZERO } else { Duration::from_secs(1) };
 
 /// What is to stand in the files.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -154,15 +160,14 @@ impl HostsDir {
             };
             folders.push(AppliedFolder { name: name.clone(), outcome, warnings });
         }
-        for name in existing.difference(&wanted) {
-            let folder = root.folder(name);
-            if let Some(outcome) = restore(&root, &folder).transpose() {
-                folders.push(AppliedFolder {
-                    name: name.clone(),
-                    outcome: outcome.map(|_| Outcome::Restored),
-                    warnings: vec![],
-                });
-            }
+        let restored = restore(&root, existing.difference(&wanted).cloned());
+        folders.extend(restored.into_iter().map(|RestoredFolder { name, outcome }| AppliedFolder {
+            name,
+            outcome: outcome.map(|_| Outcome::Restored),
+            warnings: vec![],
+        }));
+        if mirror.ca.is_none() {
+            let_readers_finish(&root, folders.iter().map(|folder| &folder.name));
         }
         for folder in folders.iter_mut().filter(|f| matches!(f.outcome, Ok(Outcome::Restored)) || mirror.ca.is_none()) {
             match root.folder(&folder.name).drop_ca() {
@@ -187,12 +192,7 @@ impl HostsDir {
             return Ok(Restored::default());
         };
         root.clear()?;
-        let mut restored = Restored::default();
-        for name in root.names()? {
-            if let Some(outcome) = restore(&root, &root.folder(&name)).transpose() {
-                restored.folders.push(RestoredFolder { name, outcome });
-            }
-        }
+        let mut restored = Restored { folders: restore(&root, root.names()?), ..Restored::default() };
         for folder in &mut restored.folders {
             if let Err(e) = root.folder(&folder.name).drop_ca() {
                 folder.outcome = Err(e);
@@ -300,9 +300,35 @@ fn apply(
     Ok(if wrote { Outcome::Written } else { Outcome::Unchanged })
 }
 
-/// Takes our entry out of a folder, but for the CA; `None` if there is nothing of ours.
-fn restore(root: &Root, folder: &Folder) -> Result<Option<Undone>, HostsError> {
-    if folder.path().is_dir() { folder.restore(&root.aside()) } else { Ok(None) }
+/// Takes our entry out of folders, but for the CAs, and leaves out those in which there is nothing of ours. When it
+/// returns, nobody reads a CA any more because of what it has taken back.
+fn restore(root: &Root, names: impl IntoIterator<Item = String>) -> Vec<RestoredFolder> {
+    let restore = |name: &String| {
+        let folder = root.folder(name);
+        if folder.path().is_dir() { folder.restore(&root.aside()) } else { Ok(None) }
+    };
+    let names: Vec<String> = names.into_iter().collect();
+    let (mut outcomes, mut withdrawn) = (BTreeMap::new(), Vec::new());
+    for name in &names {
+        match root.folder(name).withdraw() {
+            Ok(true) => withdrawn.push(name),
+            Ok(false) => drop(outcomes.insert(name, restore(name))),
+            Err(e) => drop(outcomes.insert(name, Err(e))),
+        }
+    }
+    let_readers_finish(root, names.iter());
+    outcomes.extend(withdrawn.into_iter().map(|name| (name, restore(name))));
+    let done = |(name, outcome): (&String, Result<Option<Undone>, HostsError>)| {
+        Some(RestoredFolder { name: name.clone(), outcome: outcome.transpose()? })
+    };
+    outcomes.into_iter().filter_map(done).collect()
+}
+
+/// Waits, where one of these folders has a CA of ours, until who has read a file that names it has read it too.
+fn let_readers_finish<'a>(root: &Root, mut names: impl Iterator<Item = &'a String>) {
+    if names.any(|name| root.folder(name).has_ca()) {
+        thread::sleep(READERS);
+    }
 }
 
 /// The folders whose file is a link to one that is to have our entry: containerd reads ours in them too, and looks for

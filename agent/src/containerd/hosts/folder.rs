@@ -223,6 +223,29 @@ impl Folder {
         Ok(Some(back))
     }
 
+    /// Takes our host out of the file of a folder that we made, and leaves the rest to [`Self::restore`]; whether it is
+    /// such a folder.
+    pub(super) fn withdraw(&self) -> Result<bool, HostsError> {
+        if !self.path.is_dir() {
+            return Ok(false);
+        }
+        let contents = self.contents()?;
+        match &contents.file {
+            Current::Ours(written) if written.facts.made && !contents.has_kept && written.rest_is_ours => {
+                let notes = ["Larder is about to remove this.".to_owned()];
+                let text = marker::write(&written.facts, &notes, &written.rest);
+                disk::swap(&self.at(FILE), text.as_bytes(), contents.file.bytes())?;
+                Ok(true)
+            }
+            _ => Ok(false),
+        }
+    }
+
+    /// Whether there is a copy of the CA in it.
+    pub(super) fn has_ca(&self) -> bool {
+        disk::read(&self.at(CA)).is_ok_and(|bytes| bytes.is_some_and(|bytes| is_our_ca(&bytes)))
+    }
+
     /// The files of ours in it.
     pub(super) fn traces(&self) -> Result<Vec<PathBuf>, HostsError> {
         if !self.path.is_dir() {

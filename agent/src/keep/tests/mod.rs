@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::collect::Collector;
-use super::memory::Remembered;
+use super::memory::{Memory, Remembered};
 use super::survey::Surveyor;
 use super::*;
 use crate::config::{Cache, Percent, Span};
@@ -247,4 +247,27 @@ async fn what_nothing_has_used_for_long_expires_and_is_forgotten() {
     collector.expire().await;
     assert_eq!(store.usage().await.unwrap().blobs, 3, "what the one that is kept has too stays");
     assert_eq!(names(&surveyor.survey(None, &[]).await), ["r.test/kept:v1"]);
+}
+
+/// What was dropped for room isn't fetched again only to be dropped again.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_had_to_go_stays_away_until_it_is_used() {
+    let dir = tempfile::tempdir().unwrap();
+    let memory = Memory::load(open(dir.path(), 1 << 20)).await;
+    let (name, target) = ("r.test/app:v1".parse::<ImageName>().unwrap(), Digest::of(b"app"));
+    let known = |in_use| Remembered {
+        target,
+        media_type: MediaType::new(MANIFEST).unwrap(),
+        used: 1_000,
+        prefetched_until: None,
+        in_use,
+    };
+    memory.note(&name, known(false)).await;
+    assert!(!memory.had_to_go(&name));
+    memory.drop(&name);
+    assert!(memory.was_dropped(&name) && !memory.was_dropped(&name));
+    memory.note(&name, known(false)).await;
+    assert!(memory.had_to_go(&name), "containerd has it still, and nothing uses it");
+    memory.note(&name, known(true)).await;
+    assert!(!memory.had_to_go(&name));
 }

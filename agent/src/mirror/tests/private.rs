@@ -1,5 +1,7 @@
 //! Private images: who gets them, who doesn't, and what a registry that can't be asked changes.
 
+use std::time::Duration;
+
 use tokio::sync::watch;
 
 use super::node::Node;
@@ -127,13 +129,45 @@ async fn a_refusal_ends_what_was_remembered() {
     let node = world.node("").await;
     let alice = node.token(TAG, ALICE).await;
     assert_eq!(world.pull(&node, Some(&alice)).await, [200, 200, 200]);
-    world.registry.now().private = true;
-    let fired = Some(("alice", "old"));
-    let old = node.token(TAG, fired).await;
-    assert_eq!(world.pull(&node, Some(&old)).await, [401, 401, 401]);
-    world.registry.now().down = true;
-    assert_eq!(world.pull(&node, Some(&old)).await, [503, 503, 503]);
+    // Remembered it is, by the next process.
     node.end().await;
+    world.registry.now().down = true;
+    let node = world.node("").await;
+    let alice = node.token(TAG, ALICE).await;
+    assert_eq!(world.pull(&node, Some(&alice)).await, [200, 200, 200]);
+
+    world.registry.now().down = false;
+    world.registry.now().dismissed = true;
+    assert_eq!(world.pull(&node, Some(&alice)).await, [401, 401, 401]);
+    world.registry.now().down = true;
+    assert_eq!(world.pull(&node, Some(&alice)).await, [503, 503, 503]);
+    node.end().await;
+    let node = world.node("").await;
+    let alice = node.token(TAG, ALICE).await;
+    assert_eq!(world.pull(&node, Some(&alice)).await, [503, 503, 503]);
+    node.end().await;
+}
+
+#[tokio::test]
+async fn what_is_remembered_ends_with_its_lifetime() {
+    let world = World::new(true).await;
+    let node = world.node("").await;
+    let alice = node.token(TAG, ALICE).await;
+    assert_eq!(world.pull(&node, Some(&alice)).await, [200, 200, 200]);
+    node.end().await;
+    world.registry.now().down = true;
+    // Each process anew: whom one has let in, it lets in for a while.
+    let remembered_for = async |lifetime: &str| {
+        let node = world.node(&format!("[private]\nremember = {lifetime:?}")).await;
+        let alice = node.token(TAG, ALICE).await;
+        let statuses = world.pull(&node, Some(&alice)).await;
+        node.end().await;
+        statuses
+    };
+    assert_eq!(remembered_for("1h").await, [200, 200, 200]);
+    let ended = async { while remembered_for("1s").await != [503, 503, 503] {} };
+    tokio::time::timeout(Duration::from_secs(30), ended).await.unwrap();
+    assert_eq!(remembered_for("1h").await, [200, 200, 200], "that is a matter of who looks, not forgotten");
 }
 
 #[tokio::test]
@@ -236,7 +270,7 @@ async fn a_pull_by_digest_looks_behind_the_reply_whether_it_still_opens() {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(std::time::Duration::from_secs(5), closed).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(5), closed).await.unwrap();
     node.end().await;
 }
 

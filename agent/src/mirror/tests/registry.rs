@@ -16,6 +16,8 @@ pub(super) struct State {
     pub(super) challenges: bool,
     /// It wants alice's.
     pub(super) private: bool,
+    /// It, and its token server, know alice no more.
+    pub(super) dismissed: bool,
     /// It closes every connection.
     pub(super) down: bool,
     /// Its token server closes every connection.
@@ -81,7 +83,7 @@ fn answer(state: &State, head: &str) -> Vec<Act> {
     let status = |line: &str| vec![raw(format!("HTTP/1.1 {line}\r\nContent-Length: 0\r\n\r\n"))];
     if is_token {
         let token = match (method, head.contains("authorization:")) {
-            ("POST", _) if head.ends_with("&username=alice&password=secret") => "alice",
+            ("POST", _) if !state.dismissed && head.ends_with("&username=alice&password=secret") => "alice",
             ("GET", false) => "anybody",
             _ => return status("401 No"),
         };
@@ -89,7 +91,8 @@ fn answer(state: &State, head: &str) -> Vec<Act> {
         return vec![raw(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len()))];
     }
     let shows = |token: &str| head.contains(&format!("authorization: Bearer {token}\r\n"));
-    let opens = shows("alice") || (!state.private && (shows("anybody") || !state.challenges));
+    let is_alice = shows("alice") && !state.dismissed;
+    let opens = is_alice || (!state.private && (shows("anybody") || !state.challenges));
     if !opens {
         let host = head.lines().find_map(|line| line.strip_prefix("host: ")).unwrap();
         let challenge = format!(r#"Bearer realm="http://{host}/token",service="test""#);

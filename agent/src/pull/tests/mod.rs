@@ -1,5 +1,6 @@
 //! Transfers against real sockets and a real store: what upstreams may do, and what their readers get.
 
+mod background;
 mod failover;
 mod neighbour;
 mod peers;
@@ -97,7 +98,7 @@ impl Node {
 
     /// A range that says where it ends.
     async fn part(&self, range: Range<u64>) -> Result<(), EndedShort> {
-        let found = self.fetch(range.start).await.expect("a source answers");
+        let found = self.pull.fetch_part(&self.wanted, range.start).await.expect("a source answers");
         self.check(found.read_part(range.clone()), range).await
     }
 

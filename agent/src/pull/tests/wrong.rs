@@ -26,6 +26,24 @@ async fn with_bytes_of_several_it_is_found_out_who_sent_the_wrong_ones() {
     assert_eq!(second.asked().last(), Some(&(0..8 * MIB)), "one alone gave all of it");
 }
 
+/// Two from the beginning and one from far ahead, all at once: who got wrong bytes fails once, who got right ones never.
+#[tokio::test]
+async fn readers_at_once_fail_once_each() {
+    let blob = blob(16);
+    let (first, second) = (Registry::start(&blob).await, Registry::start(&blob).await);
+    // Slow enough that all three are there when it breaks the digest.
+    first.always(Manner { wrong_byte: Some(15 * MIB + 5), rate: Some(16 * MIB), ..Manner::default() });
+    let node = Node::new(&blob, &[&first, &second]);
+    let ahead = 9 * MIB..10 * MIB;
+    let (one, other, part) = tokio::join!(node.whole(), node.whole(), node.part(ahead.clone()));
+    assert_eq!((one, other), (Err(EndedShort), Err(EndedShort)), "the last chunk is wrong, and isn't given");
+    part.expect("what it asked for was right");
+    let (one, other, part) = tokio::join!(node.whole(), node.whole(), node.part(ahead));
+    assert_eq!((one, other), (Ok(()), Ok(())));
+    part.unwrap();
+    assert!(node.is_stored().await);
+}
+
 #[tokio::test]
 async fn one_that_breaks_a_digest_and_is_alone_is_verified_first() {
     let blob = blob(8);
@@ -70,6 +88,22 @@ async fn nobody_continues_what_was_wrong() {
     let node = Node::new(&blob, &[&only]);
     assert_eq!(node.whole().await, Err(EndedShort));
     assert!(matches!(node.fetch(5 * MIB).await, Err(PullError::Poisoned)));
+    node.part(5 * MIB..6 * MIB).await.expect("a part continues nothing");
+    assert!(matches!(node.fetch(5 * MIB).await, Err(PullError::Poisoned)));
     node.whole().await.unwrap();
     assert!(node.fetch(5 * MIB).await.is_ok(), "all of it was given, so nobody has a wrong beginning");
+}
+
+#[tokio::test]
+async fn who_begins_anew_in_pieces_gets_them_all() {
+    let blob = blob(8);
+    let (first, second) = (Registry::start(&blob).await, Registry::start(&blob).await);
+    first.always(Manner { wrong_byte: Some(7 * MIB + 3), ..Manner::default() });
+    let node = Node::new(&blob, &[&first, &second]);
+    assert_eq!(node.whole().await, Err(EndedShort));
+    drop(node.fetch(0).await.unwrap());
+    assert!(matches!(node.fetch(4 * MIB).await, Err(PullError::Poisoned)), "to read is not yet to begin in pieces");
+    node.pull.begins_anew(&node.wanted.digest);
+    let rest = node.fetch(4 * MIB).await.unwrap();
+    assert_eq!(node.check(rest.read_from(4 * MIB), 4 * MIB..8 * MIB).await, Ok(()));
 }

@@ -179,10 +179,11 @@ async fn reflinks() {
     fs::File::create(&image).unwrap().set_len(256 << 20).unwrap();
     match Command::new("mkfs.btrfs").arg("-q").arg(&image).status() {
         Ok(made) => assert!(made.success()),
-        Err(error) => {
-            println!("skipped: mkfs.btrfs: {error}");
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            println!("skipped: there is no mkfs.btrfs");
             return;
         }
+        Err(error) => panic!("mkfs.btrfs: {error}"),
     }
     let disk = at.path().join("disk");
     fs::create_dir(&disk).unwrap();

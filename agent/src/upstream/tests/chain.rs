@@ -3,7 +3,9 @@
 use std::net::{Ipv4Addr, TcpListener};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use jiff::Timestamp;
 use prometheus_client::encoding::text::encode;
+use prometheus_client::registry::Registry;
 use tokio::time::Instant;
 
 use super::server::{Act, Server, answer, ok, raw};
@@ -37,6 +39,21 @@ fn refusing() -> String {
     format!("http://127.0.0.1:{port}")
 }
 
+/// The value of a metric of one upstream. `None` while it has none.
+fn shown(metrics: &Registry, name: &str, upstream: &Server) -> Option<i64> {
+    let mut text = String::new();
+    encode(&mut text, metrics).unwrap();
+    let start = format!("{name}{{upstream=\"{}\"", upstream.address);
+    let line = text.lines().find(|line| line.starts_with(&start))?;
+    Some(line.rsplit_once(' ').unwrap().1.parse().unwrap())
+}
+
+fn metrics(room: &Upstreams) -> Registry {
+    let mut metrics = Registry::default();
+    room.metrics().register(&mut metrics);
+    metrics
+}
+
 /// A server that does what `script` says while it is broken, and gives manifests otherwise.
 async fn mended(script: impl Fn() -> Vec<Act> + Send + Sync + 'static) -> (Server, Arc<AtomicBool>) {
     let is_broken = Arc::new(AtomicBool::new(true));
@@ -65,25 +82,34 @@ async fn a_probe_finds_it_when_it_is_back() {
     let (first, is_broken) = mended(|| answer("503 Busy", &[], "")).await;
     let well = Server::plain(|_| ok("")).await;
     let (room, chain) = rooms(&[first.url(), well.url()]);
-    let mut metrics = prometheus_client::registry::Registry::default();
-    room.metrics().register(&mut metrics);
-    let up = |value| {
-        let mut text = String::new();
-        encode(&mut text, &metrics).unwrap();
-        text.contains(&format!("larder_upstream_up{{upstream=\"{}\"}} {value}\n", first.address))
-    };
-    assert!(up(1));
+    let metrics = metrics(&room);
+    let up = || shown(&metrics, "larder_upstream_up", &first);
+    let down_since = || shown(&metrics, "larder_upstream_down_since_timestamp_seconds", &first);
+    assert_eq!((up(), down_since()), (Some(1), Some(0)));
+    let begun = Timestamp::now().as_second();
     for _ in 0..5 {
         assert_eq!(ask(&chain).await.unwrap(), 1);
     }
     assert_eq!(first.count("HEAD"), 3, "three in a row are enough");
-    assert!(up(0));
+    assert_eq!(up(), Some(0));
+    assert!((begun..=Timestamp::now().as_second()).contains(&down_since().unwrap()));
     // It goes on being probed while it isn't back.
     first.wait_until(|seen| seen.iter().filter(|head| head.starts_with("GET /v2/ ")).count() == 2).await;
     assert!(!chain[0].is_available());
     is_broken.store(false, Ordering::SeqCst);
     until(|| chain[0].is_available()).await;
-    assert!(chain[0].state().down.is_none() && up(1));
+    assert!(chain[0].state().down.is_none());
+    assert_eq!((up(), down_since()), (Some(1), Some(0)));
+    let mut text = String::new();
+    encode(&mut text, &metrics).unwrap();
+    let changed: Vec<&str> =
+        text.lines().filter(|line| line.contains("transitions_total") && !line.ends_with(" 0")).collect();
+    let line =
+        |labels| format!("larder_upstream_breaker_transitions_total{{upstream=\"{}\",{labels}}} 1", first.address);
+    assert_eq!(changed.len(), 2, "{changed:#?}");
+    for labels in ["to=\"open\",reason=\"server\"", "to=\"closed\",reason=\"probe\""] {
+        assert!(changed.contains(&line(labels).as_str()), "{changed:#?}");
+    }
     assert_eq!(ask(&chain).await.unwrap(), 0);
 }
 
@@ -138,6 +164,36 @@ async fn one_that_is_slow_once_is_not_given_up() {
     assert!(chain[0].state().down.is_some());
 }
 
+/// What is slow for one is as usual for another: no wait that is the same for all does both.
+#[tokio::test]
+async fn each_is_waited_for_by_its_own_history() {
+    const USUAL: Duration = Duration::from_millis(300);
+    let delayed = |first: Duration, then: Duration| async move {
+        let asked = AtomicUsize::new(0);
+        Server::plain(move |head| {
+            let is_request = head.starts_with("HEAD");
+            let is_late = is_request && asked.fetch_add(1, Ordering::SeqCst) >= 5;
+            let time = if is_late { then } else { first };
+            std::iter::once(Act::Wait(time)).chain(ok("")).collect()
+        })
+        .await
+    };
+    // The one that takes its time takes longer than the quick one does, and isn't raced all the same.
+    let (slow, quick) =
+        (delayed(USUAL, Duration::from_millis(800)).await, delayed(Duration::ZERO, Duration::from_millis(600)).await);
+    for (first, winner) in [(slow, 0), (quick, 1)] {
+        let well = Server::plain(|_| ok("")).await;
+        let (_room, chain) = rooms(&[first.url(), well.url()]);
+        for _ in 0..5 {
+            assert_eq!(ask(&chain).await.unwrap(), 0);
+        }
+        assert!(well.seen().is_empty());
+        assert_eq!(ask(&chain).await.unwrap(), winner);
+        assert_eq!(well.count("HEAD"), winner, "asked besides the first, or not");
+        assert_eq!(first.count("HEAD"), 6);
+    }
+}
+
 #[tokio::test]
 async fn the_only_one_gets_all_the_time_there_is() {
     let first = Server::plain(|_| vec![Act::Hang]).await;
@@ -182,14 +238,18 @@ async fn too_many_requests_are_a_rest() {
     let first = Server::plain(|_| answer("429 Slow", &[("Retry-After", "7000")], "")).await;
     let (second, is_broken) = mended(|| answer("503 Busy", &[], "")).await;
     is_broken.store(false, Ordering::SeqCst);
-    let (_room, chain) = rooms(&[first.url(), second.url()]);
+    let (room, chain) = rooms(&[first.url(), second.url()]);
+    let metrics = metrics(&room);
+    let rests_until = || shown(&metrics, "larder_upstream_rests_until_timestamp_seconds", &first);
+    assert_eq!(rests_until(), Some(0));
     for _ in 0..3 {
         assert_eq!(ask(&chain).await.unwrap(), 1);
         requests.fetch_add(1, Ordering::SeqCst);
     }
     assert_eq!(first.seen().len(), 1);
     let state = chain[0].state();
-    let rest = state.rests_until.unwrap().duration_since(jiff::Timestamp::now());
+    let rest = state.rests_until.unwrap().duration_since(Timestamp::now());
+    assert_eq!(rests_until(), Some(state.rests_until.unwrap().as_second()));
     assert!((3590..=3600).contains(&rest.as_secs()), "an hour at most: {rest}");
     assert!(state.down.is_none() && !chain[0].is_available() && !chain[0].allows_background());
     // When nobody else has it, the one at rest is asked all the same.
@@ -207,13 +267,25 @@ async fn the_quota_is_read_from_answers() {
         answer("200 OK", &[("RateLimit-Limit", "100;w=21600"), ("RateLimit-Remaining", &left)], "")
     })
     .await;
-    let (_room, chain) = rooms(&[server.url()]);
+    let (room, chain) = rooms(&[server.url()]);
+    let metrics = metrics(&room);
+    let quota = || {
+        let [limit, remaining] = ["limit", "remaining"].map(|name| format!("larder_upstream_ratelimit_{name}"));
+        (shown(&metrics, &limit, &server), shown(&metrics, &remaining, &server))
+    };
+    assert_eq!(quota(), (None, None));
     ask(&chain).await.unwrap();
     assert!(chain[0].allows_background());
+    assert_eq!(quota(), (Some(100), Some(21)));
     remaining.store(20, Ordering::SeqCst);
     ask(&chain).await.unwrap();
     assert!(chain[0].is_available() && !chain[0].allows_background());
     assert_eq!(chain[0].state().quota.unwrap().remaining, 20);
+    assert_eq!(quota(), (Some(100), Some(20)));
+    // Who isn't asked can't say that there is more again.
+    let (record, now) = (&chain[0].exchange.record, Instant::now());
+    assert!(record.is_near_its_limit(now + Duration::from_secs(3500)));
+    assert!(!record.is_near_its_limit(now + Duration::from_secs(3700)));
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, date_time_ymd};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::server::WebPkiClientVerifier;
@@ -24,6 +24,8 @@ pub(crate) enum Act {
     Send(Vec<u8>),
     /// Goes on when the test says so.
     Await(watch::Receiver<bool>),
+    /// Goes on after so long.
+    Wait(Duration),
     /// Says nothing more, and keeps the connection.
     Hang,
     /// Ends the connection.
@@ -142,6 +144,7 @@ async fn serve(mut stream: impl AsyncRead + AsyncWrite + Unpin, script: Script, 
                     }
                 }
                 Act::Await(mut gate) => drop(gate.wait_for(|open| *open).await),
+                Act::Wait(time) => tokio::time::sleep(time).await,
                 Act::Hang => std::future::pending().await,
                 Act::Close => {
                     // The other side may be gone already.
@@ -204,11 +207,21 @@ impl Ca {
         self.acceptor_for(alpn, None)
     }
 
+    /// One whose certificate held until years ago.
+    pub(crate) fn expired_acceptor(&self) -> TlsAcceptor {
+        let mut params = loopback();
+        (params.not_before, params.not_after) = (date_time_ymd(2019, 1, 1), date_time_ymd(2020, 1, 1));
+        self.acceptor_with(&params, &[], None)
+    }
+
     /// One that wants a client certificate of an authority, if one is named.
     pub(crate) fn acceptor_for(&self, alpn: &[&[u8]], clients: Option<&Self>) -> TlsAcceptor {
+        self.acceptor_with(&loopback(), alpn, clients)
+    }
+
+    fn acceptor_with(&self, params: &CertificateParams, alpn: &[&[u8]], clients: Option<&Self>) -> TlsAcceptor {
         let key = KeyPair::generate().unwrap();
-        let names = ["localhost".to_owned(), "127.0.0.1".to_owned()];
-        let certificate = CertificateParams::new(names).unwrap().signed_by(&key, &self.issuer).unwrap();
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
         let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let builder = ServerConfig::builder_with_provider(Arc::clone(&provider));
@@ -226,4 +239,9 @@ impl Ca {
         config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
         TlsAcceptor::from(Arc::new(config))
     }
+}
+
+/// A certificate for the servers' names and address.
+fn loopback() -> CertificateParams {
+    CertificateParams::new(["localhost".to_owned(), "127.0.0.1".to_owned()]).unwrap()
 }

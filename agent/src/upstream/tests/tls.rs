@@ -32,6 +32,13 @@ async fn who_is_believed() {
     let other = Ca::new();
     let kind = Room::new(address::refused, &server.url(), Some(other.path()), false).kind().await;
     assert!(matches!(kind, ErrorKind::Unreachable(Unreachable::Tls(_))), "{kind:?}");
+    let expired = Server::tls_by(ca.expired_acceptor(), |_| ok("hello")).await;
+    let kind = Room::new(address::refused, &expired.url(), Some(ca.path()), false).kind().await;
+    assert!(
+        matches!(&kind, ErrorKind::Unreachable(Unreachable::Tls(why)) if why.contains("expired")),
+        "its authority is believed, and it says why: {kind:?}"
+    );
+    assert!(expired.seen().is_empty());
 }
 
 #[tokio::test]

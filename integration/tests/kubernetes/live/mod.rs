@@ -4,16 +4,15 @@ mod admission;
 mod nodes;
 mod releases;
 
-use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use larder_integration::{
-    ClusterDns, ControlPlane, FaultRegistry, Image, Joining, KubernetesNode, Network, Release, tool, until,
+    ClusterDns, ControlPlane, FaultRegistry, Image, Joining, KubernetesNode, Network, Release, until,
 };
 use serde_json::Value;
 
-use super::render;
+use super::render::{self, Helm};
 
 /// On two cores that also do other things, a Pod takes seconds to start, and more than a minute to be replaced.
 const SOON: Duration = Duration::from_secs(120);
@@ -24,7 +23,8 @@ const NAMESPACE: &str = "larder";
 struct Site {
     // Nodes end before what they ask.
     nodes: Vec<KubernetesNode>,
-    _dns: ClusterDns,
+    /// Its DNS, for as long as it isn't down.
+    dns: Option<ClusterDns>,
     control: ControlPlane,
     registry: FaultRegistry,
     registry_url: String,
@@ -40,8 +40,8 @@ impl Site {
         let registry = FaultRegistry::start_on(&registry)?;
         registry.add(&Image::runnable(3)?, "pause", "3");
         let control = ControlPlane::start(&control).await?;
-        let dns = ClusterDns::start(&dns, control.api())?;
-        Ok(Self { nodes: Vec::new(), _dns: dns, control, registry, registry_url, network })
+        let dns = Some(ClusterDns::start(&dns, control.api())?);
+        Ok(Self { nodes: Vec::new(), dns, control, registry, registry_url, network })
     }
 
     /// One with so many nodes, `node-1` …, and with the controllers.
@@ -63,17 +63,38 @@ impl Site {
         until(what, SOON, async || api.find(path).await.ok().flatten().filter(|value| probe(value))).await
     }
 
-    /// Runs a program that goes by the cluster's kubeconfig; returns what it prints, and then what it says besides.
-    async fn say(&self, program: &Path, arguments: &[&str]) -> Result<String> {
-        let output = self.control.command(program, arguments).await?;
+    /// Runs a Helm in Larder's namespace; returns what it prints, and then what it says besides.
+    async fn helm(&self, helm: Helm, arguments: &[&str]) -> Result<String> {
+        let arguments = [&["--namespace", NAMESPACE], arguments].concat();
+        let output = self.control.command(&helm.program()?, &arguments).await?;
         let said = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.success(), "{} {arguments:?}: {}", program.display(), said.trim());
+        ensure!(output.status.success(), "{helm:?} {arguments:?}: {}", said.trim());
         Ok(String::from_utf8_lossy(&output.stdout).into_owned() + &said)
     }
 
-    /// Runs Helm 4 in Larder's namespace.
-    async fn helm(&self, arguments: &[&str]) -> Result<String> {
-        self.say(&tool("helm/usr/bin/helm")?, &[&["--namespace", NAMESPACE], arguments].concat()).await
+    /// What is in Larder's namespace, of all kinds that the cluster knows: but for events, which pass by themselves, and
+    /// what every namespace is given.
+    async fn possessions(&self) -> Result<Vec<String>> {
+        let api = self.control.api();
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let groups = api.get("/apis").await?;
+        let groups = groups["groups"].as_array().into_iter().flatten();
+        let groups = groups.map(|group| format!("/apis/{}", text(&group["preferredVersion"]["groupVersion"])));
+        let mut found = Vec::new();
+        for group in std::iter::once("/api/v1".to_owned()).chain(groups) {
+            let kinds = api.get(&group).await?;
+            for kind in kinds["resources"].as_array().into_iter().flatten() {
+                let is_listed = kind["verbs"].as_array().is_some_and(|verbs| verbs.contains(&"list".into()));
+                let name = text(&kind["name"]);
+                if !is_listed || kind["namespaced"] != true || name == "events" {
+                    continue;
+                }
+                let items = api.names(&format!("{group}/namespaces/{NAMESPACE}/{name}")).await?;
+                found.extend(items.into_iter().map(|(_, item)| format!("{name}/{item}")));
+            }
+        }
+        found.retain(|item| !["configmaps/kube-root-ca.crt", "serviceaccounts/default"].contains(&item.as_str()));
+        Ok(found)
     }
 
     /// Applies a document, which has to be taken.

@@ -1,11 +1,10 @@
 //! Releases of the chart, as Helm makes, changes and removes them.
 
-use std::path::PathBuf;
-
 use anyhow::{Context, Result, ensure};
-use larder_integration::{LarderImage, objects, tool};
+use larder_integration::{LarderImage, objects};
 use serde_json::{Value, json};
 
+use super::super::render::Helm;
 use super::{NAMESPACE, Site, chart};
 use crate::support::run;
 
@@ -23,15 +22,6 @@ const KINDS_NOT_MADE: [&str; 7] = [
     "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations",
 ];
 
-/// The kinds of which the release has objects.
-const KINDS_MADE: [&str; 5] = [
-    "/apis/apps/v1/namespaces/larder/daemonsets",
-    "/api/v1/namespaces/larder/configmaps",
-    "/api/v1/namespaces/larder/services",
-    "/api/v1/namespaces/larder/serviceaccounts",
-    "/api/v1/namespaces/larder/secrets",
-];
-
 async fn names(site: &Site, kinds: &[&str]) -> Result<Vec<(String, String)>> {
     let mut all = Vec::new();
     for kind in kinds {
@@ -40,11 +30,11 @@ async fn names(site: &Site, kinds: &[&str]) -> Result<Vec<(String, String)>> {
     Ok(all)
 }
 
-async fn a_release_comes_changes_and_goes(helm: PathBuf) -> Result<()> {
+async fn a_release_comes_changes_and_goes(helm: Helm) -> Result<()> {
     let site = Site::new().await?;
     let api = site.control.api();
     let chart = chart();
-    let helm = async |arguments: &[&str]| site.say(&helm, &[arguments, &["--namespace", NAMESPACE]].concat()).await;
+    let helm = async |arguments: &[&str]| site.helm(helm, arguments).await;
     let before = names(&site, &KINDS_NOT_MADE).await?;
 
     let notes = helm(&["install", "larder", &chart, "--create-namespace"]).await?;
@@ -74,8 +64,9 @@ async fn a_release_comes_changes_and_goes(helm: PathBuf) -> Result<()> {
     ensure!(sum(&changed) != sum(&back) && sum(&back).is_string());
 
     // Without nodes nobody cleans up.
+    ensure!(!site.possessions().await?.is_empty(), "what there is isn't found");
     helm(&["uninstall", "larder", "--no-hooks"]).await?;
-    let left = names(&site, &KINDS_MADE).await?;
+    let left = site.possessions().await?;
     ensure!(left.is_empty(), "{left:?} is left");
     Ok(())
 }
@@ -83,13 +74,13 @@ async fn a_release_comes_changes_and_goes(helm: PathBuf) -> Result<()> {
 #[test]
 #[cfg_attr(not(kubernetes), ignore = "Kubernetes isn't built: Go isn't here")]
 fn a_release_comes_changes_and_goes_by_helm_4() {
-    run(async { a_release_comes_changes_and_goes(tool("helm/usr/bin/helm")?).await });
+    run(a_release_comes_changes_and_goes(Helm::Four));
 }
 
 #[test]
 #[cfg_attr(not(kubernetes), ignore = "Kubernetes isn't built: Go isn't here")]
 fn a_release_comes_changes_and_goes_by_helm_3() {
-    run(async { a_release_comes_changes_and_goes(tool("helm-3/usr/bin/helm")?).await });
+    run(a_release_comes_changes_and_goes(Helm::Three));
 }
 
 /// A CA from `larder certs` that was there first is used, and survives the release.
@@ -113,12 +104,46 @@ fn a_ca_of_the_users_own_is_left_alone() {
         ensure!(own["ca.pem"].is_string() && own["ca.key"].is_string(), "other keys than the agent reads");
 
         let chart = chart();
-        site.helm(&["install", "larder", &chart]).await?;
+        let notes = site.helm(Helm::Four, &["install", "larder", &chart, "--set", "peers.generate=false"]).await?;
+        ensure!(notes.contains("Peers are on"), "{notes}");
         ensure!(data().await? == own, "installing has changed it");
-        site.helm(&["upgrade", "larder", &chart]).await?;
+        site.helm(Helm::Four, &["upgrade", "larder", &chart]).await?;
         ensure!(data().await? == own, "an upgrade has changed it");
-        site.helm(&["uninstall", "larder", "--no-hooks"]).await?;
+        site.helm(Helm::Four, &["uninstall", "larder", "--no-hooks"]).await?;
         ensure!(data().await.context("it went with the release")? == own);
+        Ok(())
+    });
+}
+
+/// The notes tell who has no peers why that is, and what makes some.
+#[test]
+#[cfg_attr(not(kubernetes), ignore = "Kubernetes isn't built: Go isn't here")]
+fn the_notes_say_why_peers_are_off() {
+    run(async {
+        let site = Site::new().await?;
+        let chart = chart();
+        let set = async |how: &[&str], values: &str| {
+            site.helm(Helm::Four, &[how, &["larder", &chart, "--reset-values", "--set", values]].concat()).await
+        };
+        let ensure_is_told = |notes: &str, told: &[&str]| {
+            let missing: Vec<_> = told.iter().filter(|told| !notes.contains(*told)).collect();
+            ensure!(missing.is_empty() && !notes.contains("Peers are on"), "{missing:?}: {notes}");
+            // Whoever looks for a NetworkPolicy that would protect the agents, or let them through.
+            ensure!(notes.contains("NetworkPolicies don't reach the agents"), "{notes}");
+            Ok(())
+        };
+
+        let install = ["upgrade", "--install", "--create-namespace"];
+        let notes = set(&install, "peers.generate=false,peers.secret=ours").await?;
+        let command = "larder certs --kubernetes --namespace larder --name ours | kubectl apply --server-side -f -";
+        ensure_is_told(&notes, &["Peers are off until there is a CA", command])?;
+        let secrets = site.control.api().names("/api/v1/namespaces/larder/secrets").await?;
+        ensure!(secrets.iter().all(|(_, name)| name.starts_with("sh.helm.release")), "{secrets:?}");
+
+        // Nobody is told to make a CA that isn't read.
+        let notes = set(&["upgrade"], "peers.enabled=false").await?;
+        ensure_is_told(&notes, &["Peers are off (`peers.enabled`)"])?;
+        ensure!(!notes.contains("larder certs"), "{notes}");
         Ok(())
     });
 }

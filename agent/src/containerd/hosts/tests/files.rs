@@ -3,6 +3,7 @@ use std::os::unix::fs::MetadataExt as _;
 
 use proptest::prelude::*;
 
+use super::super::folder::Folder;
 use super::super::{HostsError, Original, Outcome, State, Undone, Warning};
 use super::*;
 
@@ -116,6 +117,27 @@ fn a_folder_of_our_own_says_what_the_default_that_it_hides_says() {
 
     certs.put("_default/hosts.toml.before-larder", b"[host.\"https://m\"]\nca = 'm.pem'\n");
     certs.restore();
+    assert_eq!(certs.tree(), before);
+}
+
+/// While somebody may still read our CA in it, it says the same as before, but for us; also when that is as far as it got.
+#[test]
+fn a_folder_of_our_own_is_without_us_before_it_goes() {
+    let files = [("_default/hosts.toml", "[host.\"https://m\"]\nca = 'm.pem'\n"), ("_default/m.pem", "x")];
+    let certs = Certs::with(&files);
+    let before = certs.tree();
+    let finishes: [fn(&Certs); 2] = [|certs| drop(certs.apply(&["_default", "ghcr.io"])), Certs::restore];
+    for finish in finishes {
+        certs.apply(&["_default", "ghcr.io"]);
+        let withdraw = |name: &str| Folder::new(certs.dir.join(name)).withdraw().unwrap();
+        assert!(withdraw("ghcr.io") && !withdraw("_default"));
+        assert_eq!(certs.read("ghcr.io"), ["https://m"]);
+        assert!(
+            certs.text("ghcr.io/hosts.toml").contains("\"../_default/m.pem\"") && certs.has("ghcr.io/larder-ca.pem")
+        );
+        finish(&certs);
+        assert!(!certs.has("ghcr.io") || certs.read("ghcr.io") == [URL, "https://m"]);
+    }
     assert_eq!(certs.tree(), before);
 }
 

@@ -1,0 +1,146 @@
+//! Credentials of the agent's own, for what it asks of a registry with no caller behind it: a private image is prefetched by
+//! them and found to be there, from whichever source they come, and both end with them.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use larder_integration::{Agent, AgentConfig, Challenge, FaultRegistry, Folder, Image, until};
+
+use crate::keep::kept;
+use crate::support::run;
+
+/// A check comes once in an interval, here ten seconds.
+const SHOWN: Duration = Duration::from_secs(60);
+const PLUGIN_API: &str = "credentialprovider.kubelet.k8s.io/v1";
+
+/// Where the agent has them from.
+#[derive(Debug, Clone, Copy)]
+enum Source {
+    /// `auths` of a Docker configuration.
+    Auths,
+    /// A program that a Docker configuration names.
+    Helper,
+    /// A plugin that kubelet's configuration names.
+    Plugin,
+}
+
+impl Source {
+    /// Lays its files and programs into a folder; the agent is told of them. Alice's, for this registry.
+    fn lay(self, folder: &Path, registry: &str, config: &mut AgentConfig) -> Result<()> {
+        fs::create_dir_all(folder)?;
+        match self {
+            Self::Auths => {}
+            Self::Helper => {
+                let answer = r#"{"Username":"alice","Secret":"wonder:land"}"#;
+                let ask = format!("read host; [ \"$1\" = get ] && [ \"$host\" = '{registry}' ] || exit 1");
+                program(&folder.join("docker-credential-vault"), &format!("{ask}; echo '{answer}'"))?;
+                config.set_path("credentials", "helpers_dir", folder);
+            }
+            Self::Plugin => {
+                let auth = format!(r#"{{"{registry}":{{"username":"alice","password":"wonder:land"}}}}"#);
+                let kind = r#""kind":"CredentialProviderResponse","cacheKeyType":"Registry""#;
+                let answer = format!(r#"{{"apiVersion":"{PLUGIN_API}",{kind},"auth":{auth}}}"#);
+                let ask = format!("grep -q '\"image\":\"{registry}/acme/app\"' || exit 1");
+                program(&folder.join("vault"), &format!("{ask}; echo '{answer}'"))?;
+            }
+        }
+        match self {
+            Self::Auths | Self::Helper => {
+                config.set("credentials", "docker_config", format!("[{:?}]", self.file(folder)));
+            }
+            Self::Plugin => {
+                config.set_path("credentials", "kubelet_config", &self.file(folder));
+            }
+        }
+        Ok(())
+    }
+
+    /// Its configuration.
+    fn file(self, folder: &Path) -> PathBuf {
+        folder.join(if matches!(self, Self::Plugin) { "providers.yaml" } else { "config.json" })
+    }
+
+    /// Writes its configuration: with them, or without.
+    fn write(self, folder: &Path, registry: &str, with: bool) -> Result<()> {
+        let plugins = "apiVersion: kubelet.config.k8s.io/v1\nkind: CredentialProviderConfig\nproviders:";
+        let text = match (self, with) {
+            (Self::Auths, true) => {
+                format!(r#"{{"auths":{{"{registry}":{{"username":"alice","password":"wonder:land"}}}}}}"#)
+            }
+            (Self::Helper, true) => format!(r#"{{"credHelpers":{{"{registry}":"vault"}}}}"#),
+            (Self::Plugin, true) => format!(
+                "{plugins}\n- {{name: vault, apiVersion: {PLUGIN_API}, defaultCacheDuration: 1h, \
+                 matchImages: [\"{registry}\"]}}\n"
+            ),
+            (Self::Auths | Self::Helper, false) => "{}".to_owned(),
+            (Self::Plugin, false) => format!("{plugins} []\n"),
+        };
+        // As a whole: it may be read at any moment.
+        let new = folder.join("new");
+        fs::write(&new, text)?;
+        fs::rename(&new, self.file(folder)).context("the configuration")
+    }
+}
+
+fn program(path: &Path, script: &str) -> Result<()> {
+    fs::write(path, format!("#!/bin/sh\n{script}\n"))?;
+    Ok(fs::set_permissions(path, Permissions::from_mode(0o755))?)
+}
+
+async fn has_status(agent: &Agent, image: &str, status: &str) -> Result<()> {
+    let labels = [format!("image={image:?}"), format!("status={status:?}")];
+    let labels = labels.each_ref().map(String::as_str);
+    until(&format!("it is {status}"), SHOWN, async || {
+        (agent.metrics().await.ok()?.sum("larder_image_status", &labels) == 1.0).then_some(())
+    })
+    .await
+}
+
+async fn open(source: Source) -> Result<()> {
+    let registry = FaultRegistry::start().await?;
+    let image = Image::many_layers(1, 2, 1000);
+    registry.add(&image, "acme/app", "v1");
+    registry.challenge(Some(Challenge::bearer().account("alice", "wonder:land", "acme/app")));
+    let (host, name) = (registry.host(), format!("{}/acme/app:v1", registry.host()));
+    let folder = Folder::new()?;
+    let files = folder.path().join("credentials");
+    let mut config = AgentConfig::without_containerd(folder.path());
+    config.registry(&host, &[&registry.url()]).set_text("health", "interval", "10s");
+    source.lay(&files, &host, &mut config)?;
+    source.write(&files, &host, false)?;
+    let agent = Agent::start(&folder.path().join("larder"), &config).await?;
+
+    let refused = agent.command(&["prefetch", &name]).await?;
+    ensure!(!refused.status.success(), "without credentials it was fetched");
+    ensure!(registry.count("GET", "/blobs/") == 0);
+    source.write(&files, &host, true)?;
+    until("it is fetched", SHOWN, async || agent.say(&["prefetch", &name]).await.ok()).await?;
+    until("it is whole", SHOWN, async || kept(&agent, &name).await?["whole"].as_bool()?.then_some(())).await?;
+
+    // What was just fetched is there; what is found later, the agent has asked for.
+    has_status(&agent, &name, "Available").await?;
+    source.write(&files, &host, false)?;
+    has_status(&agent, &name, "NoCredentials").await?;
+    source.write(&files, &host, true)?;
+    has_status(&agent, &name, "Available").await?;
+    ensure!(!agent.log().contains("wonder:land"), "the password is in the log");
+    Ok(())
+}
+
+#[test]
+fn those_of_a_docker_configuration_open_it() {
+    run(open(Source::Auths));
+}
+
+#[test]
+fn those_of_a_credential_helper_open_it() {
+    run(open(Source::Helper));
+}
+
+#[test]
+fn those_of_kubelets_plugin_open_it() {
+    run(open(Source::Plugin));
+}
