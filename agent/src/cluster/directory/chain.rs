@@ -18,6 +18,21 @@ const RESTS: Duration = Duration::from_secs(2);
 /// A chain without readers is remembered for so long, for its count of tickets and what was found absent.
 const LINGERS: Duration = Duration::from_secs(60);
 
+/// Who is so far behind the one who fetches, in bytes, that who stands between them may be slow; and how long a complaint
+/// counts.
+const LAG: u64 = 2 << 20;
+const COMPLAINT: Duration = Duration::from_secs(3);
+
+/// What the owner knows besides.
+#[derive(Debug)]
+pub(super) struct Known<'a> {
+    /// Who has all of it, and in which zones.
+    pub(super) holders: &'a [(NodeId, &'a Zone)],
+    pub(super) rates: &'a mut Rates,
+    /// The leases that it has given at present, on whatever.
+    pub(super) at_once: u32,
+}
+
 #[derive(Debug)]
 pub(super) struct Chain {
     pub(super) readers: Readers,
@@ -39,8 +54,9 @@ impl Chain {
         run: u64,
         from: NodeId,
         ask: &Ask,
-        holders: &[(NodeId, &Zone)],
+        known: &mut Known<'_>,
     ) -> Answer {
+        let holders = known.holders;
         self.touched = now;
         self.size = ask.size.or(self.size);
         for trouble in &ask.troubles {
@@ -61,19 +77,25 @@ impl Chain {
             self.readers.remove(from);
             return Answer::Alone { absent: true };
         }
-        if holders.is_empty() && self.leases.spare(now) && self.may_fetch(now, from, ask) {
+        let complains = ask.troubles.iter().any(|trouble| trouble.why == Ailment::Slow);
+        if let Some(reader) = self.readers.of_mut(from).filter(|_| complains) {
+            reader.complained = Some((now, ask.frontier));
+        }
+        if holders.is_empty() && !complains && self.leases.spare(now) && self.may_fetch(now, from, ask) {
             return self.fetch(now, rng, from, ticket, ask);
         }
-        let complains = ask.troubles.iter().any(|trouble| trouble.why == Ailment::Slow);
-        if complains
-            && holders.is_empty()
-            && self.leases.hold_up(now, ask.frontier, self.size)
-            && self.may_fetch(now, from, ask)
-        {
+        if holders.is_empty() && complains && self.is_held_up(now, from, ask, known) && self.may_fetch(now, from, ask) {
+            self.leases.measure(now, known.rates, known.at_once, &ask.key.registry);
             self.end_leases(now);
             return self.fetch(now, rng, from, ticket, ask);
         }
-        let parents = self.placing(from, ask).parents(&self.readers, ticket, holders);
+        let mut parents = self.placing(from, ask).parents(&self.readers, ticket, holders);
+        if let Some(passed) = self.passed_over(now, from, ask).filter(|_| complains && parents.len() > 1) {
+            parents.retain(|node| *node != passed);
+            if let Some(reader) = self.readers.of_mut(from) {
+                reader.complained = None;
+            }
+        }
         if !parents.is_empty() {
             return self.read(now, from, ticket, parents);
         }
@@ -137,6 +159,32 @@ impl Chain {
         self.readers.attach(now, from, None);
         let held = self.leases.grant(now, rng, from, ask.frontier, self.size);
         Answer::Fetch { ticket, lease: held.lease, upto: held.upto }
+    }
+
+    /// Is it who fetches that keeps one waiting who complains? Who reads from it finds out, by fetching in its place, unless
+    /// it is known to do well.
+    fn is_held_up(&self, now: Duration, from: NodeId, ask: &Ask, known: &Known<'_>) -> bool {
+        let parent = self.readers.of(from).and_then(|reader| reader.parent);
+        let reads_from_it =
+            parent.is_none_or(|parent| self.leases.of(parent).is_some() || self.readers.of(parent).is_none());
+        let others = self.readers.len().saturating_sub(1);
+        reads_from_it
+            && self.leases.hold_up(now, ask.frontier, self.size)
+            && !self.leases.are_good(now, (&*known.rates, known.at_once), &ask.key.registry, others)
+    }
+
+    /// Of those who complain in a row, the first one or its sender is slow: the second tries in the place of the first. The
+    /// others wait for that.
+    fn passed_over(&self, now: Duration, from: NodeId, ask: &Ask) -> Option<NodeId> {
+        let front = self.leases.iter().map(|held| held.frontier).max()?;
+        let lags = |frontier: u64| frontier.saturating_add(LAG) <= front;
+        let complains = |node: NodeId| {
+            let complained = self.readers.of(node).and_then(|reader| reader.complained);
+            complained.is_some_and(|(at, frontier)| now.saturating_sub(at) < COMPLAINT && lags(frontier))
+        };
+        let parent = self.readers.of(from)?.parent.filter(|parent| lags(ask.frontier) && complains(*parent))?;
+        let beyond = self.readers.of(parent)?.parent;
+        (!beyond.is_some_and(complains)).then_some(parent)
     }
 
     /// Who fetches is told so when it reports next, and goes to the tail.

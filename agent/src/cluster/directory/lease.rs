@@ -16,6 +16,8 @@ const LONGEST: u64 = 32 << 20;
 const CHUNK: u64 = 1 << 20;
 /// This part of a small blob is much of it.
 const NEAR_PART: u64 = 4;
+/// Before that nobody holds up others: many blobs that begin at once share links, and the small ones are about done then.
+const HOLDS_UP: Duration = Duration::from_millis(2_500);
 /// How long a range may take whose holder does far worse than others did, or clearly worse, and how long any.
 const SOON: Duration = Duration::from_secs(1);
 const LONG: Duration = Duration::from_secs(2);
@@ -42,6 +44,14 @@ pub(super) struct Held {
     heard: Duration,
     /// Another owner gave it, and let it go on.
     adopted: bool,
+}
+
+impl Held {
+    /// Bytes a second, of a link that is shared by so many leases: of as many as the owner has given, each gets a part.
+    fn rate(&self, now: Duration, at_once: u32) -> f64 {
+        let took = now.saturating_sub(self.granted).as_secs_f64().max(1e-3);
+        self.frontier.saturating_sub(self.from) as f64 / took * f64::from(at_once.max(1))
+    }
 }
 
 /// How a range went.
@@ -155,9 +165,29 @@ impl Leases {
     /// ahead, in bytes or in parts of a small blob.
     pub(super) fn hold_up(&self, now: Duration, frontier: u64, size: Option<u64>) -> bool {
         let near = size.map_or(CHUNK, |size| CHUNK.min(size / NEAR_PART));
-        let holds_up =
-            |held: &Held| now.saturating_sub(held.granted) >= LONG && held.frontier <= frontier.saturating_add(near);
+        let holds_up = |held: &Held| {
+            now.saturating_sub(held.granted) >= HOLDS_UP && held.frontier <= frontier.saturating_add(near)
+        };
         self.any() && self.held.iter().all(holds_up)
+    }
+
+    /// Is nothing to be gained by other holders? `others`: how many might be one.
+    pub(super) fn are_good(
+        &self,
+        now: Duration,
+        (rates, at_once): (&Rates, u32),
+        registry: &Registry,
+        others: usize,
+    ) -> bool {
+        let is_good = |held: &Held| rates.is_good(now, registry, held.rate(now, at_once), held.frontier, others);
+        self.held.iter().all(is_good)
+    }
+
+    /// Notes how fast holders were so far.
+    pub(super) fn measure(&self, now: Duration, rates: &mut Rates, at_once: u32, registry: &Registry) {
+        for held in self.held.iter().filter(|held| held.frontier > held.from) {
+            rates.measured(now, registry, held.node, held.rate(now, at_once));
+        }
     }
 
     pub(super) fn absent(&mut self, now: Duration) {
@@ -199,10 +229,7 @@ impl Leases {
             self.held.retain(|held| held.lease != lease);
             return Some(Judged::GoOn(frontier));
         }
-        let took = now.saturating_sub(held.granted).as_secs_f64().max(1e-3);
-        // Those who hold leases share upstream's link: of as many as this owner has given, each gets a part.
-        let share = at_once.max(1);
-        let (took_so_long, rate) = (now.saturating_sub(held.granted), brought as f64 / took * f64::from(share));
+        let (took_so_long, rate, share) = (now.saturating_sub(held.granted), held.rate(now, at_once), at_once.max(1));
         let is_long = took_so_long >= LONGER * share
             || (took_so_long >= LONG && rates.is_poor(now, registry, rate))
             || (took_so_long >= SOON && rates.is_very_poor(now, registry, rate));

@@ -29,6 +29,8 @@ pub(super) struct Reader {
     pub(super) leaving: bool,
     /// Upstream didn't serve it, at that time.
     pub(super) failed: Option<Duration>,
+    /// It said that it gets little, at that time, and where it was.
+    pub(super) complained: Option<(Duration, u64)>,
     heard: Duration,
 }
 
@@ -71,8 +73,16 @@ impl Readers {
         let taken = keeps.is_some_and(|ticket| self.by_ticket.contains_key(&ticket));
         let ticket = keeps.filter(|_| !taken).unwrap_or(Ticket { number: self.next, issuer: run });
         self.next = self.next.max(ticket.number.saturating_add(SPACE));
-        let reader =
-            Reader { node, zone: zone.clone(), parent: None, slow: was_slow, leaving: false, failed: None, heard: now };
+        let reader = Reader {
+            node,
+            zone: zone.clone(),
+            parent: None,
+            slow: was_slow,
+            leaving: false,
+            failed: None,
+            complained: None,
+            heard: now,
+        };
         self.by_ticket.insert(ticket, reader);
         self.by_node.insert(node, ticket);
         Some(ticket)

@@ -34,7 +34,7 @@ use crate::cluster::{Member, Ring};
 use crate::image::{NodeId, Zone};
 
 use broken::Broken;
-use chain::Chain;
+use chain::{Chain, Known};
 pub use place::PASSED_ON_WHOLE;
 pub(crate) use place::fan_out;
 use rates::Rates;
@@ -122,7 +122,8 @@ impl Directory {
         let holders = self.shelves.holders(&ask.key);
         let holders: Vec<(NodeId, &Zone)> =
             holders.filter_map(|node| self.ring.member(node).map(|member| (node, &member.zone))).collect();
-        let answer = chain.ask(now, rng, self.run, from, ask, &holders);
+        let mut known = Known { holders: &holders, rates: &mut self.rates, at_once: self.leases };
+        let answer = chain.ask(now, rng, self.run, from, ask, &mut known);
         self.is_busy |= chain.leases.any();
         answer
     }

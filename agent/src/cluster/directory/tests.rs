@@ -253,12 +253,52 @@ fn one_of_those_who_complain_of_a_holder_fetches_in_its_place() {
     table.report(1, &Table::reports(holder, Some(lease), MIB / 16, State::Fetching));
     table.pass(900);
     table.report(1, &Table::reports(holder, Some(lease), MIB / 8, State::Fetching));
-    table.pass(300);
+    table.pass(700);
+    let (_, parents) = table.parents(3, &complaint(3, third));
+    assert_eq!(parents[0], node(2), "the one who reads from the holder finds out");
     assert_eq!(table.fetches(2, &complaint(2, second)).0, second);
     let (_, parents) = table.parents(3, &complaint(3, third));
     assert_eq!(parents, [node(2)]);
     let report = Report { size: Some(MIB / 2), ..Table::reports(holder, Some(lease), MIB / 4, State::Fetching) };
     assert_eq!(table.report(1, &report), Verdict::Ended);
+}
+
+#[test]
+fn a_holder_that_is_known_to_do_well_goes_on_whoever_complains() {
+    let mut table = Table::new();
+    let (first, lease, _) = table.fetches(1, &Table::asks(1));
+    let (second, _) = table.parents(2, &Table::asks(2));
+    let (third, _) = table.parents(3, &Table::asks(3));
+    table.pass(800);
+    assert_eq!(table.report(1, &Table::reports(first, Some(lease), 4 * MIB, State::Fetching)), Verdict::Ended);
+    let holder = Ask { frontier: 4 * MIB, ticket: Some(second), ..Table::asks(2) };
+    let (_, lease, _) = table.fetches(2, &holder);
+    for at in 2..=5 {
+        table.pass(800);
+        let report = Table::reports(second, Some(lease), 4 * at * MIB, State::Fetching);
+        assert!(matches!(table.report(2, &report), Verdict::GoOn { .. }));
+    }
+    table.pass(100);
+    let troubles = vec![Trouble { node: node(2), why: Ailment::Slow }];
+    let complaint = Ask { frontier: 20 * MIB, ticket: Some(third), troubles, ..Table::asks(3) };
+    assert_eq!(table.parents(3, &complaint), (third, vec![node(2)]));
+}
+
+#[test]
+fn of_those_who_complain_in_a_row_the_second_tries_in_the_place_of_the_first() {
+    let mut table = Table::new();
+    let (holder, lease, _) = table.fetches(1, &Table::asks(1));
+    let places: Vec<Ticket> = (2..=5).map(|number| table.parents(number, &Table::asks(number)).0).collect();
+    table.pass(900);
+    table.report(1, &Table::reports(holder, Some(lease), 3 * MIB, State::Fetching));
+    let mut complains = |number: u8| {
+        let troubles = vec![Trouble { node: node(number - 1), why: Ailment::Slow }];
+        let ticket = Some(places[usize::from(number) - 2]);
+        table.parents(number, &Ask { ticket, troubles, ..Table::asks(number) }).1
+    };
+    assert_eq!(complains(3)[0], node(2), "alone it may be slow itself");
+    assert_eq!(complains(4), [node(2), node(1)]);
+    assert_eq!(complains(5)[0], node(4), "its parent is about to get more");
 }
 
 #[test]
@@ -270,7 +310,7 @@ fn who_complains_though_the_holder_is_far_ahead_reads_on() {
     table.report(1, &Table::reports(holder, Some(lease), MIB, State::Fetching));
     table.pass(900);
     table.report(1, &Table::reports(holder, Some(lease), 3 * MIB, State::Fetching));
-    table.pass(300);
+    table.pass(700);
     let troubles = vec![Trouble { node: node(1), why: Ailment::Slow }];
     let (place, parents) = table.parents(2, &Ask { ticket: Some(second), troubles, ..Table::asks(2) });
     assert_eq!((place, parents), (second, vec![node(1)]));

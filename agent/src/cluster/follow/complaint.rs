@@ -1,5 +1,6 @@
 //! Who gets bytes, but slowly, tells the owner before it fetches for itself: all who read behind a slow node run out of
-//! patience together, and that one of them fetches is enough.
+//! patience together, and that one of them fetches is enough. So does who has long to wait: what a slow parent says of others
+//! lies in the same queue as the bytes, and is old when it comes, while the owner hears from who fetches.
 
 use std::time::Duration;
 
@@ -22,6 +23,12 @@ const MOST_IN_VAIN: u32 = 3;
 const HUNGRY: Duration = Duration::from_secs(1);
 const HUNGRY_EVERY: Duration = Duration::from_secs(2);
 const MOST_HUNGRY: u32 = 4;
+/// Who would have to wait longer than this for the rest of a large blob asks for another source every second, and after so
+/// many times less and less often.
+const LONG: Duration = Duration::from_secs(20);
+const LOOKS_EVERY: Duration = Duration::from_secs(1);
+const MOST_LOOKS: u32 = 3;
+const MOST_DOUBLED: u32 = 4;
 
 /// What this node has complained of.
 #[derive(Debug, Default)]
@@ -35,6 +42,9 @@ pub(super) struct Complaint {
     number: u64,
     /// When bytes last came from a peer.
     fed: Option<Duration>,
+    /// When this node looked for another source, and how often it asked for one.
+    looked: Duration,
+    looks: u32,
 }
 
 impl Complaint {
@@ -68,14 +78,38 @@ impl Follow {
 
     /// Asks the owner for another source, and reads on meanwhile.
     pub(super) fn complain(&mut self, now: Duration, parent: NodeId) {
-        self.troubles.note(now, parent, Ailment::Slow);
         self.patience.renew(now);
         let complaint = &mut self.complaint;
         complaint.in_vain = if complaint.at == Some(self.frontier) { complaint.in_vain + 1 } else { 0 };
         complaint.count += 1;
         complaint.at = Some(self.frontier);
         complaint.complained = now;
-        complaint.number = self.numbers + 1;
+        self.ask_for_another(now, parent);
+    }
+
+    /// When it is time to see how long this node has to wait.
+    pub(super) fn looks_at(&self) -> Option<Duration> {
+        let Source::Peer(reading) = &self.source else { return None };
+        let since = reading.fed_since.filter(|_| self.size.is_some_and(|size| size >= LARGE))?;
+        let Complaint { looked, looks, .. } = self.complaint;
+        Some(since.max(looked) + LOOKS_EVERY * (1 << looks.saturating_sub(MOST_LOOKS).min(MOST_DOUBLED)))
+    }
+
+    /// Complains if there is long to wait.
+    pub(super) fn look_about(&mut self, now: Duration, parent: NodeId) {
+        self.complaint.looked = now;
+        let rest = self.size.map_or(0, |size| size.saturating_sub(self.frontier));
+        if rest as f64 <= self.meter.rate(now) * LONG.as_secs_f64() {
+            self.complaint.looks = 0;
+        } else if self.pending.is_empty() {
+            self.complaint.looks += 1;
+            self.ask_for_another(now, parent);
+        }
+    }
+
+    fn ask_for_another(&mut self, now: Duration, parent: NodeId) {
+        self.troubles.note(now, parent, Ailment::Slow);
+        self.complaint.number = self.numbers + 1;
         self.ask(now);
     }
 
@@ -92,24 +126,15 @@ impl Follow {
                 self.place(ticket);
                 self.source = Source::Lease(Range::new(now, owner, lease, self.frontier, upto));
             }
-            Answer::Read { ticket, parents, .. } if !parents.contains(&parent) => {
+            Answer::Read { ticket, parents, .. } if parents.first() != Some(&parent) => {
                 self.place(ticket);
-                self.candidates = parents.into_iter().map(Candidate::of).collect();
+                // Who serves the parent compares the two.
+                let others = parents.into_iter().filter(|node| *node != parent);
+                let others = others.map(|node| Candidate { instead_of: Some(parent), ..Candidate::of(node) });
+                self.candidates = others.chain([Candidate::of(parent)]).collect();
                 self.try_next(now);
             }
-            Answer::Read { .. } => self.compare_with_parent(now),
-            Answer::NotOwner(_) | Answer::Alone { .. } => {}
+            Answer::Read { .. } | Answer::NotOwner(_) | Answer::Alone { .. } => {}
         }
-    }
-
-    /// The one beyond the parent finds out which of the two is slow.
-    fn compare_with_parent(&mut self, now: Duration) {
-        let Source::Peer(reading) = &self.source else { return };
-        let parent = reading.opening.node;
-        let Some(beyond) = reading.path.get(1).map(|hop| hop.node) else { return };
-        self.candidates.clear();
-        self.candidates.push_back(Candidate { instead_of: Some(parent), ..Candidate::of(beyond) });
-        self.candidates.push_back(Candidate::of(parent));
-        self.try_next(now);
     }
 }

@@ -326,6 +326,7 @@ impl Follow {
             }
             Source::Peer(reading) => {
                 reading.heard = now;
+                reading.fed_since.get_or_insert(now);
                 self.complaint.fed(now);
             }
             Source::Nothing => {}

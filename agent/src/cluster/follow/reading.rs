@@ -22,6 +22,8 @@ pub(super) struct Reading {
     pub(super) opening: Opening,
     pub(super) heard: Duration,
     pub(super) is_open: bool,
+    /// When its first bytes came.
+    pub(super) fed_since: Option<Duration>,
     /// The parent, whom it reads from, and so on.
     pub(super) path: Vec<Hop>,
     starved_since: Option<Duration>,
@@ -31,7 +33,7 @@ pub(super) struct Reading {
 
 impl Reading {
     pub(super) const fn new(now: Duration, opening: Opening) -> Self {
-        Self { opening, heard: now, is_open: false, path: Vec::new(), starved_since: None, best: 0 }
+        Self { opening, heard: now, is_open: false, fed_since: None, path: Vec::new(), starved_since: None, best: 0 }
     }
 
     /// Takes in a beat. `frontier`, `rate`: of this node, of a blob of `size`. Says whether bytes come nearer, and whom to

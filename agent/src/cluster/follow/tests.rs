@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::cluster::chain::{Ailment, Beat, Credential, Key, Lease, Parting};
+use crate::cluster::chain::{Ailment, Beat, Credential, Key, Lease, Parting, Trouble};
 use crate::cluster::directory::{Ask, Released, Report, Verdict};
 use crate::image::{Access, Digest, Zone};
 
@@ -344,6 +344,46 @@ fn who_gets_little_complains_and_reads_on_until_the_owner_has_said_who_fetches()
     let fetch = Answer::Fetch { ticket: place, lease: Lease(7), upto: 4 << 20 };
     follow.answered(millis(2_010), *number, answered(fetch));
     assert_eq!(follow.turn(), Turn::Upstream { upto: 4 << 20 });
+}
+
+#[test]
+fn who_has_long_to_wait_asks_for_another_and_reads_on_meanwhile() {
+    let (mut follow, first) = reading();
+    let goes_on = |follow: &mut Follow, from: u64| {
+        follow.arrived(millis(from), from << 10);
+        for at in (from..from + 1_000).step_by(100) {
+            follow.beat(millis(at), first.number, beat([64 << 10, 128 << 10, 128 << 10], [1000, 1000, 1000]));
+            follow.tick(millis(at));
+        }
+        assert_eq!(asks(follow).len(), 0);
+        follow.tick(millis(from + 1_000));
+    };
+    goes_on(&mut follow, 100);
+    let asked = asks(&mut follow);
+    let [(number, owner, ask)] = &asked[..] else { panic!("{asked:?}") };
+    assert_eq!((*owner, &ask.troubles[..]), (node(100), &[Trouble { node: first.node, why: Ailment::Slow }][..]));
+    follow.answered(millis(1_110), *number, read(50, &[10, 9]));
+    assert_eq!(opening(&follow), first, "nobody has it sooner");
+    goes_on(&mut follow, 1_110);
+    let [(number, ..)] = asks(&mut follow)[..] else { panic!() };
+    follow.answered(millis(2_120), number, read(50, &[9, 8]));
+    let second = opening(&follow);
+    assert_eq!((second.node, second.instead_of), (node(9), Some(first.node)));
+    follow.lost(millis(2_130), second.number);
+    follow.lost(millis(2_140), opening(&follow).number);
+    assert_eq!(opening(&follow).node, first.node, "better than nobody");
+}
+
+#[test]
+fn who_gets_much_asks_for_nobody_else() {
+    let (mut follow, first) = reading();
+    for at in (100..=3_000).step_by(100) {
+        let frontier = at * (10 << 10);
+        follow.arrived(millis(at), frontier);
+        follow.beat(millis(at), first.number, beat([frontier; 3], [10 << 20; 3]));
+        follow.tick(millis(at));
+    }
+    assert_eq!(asks(&mut follow).len(), 0);
 }
 
 #[test]

@@ -20,6 +20,7 @@ impl Follow {
         }
         let (silence, late, patience_until) = (self.silence(), self.late, self.patience_until());
         let is_to_complain = self.is_to_complain(now);
+        let is_to_look = self.looks_at().is_some_and(|at| now >= at);
         match &mut self.source {
             Source::Peer(reading) if now.saturating_sub(reading.heard) >= silence => {
                 self.losses = self.losses.saturating_add(1);
@@ -34,6 +35,8 @@ impl Follow {
                     self.go_alone(now);
                 } else if now.saturating_sub(self.told_reading) >= REPORT_READING_EVERY {
                     self.tell_reading(now);
+                } else if is_to_look {
+                    self.look_about(now, parent);
                 }
             }
             Source::Lease(range) if range.has_ended => {
@@ -74,8 +77,8 @@ impl Follow {
         let own = match &self.source {
             Source::Peer(reading) => {
                 let heard_until = (reading.heard + self.silence()).min(self.patience_until());
-                let heard_until = self.hungry_at().map_or(heard_until, |at| at.min(heard_until));
-                Some(heard_until.min(self.told_reading + REPORT_READING_EVERY))
+                let asks = [self.hungry_at(), self.looks_at(), Some(self.told_reading + REPORT_READING_EVERY)];
+                Some(asks.into_iter().flatten().fold(heard_until, Duration::min))
             }
             Source::Lease(range) => {
                 let reports = range.reported + REPORT_EVERY;

@@ -56,6 +56,30 @@ impl Figure {
         ]
     }
 
+    /// One node at a fifth of its rate, wherever it may stand, and an image of one large and 40 small blobs, all of them at
+    /// once, where small messages wait behind what fills a link.
+    #[must_use]
+    pub fn image(nodes: usize, seed: u64) -> Vec<Self> {
+        let cluster = Cluster {
+            nodes,
+            queue: Duration::from_millis(50),
+            lost: 0.05,
+            delay: Duration::from_micros(500),
+            upstream_delay: Duration::from_millis(2),
+            ..Cluster::cold(seed)
+        };
+        let with = |name, when, node| {
+            let faults = vec![(when, Fault::Slow(node, 0.2))];
+            Self { name, cluster: Cluster { faults, ..cluster.clone() } }
+        };
+        let start = When::At(Duration::ZERO);
+        vec![
+            with("in the middle", start, nodes / 2),
+            with("the owner", start, Fault::OWNER),
+            with("the first holder", When::First(0.000_5), Fault::HOLDER),
+        ]
+    }
+
     /// A tenth of the nodes changes for others while they pull; the cluster falls in two, and heals.
     #[must_use]
     pub fn unrest(nodes: usize, seed: u64) -> Vec<Self> {
