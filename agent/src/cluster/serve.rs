@@ -6,7 +6,7 @@
 //! comes back to it from where.
 //!
 //! A reader may come in the place of another, which it found slow. Both are served for a second, and the one that takes
-//! less has to go: the sender alone sees both.
+//! less has to go: the sender alone sees both. Who comes to a wrong finding, since it hears late, takes no more than the other.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -20,7 +20,8 @@ const CONTEST: Duration = Duration::from_millis(800);
 /// Or until they have taken so much together, if one has taken much less: more than lies in buffers on the way.
 const TELLING: u64 = 16 << 20;
 const MUCH_LESS: f64 = 0.4;
-/// Who takes less than this part of what the other takes is the slow one; otherwise it is who was there before.
+/// Who takes less than this part of what the other takes is the slow one. When neither does, the newcomer goes back, and when
+/// it comes once more, it is who was there before: that one takes enough, and passes on too little.
 const CLEARLY_LESS: f64 = 0.6;
 /// How many more are taken of those who know of nobody else, or of those who only want what is here.
 const SQUEEZED: usize = 3;
@@ -52,6 +53,8 @@ pub struct Serve {
     size: Option<u64>,
     streams: BTreeMap<u64, Stream>,
     contest: Option<Contest>,
+    /// The two who took alike when they were compared: who was there before, and the newcomer.
+    alike: Option<(NodeId, NodeId)>,
     partings: Vec<(u64, Parting)>,
 }
 
@@ -88,6 +91,7 @@ impl Serve {
             size: None,
             streams: BTreeMap::new(),
             contest: None,
+            alike: None,
             partings: Vec::new(),
         }
     }
@@ -229,11 +233,19 @@ impl Serve {
     /// The slower one of the two has to go.
     fn decide(&mut self) {
         let Some(contest) = self.contest.take() else { return };
-        let newcomer_is_slow = (contest.newcomer_took as f64) < CLEARLY_LESS * contest.before_took as f64;
-        let slow = if newcomer_is_slow { contest.newcomer } else { contest.before };
-        if self.streams.remove(&slow).is_some() {
-            self.partings.push((slow, Parting::Displaced));
-        }
+        let node = |stream: u64| self.streams.get(&stream).map(|stream| stream.node);
+        let Some(both) = node(contest.before).zip(node(contest.newcomer)) else { return };
+        let (before_took, newcomer_took) = (contest.before_took as f64, contest.newcomer_took as f64);
+        let (gone, how) = if newcomer_took < CLEARLY_LESS * before_took {
+            (contest.newcomer, Parting::Displaced)
+        } else if before_took < CLEARLY_LESS * newcomer_took || self.alike == Some(both) {
+            (contest.before, Parting::Displaced)
+        } else {
+            self.alike = Some(both);
+            (contest.newcomer, Parting::Full(vec![both.0]))
+        };
+        self.streams.remove(&gone);
+        self.partings.push((gone, how));
     }
 
     /// When to call [`Self::tick`] next, at the latest.
@@ -341,20 +353,34 @@ mod tests {
         assert_eq!(serve.partings(), []);
     }
 
+    /// Compares a second reader, 30, with the first one, 20, of which it takes this part of ten.
+    fn compare(serve: &mut Serve, newcomer_took: u64) -> Vec<(u64, Parting)> {
+        assert_eq!(serve.admit(NOW, 2, &Reader { instead_of: Some(node(20)), ..reader(30) }), Ok(()));
+        serve.sent(1, (10 - newcomer_took) << 10);
+        serve.sent(2, newcomer_took << 10);
+        serve.tick(NOW);
+        assert_eq!(serve.partings(), []);
+        serve.tick(serve.next_deadline().unwrap());
+        assert_eq!(serve.next_deadline(), None);
+        serve.partings()
+    }
+
     #[test]
     fn of_two_who_are_compared_the_slower_goes() {
-        for (newcomer_took, gone) in [(1, 2), (9, 1), (5, 1)] {
+        for (newcomer_took, gone) in [(1, 2), (9, 1)] {
             let mut serve = serve();
             assert_eq!(serve.admit(NOW, 1, &reader(20)), Ok(()));
-            assert_eq!(serve.admit(NOW, 2, &Reader { instead_of: Some(node(20)), ..reader(30) }), Ok(()));
-            serve.sent(1, (10 - newcomer_took) << 10);
-            serve.sent(2, newcomer_took << 10);
-            serve.tick(NOW);
-            assert_eq!(serve.partings(), []);
-            serve.tick(serve.next_deadline().unwrap());
-            assert_eq!(serve.partings(), [(gone, Parting::Displaced)]);
-            assert_eq!(serve.next_deadline(), None);
+            assert_eq!(compare(&mut serve, newcomer_took), [(gone, Parting::Displaced)]);
         }
+    }
+
+    #[test]
+    fn who_takes_as_much_as_the_other_one_goes_back_to_it_once() {
+        let mut serve = serve();
+        assert_eq!(serve.admit(NOW, 1, &reader(20)), Ok(()));
+        assert_eq!(compare(&mut serve, 5), [(2, Parting::Full(vec![node(20)]))]);
+        assert_eq!(serve.readers().collect::<Vec<_>>(), [node(20)]);
+        assert_eq!(compare(&mut serve, 5), [(1, Parting::Displaced)]);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Who gets bytes, but slowly, tells the owner before it fetches for itself: all who read behind a slow node run out of
-//! patience together, and that one of them fetches is enough. So does who has long to wait: what a slow parent says of others
-//! lies in the same queue as the bytes, and is old when it comes, while the owner hears from who fetches.
+//! patience together, and that one of them fetches is enough. What a slow parent says of others lies in the same queue as its
+//! bytes, and is old when it comes, while the owner hears from who fetches.
 
 use std::time::Duration;
 
@@ -23,9 +23,9 @@ const MOST_IN_VAIN: u32 = 3;
 const HUNGRY: Duration = Duration::from_secs(1);
 const HUNGRY_EVERY: Duration = Duration::from_secs(2);
 const MOST_HUNGRY: u32 = 4;
-/// Who would have to wait longer than this for the rest of a large blob asks for another source every second, and after so
-/// many times less and less often.
-const LONG: Duration = Duration::from_secs(20);
+/// Who gets less of a large blob than this in a second, in bytes, asks for another source every second, and after so many
+/// times less and less often. About as much lies on the way at a time, so what a parent says then is older than that.
+const LITTLE: u64 = 512 << 10;
 const LOOKS_EVERY: Duration = Duration::from_secs(1);
 const MOST_LOOKS: u32 = 3;
 const MOST_DOUBLED: u32 = 4;
@@ -87,7 +87,7 @@ impl Follow {
         self.ask_for_another(now, parent);
     }
 
-    /// When it is time to see how long this node has to wait.
+    /// When it is time to see whether little comes.
     pub(super) fn looks_at(&self) -> Option<Duration> {
         let Source::Peer(reading) = &self.source else { return None };
         let since = reading.fed_since.filter(|_| self.size.is_some_and(|size| size >= LARGE))?;
@@ -95,11 +95,10 @@ impl Follow {
         Some(since.max(looked) + LOOKS_EVERY * (1 << looks.saturating_sub(MOST_LOOKS).min(MOST_DOUBLED)))
     }
 
-    /// Complains if there is long to wait.
+    /// Complains if little comes.
     pub(super) fn look_about(&mut self, now: Duration, parent: NodeId) {
         self.complaint.looked = now;
-        let rest = self.size.map_or(0, |size| size.saturating_sub(self.frontier));
-        if rest as f64 <= self.meter.rate(now) * LONG.as_secs_f64() {
+        if self.rate(now) >= LITTLE {
             self.complaint.looks = 0;
         } else if self.pending.is_empty() {
             self.complaint.looks += 1;

@@ -347,10 +347,10 @@ fn who_gets_little_complains_and_reads_on_until_the_owner_has_said_who_fetches()
 }
 
 #[test]
-fn who_has_long_to_wait_asks_for_another_and_reads_on_meanwhile() {
+fn who_gets_little_of_a_large_blob_asks_for_another_and_reads_on_meanwhile() {
     let (mut follow, first) = reading();
     let goes_on = |follow: &mut Follow, from: u64| {
-        follow.arrived(millis(from), from << 10);
+        follow.arrived(millis(from), from << 8);
         for at in (from..from + 1_000).step_by(100) {
             follow.beat(millis(at), first.number, beat([64 << 10, 128 << 10, 128 << 10], [1000, 1000, 1000]));
             follow.tick(millis(at));
