@@ -203,7 +203,7 @@ impl Fetcher {
         }
     }
 
-    /// As whom it is asked for: by the agent's own credentials, where it has any for it.
+    /// As whom it is asked for: at each upstream by the agent's own credentials for that host, where it has any.
     async fn grant(&self, name: &ImageName) -> Grant {
         self.upstreams.own_grant(&name.registry, &name.repository).await.unwrap_or(Grant::Anonymous)
     }

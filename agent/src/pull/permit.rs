@@ -190,8 +190,9 @@ impl Inner {
                 self.learn_openness(place, Access::Authorized);
             }
             Grant::Anonymous => {}
-            Grant::Credentials(_) => {
-                if self.origin_said(place, said).is_some_and(is_refusal) {
+            Grant::Credentials(_) | Grant::Own(_) => {
+                let is_known = self.origin(place).is_some_and(|origin| origin.is_shown_credentials(grant));
+                if is_known && self.origin_said(place, said).is_some_and(is_refusal) {
                     self.rights.closed(place, grant);
                     // Who else has credentials for it will say so again.
                     let (store, hashes) = (self.store.clone(), [self.hash(place, grant), self.somebody(place)]);
@@ -274,15 +275,13 @@ impl Inner {
         at.is_some_and(|at| Duration::from_secs(now().saturating_sub(at)) < self.options.remember)
     }
 
-    /// Of who opened a repository: a caller by its credentials; or the agent, for all that bring none.
+    /// Of who opened a repository: a caller, or the agent without one, by its credentials; or an upstream that knows the
+    /// agent, for all that bring none.
     fn hash(&self, place: &Place, grant: &Grant) -> [u8; 32] {
         let (registry, repository) = (place.registry.as_str().as_bytes(), place.repository.as_str().as_bytes());
         let hash =
             |[kind, name, secret]: [&[u8]; 3]| self.store.keyed_hash(&[kind, name, secret, registry, repository]);
-        match grant.credentials() {
-            Some(credentials) => credentials.hashed_by(hash),
-            None => hash([b"own", b"", b""]),
-        }
+        grant.hashed_by(hash).unwrap_or_else(|| hash([b"own", b"", b""]))
     }
 
     /// That somebody, whoever it was, opened a repository: it says to nobody who, and lets nobody in.

@@ -179,7 +179,7 @@ impl Inner {
         let (grant, tag, stop) = (grant.clone(), tag.clone(), self.stop.clone());
         self.tasks.spawn(stop.run_until_cancelled_owned(async move {
             // Nobody waits for this: the agent's own credentials spend no caller's quota.
-            let own = pull.upstreams.own_grant(&place.registry, &place.repository).await;
+            let own = pull.upstreams.own_grant_at(std::slice::from_ref(&origin), &place.repository).await;
             let grant = own.unwrap_or(grant);
             let said = origin.head_manifest(&grant, &place.repository, &Reference::Tag(tag.clone())).await;
             if let Some(other) = said.ok().and_then(|answer| answer.digest).filter(|other| *other != digest) {

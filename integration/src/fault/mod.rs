@@ -157,6 +157,13 @@ impl FaultRegistry {
         state.tokens.iter().map(|token| token.text.clone()).chain(shown).collect()
     }
 
+    /// Whether anybody has shown this password, alone or with its user's name.
+    pub fn was_shown(&self, user: &str, password: &str) -> bool {
+        let basic = base64(format!("{user}:{password}").as_bytes());
+        let secrets = self.shared.state().log.iter().flat_map(Request::secrets).collect::<Vec<String>>();
+        secrets.iter().any(|secret| secret == password || secret == basic.trim_end_matches('='))
+    }
+
     /// From now on, new connections are met by this face. Those that there are end.
     pub fn turn(&self, face: Face) {
         self.shared.turn(face);
