@@ -233,11 +233,29 @@ impl Inner {
         self.openness(place).await == Some(Access::Authorized)
     }
 
-    /// Asks a registry, as anybody, for a blob, and learns from what it says. `None`: it gave no answer.
+    /// Asks a registry, as anybody, for a blob, and learns from what it says. Nobody waits for it, so upstreams near their
+    /// limits are left alone. `None`: there was no answer.
     pub(super) async fn opens_to_anybody(&self, place: &Place, digest: &Digest, kind: Kind) -> Option<bool> {
         let wanted = Wanted { place: place.clone(), grant: Grant::Anonymous, digest: *digest, kind };
-        match tokio::time::timeout(self.options.reply_deadline, self.look_for(&wanted)).await.ok()? {
+        let chain = self.upstreams.of(&place.registry);
+        let willing = chain.clone().for_background();
+        let is_all = willing.len() == chain.len();
+        let asked = async {
+            if is_all {
+                return self.look_for(&wanted).await;
+            }
+            let ask = |upstream: Arc<Upstream>| {
+                let wanted = &wanted;
+                async move { head(&upstream, wanted).await }
+            };
+            let (_, access) = willing.first(is_gone, ask).await?;
+            self.given(place, &wanted.grant, access);
+            Ok(access)
+        };
+        match tokio::time::timeout(self.options.reply_deadline, asked).await.ok()? {
             Ok(access) => Some(access == Access::Anonymous),
+            // One that was left alone may be the one that opens.
+            Err(_) if !is_all => None,
             Err(said) => said.iter().any(|error| error.is_answer()).then_some(false),
         }
     }
