@@ -150,7 +150,7 @@ impl Inner {
             false => said.iter().any(|e| !e.is_answer()),
         };
         if is_open && !is_deleted {
-            self.learn_newest(place, grant, tag).await;
+            self.learn_newest(place, grant, tag, None).await;
         }
         if is_open && let Some(stale) = self.last_known(place, grant, tag, is_deleted).await? {
             return Ok(stale);
@@ -257,6 +257,14 @@ impl Inner {
             self.metrics.tag_stale(age);
         }
         Ok(Some(Resolved { deleted, ..resolved(record, Some(age)) }))
+    }
+
+    /// What is known without asking upstream, if this caller may have it.
+    pub(super) async fn known_and_given(self: &Arc<Self>, place: &Place, grant: &Grant, tag: &Tag) -> Option<Resolved> {
+        match self.known(place, grant, tag).await {
+            Known::This(record, age) => Some(resolved(record, Some(age))),
+            Known::Withheld | Known::Nothing => None,
+        }
     }
 
     async fn known(&self, place: &Place, grant: &Grant, tag: &Tag) -> Known {
