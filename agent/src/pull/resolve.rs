@@ -201,26 +201,29 @@ impl Inner {
         tag: &Tag,
     ) -> Result<(Resolved, Access), UpstreamError> {
         let reference = Reference::Tag(tag.clone());
-        match upstream.head_manifest(grant, &place.repository, &reference).await {
+        let said = match upstream.head_manifest(grant, &place.repository, &reference).await {
             Ok(head) => {
-                if let Some(wrong) = head.media_type.as_ref().filter(|media_type| !media_type.may_be_manifest()) {
-                    return Err(upstream.wrong_answer(format!("says that the manifest is {wrong}")));
-                }
+                check_type(upstream, head.media_type.as_ref())?;
                 if let (Some(digest), Some(size), Some(media_type)) = (head.digest, head.size, head.media_type) {
                     return Ok((Resolved { digest, media_type, size, stale_for: None, deleted: false }, head.access));
                 }
+                head.digest
             }
-            Err(e) if *e.kind() == ErrorKind::Server(StatusCode::METHOD_NOT_ALLOWED) => {}
+            Err(e) if *e.kind() == ErrorKind::Server(StatusCode::METHOD_NOT_ALLOWED) => None,
             Err(e) => return Err(e),
-        }
+        };
         // A registry that knows no HEAD, or whose HEAD doesn't say it all: the manifest itself does.
-        let mut opened = Opened::from(upstream, upstream.manifest(grant, &place.repository, &reference).await?);
+        let answer = upstream.manifest(grant, &place.repository, &reference).await?;
+        check_type(upstream, answer.media_type.as_ref())?;
+        let said = answer.digest.or(said);
+        let mut opened = Opened::from(upstream, answer);
         let (media_type, access) = (opened.media_type.clone(), opened.access);
         opened.read_ahead(MAX_MANIFEST).await?;
         if opened.size.is_none() || opened.read().len() as u64 > MAX_MANIFEST {
             return Err(upstream.wrong_answer("sends a manifest of more than 4 MiB"));
         }
         let content = opened.into_read();
+        check_content(upstream, &content, said.as_ref())?;
         let (digest, size) = (Digest::of(&content), content.len() as u64);
         let kept = self
             .store
@@ -277,6 +280,28 @@ impl Inner {
         let wanted = Wanted { place: place.clone(), grant: grant.clone(), digest: record.digest, kind: Kind::Manifest };
         if self.could_have(&wanted, provenance.is_public()).await { Known::This(record, age) } else { Known::Withheld }
     }
+}
+
+fn check_type(upstream: &Upstream, media_type: Option<&MediaType>) -> Result<(), UpstreamError> {
+    match media_type.filter(|media_type| !media_type.may_be_manifest()) {
+        Some(wrong) => Err(upstream.wrong_answer(format!("says that the manifest is {wrong}"))),
+        None => Ok(()),
+    }
+}
+
+/// Nobody named a digest that this content has to have: what its own upstream says of it is all that it can be held
+/// against, and that it is JSON, which a part of a manifest is not.
+fn check_content(upstream: &Upstream, content: &[u8], said: Option<&Digest>) -> Result<(), UpstreamError> {
+    if let Some(said) = said {
+        let mut hasher = said.hasher();
+        hasher.update(content);
+        let found = hasher.finish();
+        if found != *said {
+            return Err(upstream.wrong_answer(format!("sends a manifest that is {found}, and says that it is {said}")));
+        }
+    }
+    let json: Result<serde::de::IgnoredAny, _> = serde_json::from_slice(content);
+    json.map(drop).map_err(|e| upstream.wrong_answer(format!("sends a manifest that is no JSON: {e}")))
 }
 
 fn resolved(record: TagRecord, stale_for: Option<Duration>) -> Resolved {

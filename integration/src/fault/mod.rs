@@ -52,6 +52,8 @@ struct State {
     content: Content,
     script: Script,
     challenge: Option<Challenge>,
+    // HEAD is unknown here.
+    headless: bool,
     tokens: Vec<auth::Token>,
     log: Vec<Request>,
     // Requests ever, whatever became of the log.
@@ -136,6 +138,11 @@ impl FaultRegistry {
     /// From now on, no faults.
     pub fn heal(&self) {
         self.shared.state().script.clear();
+    }
+
+    /// From now on, HEAD is answered, or by 405 alone: that is no fault.
+    pub fn knows_head(&self, knows: bool) {
+        self.shared.state().headless = !knows;
     }
 
     /// From now on, no connection gets more of all bodies than so many bytes in a second; `None`: no limit.
