@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use http::StatusCode;
 use larder_integration::{Agent, Challenge, Fault, FaultRegistry, Image, Login, When, until};
 
@@ -20,6 +20,7 @@ on_every_containerd!(over tls by one:
     the_agent_before_hangs,
     one_that_waits_may_be_taken_back,
     two_that_wait,
+    the_next_one_has_another_port,
 );
 
 const MEBIBYTE: u64 = 1 << 20;
@@ -283,6 +284,45 @@ async fn two_that_wait(case: Case) -> Result<()> {
     until("the other one follows", SOON, follows).await?;
     agents[first].stop()?;
     serves(&agents[other]).await?;
+    node.containerd.wipe().await?;
+    node.containerd.pull("reg.test/acme/app:v1").await?;
+    Ok(())
+}
+
+/// `mirror.listen` was changed: there is no door to hand over, and the one that waits is ready all the same, while the one
+/// before it serves at its own port. Were it not, a roll-out would never end that one.
+async fn the_next_one_has_another_port(case: Case) -> Result<()> {
+    let mut registry = FaultRegistry::start().await?;
+    let image = Image::many_layers(9, 3, 500);
+    registry.add(&image, "acme/app", "v1");
+    let mut node = case.node_of_the_agent_alone(&registry).await?;
+    node.containerd.pull("reg.test/acme/app:v1").await?;
+    registry.refuse();
+    let mut new = node.agent()?.beside("new")?;
+    new.move_mirror()?;
+    new.launch()?;
+    new.stands_by().await?;
+    let entries = ["_default", "reg.test"].map(|folder| node.hosts_dir().join(folder).join("hosts.toml"));
+    // Each, and nobody else, in both.
+    let named = |agent: &Agent, other: &Agent| -> Result<()> {
+        for path in &entries {
+            let entry = std::fs::read_to_string(path)?;
+            let is_named = entry.contains(&agent.address()) && !entry.contains(&other.address());
+            ensure!(is_named, "{}: {entry}", path.display());
+        }
+        Ok(())
+    };
+    named(node.agent()?, &new).context("it waits, and has entered itself")?;
+    node.containerd.wipe().await?;
+    node.containerd.pull("reg.test/acme/app:v1").await?;
+
+    let mut old = node.agent.take().unwrap();
+    old.stop()?;
+    serves(&new).await?;
+    until("the new one has entered itself", SOON, async || new.probe("ready").await.is_ok_and(|yes| yes).then_some(()))
+        .await?;
+    named(&new, &old)?;
+    ensure!(new.probe("live").await?);
     node.containerd.wipe().await?;
     node.containerd.pull("reg.test/acme/app:v1").await?;
     Ok(())
