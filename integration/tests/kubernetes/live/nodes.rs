@@ -250,6 +250,11 @@ async fn life_by_kustomize(site: &Site) -> Result<()> {
         site.apply(document).await?;
     }
     site.until("the agent is ready", &format!("{daemonsets}/larder"), is_everywhere).await?;
+    let said = site.logs();
+    ensure!(
+        said.contains("no peers: each blob comes from upstream") && said.contains("/etc/larder-peers/ca.pem"),
+        "{said}"
+    );
     site.run_pod(node, "app", "reg.test/acme/app:v1").await?;
     ensure_only_agents_pulled(site)?;
 
