@@ -5,7 +5,7 @@ use std::thread;
 use rustix::process::{Pid, setpriority_process};
 use tokio::sync::oneshot;
 
-/// A tenth of the weight of others, and who is woken beside it runs at once.
+/// A tenth of the weight of others.
 const NICE: i32 = 10;
 
 /// From now on, this thread gives way to others.
@@ -15,6 +15,12 @@ pub(super) fn give_way() {
     if let Err(error) = setpriority_process(own, NICE) {
         tracing::debug!(%error, "a thread can't give way to others");
     }
+}
+
+/// Lets whoever waits for this CPU have it first. For work that takes it for long, between steps of microseconds: however
+/// low a thread's priority, Linux leaves it the CPU for a slice of some milliseconds.
+pub(super) fn step_aside() {
+    thread::yield_now();
 }
 
 /// Runs `work` on a thread of its own that gives way to others. Once begun it runs to its end, whether or not anyone still
