@@ -17,7 +17,7 @@ use super::plan::{self, Blob, Plan, Rank, Subject, Unit};
 use super::survey::Surveyor;
 use super::{Catalog, Known, Why};
 use crate::image::{Digest, MediaType};
-use crate::store::{Excess, Held, Listed, Reason, Store, Usage, aside};
+use crate::store::{Excess, Held, Listed, Reason, Store, Usage, aside, rest_from};
 
 /// Others fill the disk too, so the bounds are looked at without being told.
 const INTERVAL: Duration = Duration::from_secs(10);
@@ -170,6 +170,7 @@ impl Collector {
         let (mut blobs, mut manifests) = (Vec::new(), Vec::new());
         let mut after = None;
         loop {
+            let begun = std::time::Instant::now();
             let page = self.store().list(after.as_ref(), PAGE).await;
             let Some(last) = page.last() else { break };
             after = Some(last.digest);
@@ -179,6 +180,7 @@ impl Collector {
                 }
                 blobs.push(self.blob(&listed));
             }
+            rest_from(begun).await;
         }
         let mut units: Vec<Unit> = catalog.images.iter().map(|known| unit(known)).collect();
         let known: HashSet<Digest> = units.iter().flat_map(|unit| unit.parts.iter().copied()).collect();

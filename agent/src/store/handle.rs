@@ -2,11 +2,12 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
 use super::arrive::Delivery;
+use super::aside::rest_from;
 use super::audit::{Audit, Listed};
 use super::blob::Blob;
 use super::boot::Boot;
@@ -309,10 +310,11 @@ impl Store {
         let (mut bytes, mut blobs) = (0_u64, 0);
         // So many at a time that the disk's deadline is one for a few.
         for some in digests.chunks(DROPPED_AT_ONCE) {
-            let some = some.to_vec();
+            let (some, begun) = (some.to_vec(), Instant::now());
             let Some(dropped) = self.run_aside(move |shelves| shelves.drop_all(&some, reason)).await else { break };
             bytes = bytes.saturating_add(dropped.0);
             blobs += dropped.1;
+            rest_from(begun).await;
         }
         (bytes, blobs)
     }
