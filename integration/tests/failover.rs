@@ -31,6 +31,11 @@ fn each_ill_in_resolve() {
 }
 
 #[test]
+fn each_ill_in_resolve_without_head() {
+    run(each_ill(Place::Tagged, SMALL));
+}
+
+#[test]
 fn each_ill_in_the_manifest() {
     run(each_ill(Place::Manifest, SMALL));
 }

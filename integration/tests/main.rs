@@ -21,6 +21,7 @@ mod images;
 mod inventory;
 mod keep;
 mod kubernetes;
+mod manifests;
 mod mending;
 mod mirror;
 mod outage;

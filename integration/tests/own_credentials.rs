@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use larder_integration::{Agent, AgentConfig, Challenge, FaultRegistry, Folder, Image, until};
+use larder_integration::{Agent, AgentConfig, Challenge, Cut, Fault, FaultRegistry, Folder, Image, When, until};
 
 use crate::keep::kept;
 use crate::support::run;
@@ -128,6 +128,64 @@ async fn open(source: Source) -> Result<()> {
     has_status(&agent, &name, "Available").await?;
     ensure!(!agent.log().contains("wonder:land"), "the password is in the log");
     Ok(())
+}
+
+/// A mirror and a registry that want a password each, and the agent's file with both: what is prefetched, and what is kept by
+/// its name, comes from each with its own; neither ever sees the other's.
+async fn each_host_its_own(challenge: fn() -> Challenge) -> Result<()> {
+    let (registry, mirror) = (FaultRegistry::start().await?, FaultRegistry::start().await?);
+    registry.challenge(Some(challenge().account("alice", "of the registry", "*")));
+    mirror.challenge(Some(challenge().account("bob", "of the mirror", "*")));
+    let (host, image_of) = (registry.host(), |seed| Image::many_layers(seed, 2, 1000));
+    let both = image_of(2);
+    for (registries, image, name) in [
+        (&[&registry, &mirror][..], &both, "acme/both"),
+        (&[&mirror], &image_of(3), "acme/mirrored"),
+        (&[&registry], &image_of(4), "acme/origin"),
+        (&[&mirror], &image_of(5), "acme/kept-mirrored"),
+        (&[&registry], &image_of(6), "acme/kept-origin"),
+    ] {
+        registries.iter().for_each(|registry| registry.add(image, name, "v1"));
+    }
+    // The mirror breaks off in the middle: the registry goes on.
+    mirror.fault(When::get(both.largest()), Fault::CutAt(300_000, Cut::Close));
+    let folder = Folder::new()?;
+    let file = folder.path().join("config.json");
+    let auth =
+        |host: &str, name: &str, password: &str| format!(r#"{host:?}:{{"username":{name:?},"password":{password:?}}}"#);
+    let (of_mirror, of_registry) =
+        (auth(&mirror.host(), "bob", "of the mirror"), auth(&host, "alice", "of the registry"));
+    fs::write(&file, format!(r#"{{"auths":{{{of_mirror},{of_registry}}}}}"#))?;
+    let mut config = AgentConfig::without_containerd(folder.path());
+    config.registry(&host, &[&mirror.url(), &registry.url()]).set_text("health", "interval", "10s");
+    config.set("credentials", "docker_config", format!("[{file:?}]"));
+    config.set("cache", "keep", format!("[\"{host}/acme/kept-mirrored:v1\", \"{host}/acme/kept-origin:v1\"]"));
+    let agent = Agent::start(&folder.path().join("larder"), &config).await?;
+
+    for name in ["both", "mirrored", "origin"] {
+        agent.say(&["prefetch", &format!("{host}/acme/{name}:v1")]).await.context(name)?;
+    }
+    for name in ["both", "mirrored", "origin", "kept-mirrored", "kept-origin"] {
+        let name = format!("{host}/acme/{name}:v1");
+        until(&name, SHOWN, async || kept(&agent, &name).await?["whole"].as_bool()?.then_some(())).await?;
+    }
+    ensure!(mirror.met() > 0 && registry.has_given(&image_of(4)) && mirror.has_given(&image_of(3)));
+    // Checks ask each of them too.
+    has_status(&agent, &format!("{host}/acme/both:v1"), "Available").await?;
+    ensure!(mirror.was_shown("bob", "of the mirror") && registry.was_shown("alice", "of the registry"));
+    ensure!(!mirror.was_shown("alice", "of the registry"), "the mirror was shown the registry's password");
+    ensure!(!registry.was_shown("bob", "of the mirror"), "the registry was shown the mirror's password");
+    Ok(())
+}
+
+#[test]
+fn each_host_gets_its_own_for_tokens() {
+    run(each_host_its_own(Challenge::bearer));
+}
+
+#[test]
+fn each_host_gets_its_own_as_basic() {
+    run(each_host_its_own(Challenge::basic));
 }
 
 #[test]

@@ -10,7 +10,7 @@ use super::purse::Purse;
 use super::report::Status;
 use super::schedule::Item;
 use crate::config::{Budget, Method};
-use crate::image::{Digest, ImageName, Registry};
+use crate::image::Digest;
 use crate::peers::Granted;
 use crate::upstream::{Answer, ErrorKind, Grant, Upstream, UpstreamError, Upstreams};
 
@@ -53,7 +53,8 @@ pub(super) struct Said {
 /// Makes a check, once there is leave for it.
 pub(super) async fn check(order: &Order, upstreams: &Upstreams, purse: &Purse) -> Outcome {
     let image = &order.item.image;
-    let own = timeout(CREDENTIALS, own_grant(upstreams, &order.upstream, image)).await;
+    let of_it = std::slice::from_ref(&order.upstream);
+    let own = timeout(CREDENTIALS, upstreams.own_grant_at(of_it, &image.repository)).await;
     // Without them, a refusal would say nothing.
     let Ok(own) = own else { return Outcome::Nothing };
     let registry = &image.registry;
@@ -84,13 +85,6 @@ pub(super) async fn check(order: &Order, upstreams: &Upstreams, purse: &Purse) -
         }
     };
     Outcome::Said(said, took)
-}
-
-/// The agent's own credentials: for a mirror those that are meant for its host, not the registry's.
-async fn own_grant(upstreams: &Upstreams, upstream: &Upstream, image: &ImageName) -> Option<Grant> {
-    let host: Registry =
-        if upstream.is_origin() { image.registry.clone() } else { upstream.url().authority().as_str().parse().ok()? };
-    upstreams.own_grant(&host, &image.repository).await
 }
 
 async fn ask(order: &Order, grant: &Grant) -> Result<Option<Digest>, UpstreamError> {

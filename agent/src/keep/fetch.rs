@@ -13,7 +13,7 @@ use super::survey::Surveyor;
 use super::{Held, Part};
 use crate::containerd::inventory::Inventory;
 use crate::image::{Digest, ImageName, MediaType, Reference};
-use crate::pull::{Kind, Pace, Place, Pull, PullError, Wanted};
+use crate::pull::{Kind, Pace, Place, Pull, PullError, Resolved, Wanted};
 use crate::store::{Reason, Usage};
 use crate::upstream::{Grant, Upstreams};
 
@@ -119,14 +119,19 @@ impl Fetcher {
         Ok(Target { name: name.clone(), digest, media_type })
     }
 
-    /// The same, for nobody who waits: a registry whose upstreams are all near their limits isn't asked.
+    /// The same, for nobody who waits: where a registry's upstreams are all near their limits, other nodes are asked in
+    /// their place.
     pub(super) async fn resolve_in_background(&self, name: &ImageName) -> Result<Target, FetchError> {
         let chain = self.upstreams.of(&name.registry);
         let is_near = !chain.is_empty() && chain.iter().all(|upstream| upstream.is_near_its_limit());
-        match name.reference {
-            Reference::Tag(_) if is_near => Err(FetchError::Spared(name.clone())),
-            _ => self.resolve(name).await,
-        }
+        let tag = match &name.reference {
+            Reference::Tag(tag) if is_near && !self.surveyor.is_ignored(name) => tag,
+            _ => return self.resolve(name).await,
+        };
+        let grant = self.grant(name).await;
+        let known = self.pull.resolve_among_peers(&name.into(), &grant, tag, &self.pace).await;
+        let Resolved { digest, media_type, .. } = known.ok_or_else(|| FetchError::Spared(name.clone()))?;
+        Ok(Target { name: name.clone(), digest, media_type })
     }
 
     /// Fetches what is missing of an image for this machine, but what containerd holds: at the background's pace, or, for
@@ -203,7 +208,7 @@ impl Fetcher {
         }
     }
 
-    /// As whom it is asked for: by the agent's own credentials, where it has any for it.
+    /// As whom it is asked for: at each upstream by the agent's own credentials for that host, where it has any.
     async fn grant(&self, name: &ImageName) -> Grant {
         self.upstreams.own_grant(&name.registry, &name.repository).await.unwrap_or(Grant::Anonymous)
     }

@@ -50,8 +50,10 @@ struct Asked {
     silent: HashMap<Place, Instant>,
     /// Those of which it couldn't be found out whether they open, and when. Whoever pulls may find it out sooner.
     unknown: HashMap<Place, Instant>,
-    /// Where it was asked for each blob, and answered.
-    answered: HashMap<Digest, HashSet<Place>>,
+    /// Where each blob isn't given to anybody.
+    refused: HashMap<Digest, HashSet<Place>>,
+    /// Blobs that were given to anybody, and when. The store knows it; should it lose that, it is found out again.
+    given: HashMap<Digest, Instant>,
 }
 
 /// Where blobs may be asked for.
@@ -89,7 +91,8 @@ impl Prover {
     async fn prove(&self, named: &Named, asked: &mut Asked) {
         asked.silent.retain(|_, at| at.elapsed() < ASK_AGAIN);
         asked.unknown.retain(|_, at| at.elapsed() < ASK_AGAIN);
-        asked.answered.retain(|digest, _| named.places.contains_key(digest));
+        asked.refused.retain(|digest, _| named.places.contains_key(digest));
+        asked.given.retain(|_, at| at.elapsed() < ASK_AGAIN);
         let left: HashMap<Digest, Vec<&Place>> = self.left(named, asked).collect();
         let mut todo: HashMap<&Place, Vec<Digest>> = HashMap::new();
         for digest in self.protected(left.keys().copied().collect()).await {
@@ -107,22 +110,26 @@ impl Prover {
                 async move { (digest, self.prove_one(place, digest, kind).await) }
             });
             let mut proving = stream::iter(proving).buffer_unordered(AT_ONCE);
-            while let Some((digest, is_answered)) = proving.next().await {
-                if !is_answered {
-                    asked.silent.insert(place.clone(), Instant::now());
-                    break;
+            while let Some((digest, is_given)) = proving.next().await {
+                match is_given {
+                    Some(true) => drop(asked.given.insert(digest, Instant::now())),
+                    Some(false) => drop(asked.refused.entry(digest).or_default().insert(place.clone())),
+                    None => {
+                        asked.silent.insert(place.clone(), Instant::now());
+                        break;
+                    }
                 }
-                asked.answered.entry(digest).or_default().insert(place.clone());
             }
         }
     }
 
     /// Where blobs may yet be asked for: those of which there is such a place.
     fn left<'a>(&self, named: &'a Named, asked: &Asked) -> impl Iterator<Item = (Digest, Vec<&'a Place>)> {
-        named.places.iter().filter_map(move |(digest, places)| {
-            let answered = asked.answered.get(digest);
+        let places = named.places.iter().filter(|(digest, _)| !asked.given.contains_key(*digest));
+        places.filter_map(move |(digest, places)| {
+            let refused = asked.refused.get(digest);
             let is_left = |place: &&Place| {
-                !answered.is_some_and(|places| places.contains(*place))
+                !refused.is_some_and(|places| places.contains(*place))
                     && !asked.silent.contains_key(*place)
                     && !self.surveyor.ignores(&place.registry, &place.repository)
             };
@@ -170,21 +177,21 @@ impl Prover {
         opens
     }
 
-    /// Asks for one blob; false: there was no answer.
-    async fn prove_one(&self, place: &Place, digest: Digest, kind: Option<Kind>) -> bool {
+    /// Asks for one blob, whether it is given to anybody. `None`: there was no answer.
+    async fn prove_one(&self, place: &Place, digest: Digest, kind: Option<Kind>) -> Option<bool> {
         let kinds = kind.map_or(vec![Kind::Blob, Kind::Manifest], |kind| vec![kind]);
         for kind in kinds {
             match self.pull.opens_to_anybody(place, &digest, kind).await {
                 Some(true) => {
                     let store = &self.surveyor.store;
                     store.delivered(&digest, &place.registry, &place.repository, Access::Anonymous).await;
-                    return true;
+                    return Some(true);
                 }
                 Some(false) => {}
-                None => return false,
+                None => return None,
             }
         }
-        true
+        Some(false)
     }
 }
 
@@ -216,4 +223,170 @@ impl Named {
 
 fn source((registry, repository): &(Registry, Repository)) -> Place {
     Place { registry: registry.clone(), repository: repository.clone() }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use bytes::Bytes;
+    use tokio_util::task::TaskTracker;
+
+    use super::*;
+    use crate::config::{Config, RegistryConfig, UpstreamConfig};
+    use crate::image::MediaType;
+    use crate::store::{Options, Reason, Store};
+    use crate::upstream::Upstreams;
+    use crate::upstream::tests::server::{Act, Server};
+
+    const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+    const OPENS: &str = "200 OK";
+    const REFUSES: &str = "403 No";
+    const IS_TIRED: &str = "429 Enough\r\nRetry-After: 600";
+
+    /// An upstream that answers every question by one status.
+    struct Answering {
+        server: Server,
+        says: Arc<Mutex<&'static str>>,
+    }
+
+    impl Answering {
+        async fn that(says: &'static str) -> Self {
+            let says = Arc::new(Mutex::new(says));
+            let now = Arc::clone(&says);
+            let server = Server::plain(move |_| {
+                let head = format!(
+                    "HTTP/1.1 {}\r\nContent-Type: {MANIFEST}\r\nContent-Length: 0\r\n\r\n",
+                    now.lock().unwrap()
+                );
+                vec![Act::Send(head.into_bytes())]
+            })
+            .await;
+            Self { server, says }
+        }
+
+        fn now(&self, says: &'static str) {
+            *self.says.lock().unwrap() = says;
+        }
+
+        fn heads(&self) -> usize {
+            self.server.count("HEAD ")
+        }
+    }
+
+    /// A manifest that came to credentials, of a repository of which nothing else is known.
+    struct Scene {
+        prover: Prover,
+        named: Named,
+        place: Place,
+        manifest: Bytes,
+        stop: CancellationToken,
+        _dir: tempfile::TempDir,
+    }
+
+    impl Scene {
+        async fn of(upstreams: &[&Answering]) -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let upstream = |asked: &&Answering| UpstreamConfig {
+                insecure: true,
+                ..UpstreamConfig::new(asked.server.url().parse().unwrap())
+            };
+            let mut config = Config::default();
+            config.cache.dir = dir.path().to_owned();
+            config.registries = vec![RegistryConfig {
+                name: "r.test".parse().unwrap(),
+                upstreams: upstreams.iter().map(upstream).collect(),
+            }];
+            let store = Store::open(Options::from(&config.cache)).unwrap();
+            let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+            let upstreams = Arc::new(Upstreams::new(&config).unwrap());
+            let pull = Pull::new(&config, store.clone(), upstreams, None, None, tasks, stop.clone());
+            let surveyor = Arc::new(Surveyor::new(store, config.cache, None).await);
+            let (inventory, catalog) = (watch::channel(None).1, watch::channel(Arc::default()).1);
+            let manifest = Bytes::from_static(b"{}");
+            let place = Place { registry: "r.test".parse().unwrap(), repository: "acme/app".parse().unwrap() };
+            let digest = Digest::of(&manifest);
+            let named = Named {
+                places: HashMap::from([(digest, HashSet::from([place.clone()]))]),
+                kinds: HashMap::from([(digest, Kind::Manifest)]),
+                targets: HashMap::from([(place.clone(), digest)]),
+            };
+            let prover = Prover { surveyor, pull, inventory, catalog };
+            let scene = Self { prover, named, place, manifest, stop, _dir: dir };
+            scene.put().await;
+            scene
+        }
+
+        fn digest(&self) -> Digest {
+            Digest::of(&self.manifest)
+        }
+
+        async fn put(&self) {
+            let Place { registry, repository } = &self.place;
+            let (store, digest, media_type) = (&self.prover.surveyor.store, self.digest(), MediaType::new(MANIFEST));
+            let content = self.manifest.clone();
+            store.put(&digest, content, media_type, registry, repository, Access::Authorized).await.unwrap();
+            assert!(!self.is_public().await);
+        }
+
+        async fn is_public(&self) -> bool {
+            self.prover.protected(vec![self.digest()]).await.is_empty()
+        }
+    }
+
+    impl Drop for Scene {
+        fn drop(&mut self) {
+            self.stop.cancel();
+        }
+    }
+
+    #[tokio::test]
+    async fn one_that_rests_is_left_alone() {
+        let only = Answering::that(IS_TIRED).await;
+        let scene = Scene::of(&[&only]).await;
+        let mut asked = Asked::default();
+        scene.prover.prove(&scene.named, &mut asked).await;
+        assert_eq!(only.heads(), 1, "nobody had said that it is tired");
+        only.now(OPENS);
+        // Not for being known as silent.
+        scene.prover.prove(&scene.named, &mut Asked::default()).await;
+        assert_eq!((only.heads(), scene.is_public().await), (1, false));
+
+        let rested = Answering::that(OPENS).await;
+        let scene = Scene::of(&[&rested]).await;
+        scene.prover.prove(&scene.named, &mut Asked::default()).await;
+        assert!(scene.is_public().await && rested.heads() > 0);
+    }
+
+    #[tokio::test]
+    async fn while_one_rests_another_may_open_and_none_may_close() {
+        let (first, second) = (Answering::that(IS_TIRED).await, Answering::that(REFUSES).await);
+        let scene = Scene::of(&[&first, &second]).await;
+        let opens = async || scene.prover.pull.opens_to_anybody(&scene.place, &scene.digest(), Kind::Manifest).await;
+        let _tires = opens().await;
+        assert_eq!(opens().await, None, "the first may open");
+        second.now(OPENS);
+        scene.prover.prove(&scene.named, &mut Asked::default()).await;
+        assert!(scene.is_public().await, "nor was it taken for private");
+        assert_eq!(first.heads(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_mark_that_is_lost_is_found_again() {
+        let only = Answering::that(OPENS).await;
+        let scene = Scene::of(&[&only]).await;
+        let mut asked = Asked::default();
+        scene.prover.prove(&scene.named, &mut asked).await;
+        assert!(scene.is_public().await);
+
+        scene.prover.surveyor.store.drop_blobs(vec![scene.digest()], Reason::MaxBytes).await;
+        scene.put().await;
+        let before = only.heads();
+        scene.prover.prove(&scene.named, &mut asked).await;
+        assert_eq!(only.heads(), before, "not at once");
+        let long_ago = Instant::now().checked_sub(ASK_AGAIN).expect("this machine has run for so long");
+        asked.given.values_mut().for_each(|at| *at = long_ago);
+        scene.prover.prove(&scene.named, &mut asked).await;
+        assert!(scene.is_public().await);
+    }
 }

@@ -90,7 +90,8 @@ impl From<Left> for WrittenPass {
         let Left { number, place, grant, made, used } = left;
         let grant = match &grant {
             Grant::None => WrittenGrant::None,
-            Grant::Anonymous => WrittenGrant::Anonymous,
+            // No caller is the agent.
+            Grant::Anonymous | Grant::Own(_) => WrittenGrant::Anonymous,
             Grant::Credentials(credentials) => match credentials.exposed() {
                 (Some(name), password) => WrittenGrant::Password(name.to_owned(), password.to_owned().into()),
                 (None, token) => WrittenGrant::Identity(token.to_owned().into()),

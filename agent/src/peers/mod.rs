@@ -155,14 +155,15 @@ impl Peers {
     /// What tells the credentials of `grant` from all others on every node of the cluster, and says nothing else.
     #[must_use]
     pub fn credential(&self, grant: &Grant) -> Credential {
-        match grant {
-            Grant::None => Credential::None,
-            Grant::Anonymous => Credential::Anonymous,
-            Grant::Credentials(credentials) => Credential::Keyed(match &self.0 {
-                Backing::Cluster(inner) => credentials.hashed_by(|parts| inner.credentials.hash(&parts)),
-                #[cfg(test)]
-                Backing::Script(_) => [0; 32],
-            }),
+        let keyed = grant.hashed_by(|parts| match &self.0 {
+            Backing::Cluster(inner) => inner.credentials.hash(&parts),
+            #[cfg(test)]
+            Backing::Script(_) => [0; 32],
+        });
+        match (keyed, grant) {
+            (Some(keyed), _) => Credential::Keyed(keyed),
+            (None, Grant::None) => Credential::None,
+            (None, _) => Credential::Anonymous,
         }
     }
 

@@ -190,8 +190,9 @@ impl Inner {
                 self.learn_openness(place, Access::Authorized);
             }
             Grant::Anonymous => {}
-            Grant::Credentials(_) => {
-                if self.origin_said(place, said).is_some_and(is_refusal) {
+            Grant::Credentials(_) | Grant::Own(_) => {
+                let is_known = self.origin(place).is_some_and(|origin| origin.is_shown_credentials(grant));
+                if is_known && self.origin_said(place, said).is_some_and(is_refusal) {
                     self.rights.closed(place, grant);
                     // Who else has credentials for it will say so again.
                     let (store, hashes) = (self.store.clone(), [self.hash(place, grant), self.somebody(place)]);
@@ -232,11 +233,29 @@ impl Inner {
         self.openness(place).await == Some(Access::Authorized)
     }
 
-    /// Asks a registry, as anybody, for a blob, and learns from what it says. `None`: it gave no answer.
+    /// Asks a registry, as anybody, for a blob, and learns from what it says. Nobody waits for it, so upstreams near their
+    /// limits are left alone. `None`: there was no answer.
     pub(super) async fn opens_to_anybody(&self, place: &Place, digest: &Digest, kind: Kind) -> Option<bool> {
         let wanted = Wanted { place: place.clone(), grant: Grant::Anonymous, digest: *digest, kind };
-        match tokio::time::timeout(self.options.reply_deadline, self.look_for(&wanted)).await.ok()? {
+        let chain = self.upstreams.of(&place.registry);
+        let willing = chain.clone().for_background();
+        let is_all = willing.len() == chain.len();
+        let asked = async {
+            if is_all {
+                return self.look_for(&wanted).await;
+            }
+            let ask = |upstream: Arc<Upstream>| {
+                let wanted = &wanted;
+                async move { head(&upstream, wanted).await }
+            };
+            let (_, access) = willing.first(is_gone, ask).await?;
+            self.given(place, &wanted.grant, access);
+            Ok(access)
+        };
+        match tokio::time::timeout(self.options.reply_deadline, asked).await.ok()? {
             Ok(access) => Some(access == Access::Anonymous),
+            // One that was left alone may be the one that opens.
+            Err(_) if !is_all => None,
             Err(said) => said.iter().any(|error| error.is_answer()).then_some(false),
         }
     }
@@ -274,15 +293,13 @@ impl Inner {
         at.is_some_and(|at| Duration::from_secs(now().saturating_sub(at)) < self.options.remember)
     }
 
-    /// Of who opened a repository: a caller by its credentials; or the agent, for all that bring none.
+    /// Of who opened a repository: a caller, or the agent without one, by its credentials; or an upstream that knows the
+    /// agent, for all that bring none.
     fn hash(&self, place: &Place, grant: &Grant) -> [u8; 32] {
         let (registry, repository) = (place.registry.as_str().as_bytes(), place.repository.as_str().as_bytes());
         let hash =
             |[kind, name, secret]: [&[u8]; 3]| self.store.keyed_hash(&[kind, name, secret, registry, repository]);
-        match grant.credentials() {
-            Some(credentials) => credentials.hashed_by(hash),
-            None => hash([b"own", b"", b""]),
-        }
+        grant.hashed_by(hash).unwrap_or_else(|| hash([b"own", b"", b""]))
     }
 
     /// That somebody, whoever it was, opened a repository: it says to nobody who, and lets nobody in.

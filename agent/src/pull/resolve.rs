@@ -150,7 +150,7 @@ impl Inner {
             false => said.iter().any(|e| !e.is_answer()),
         };
         if is_open && !is_deleted {
-            self.learn_newest(place, grant, tag).await;
+            self.learn_newest(place, grant, tag, None).await;
         }
         if is_open && let Some(stale) = self.last_known(place, grant, tag, is_deleted).await? {
             return Ok(stale);
@@ -179,7 +179,7 @@ impl Inner {
         let (grant, tag, stop) = (grant.clone(), tag.clone(), self.stop.clone());
         self.tasks.spawn(stop.run_until_cancelled_owned(async move {
             // Nobody waits for this: the agent's own credentials spend no caller's quota.
-            let own = pull.upstreams.own_grant(&place.registry, &place.repository).await;
+            let own = pull.upstreams.own_grant_at(std::slice::from_ref(&origin), &place.repository).await;
             let grant = own.unwrap_or(grant);
             let said = origin.head_manifest(&grant, &place.repository, &Reference::Tag(tag.clone())).await;
             if let Some(other) = said.ok().and_then(|answer| answer.digest).filter(|other| *other != digest) {
@@ -201,26 +201,29 @@ impl Inner {
         tag: &Tag,
     ) -> Result<(Resolved, Access), UpstreamError> {
         let reference = Reference::Tag(tag.clone());
-        match upstream.head_manifest(grant, &place.repository, &reference).await {
+        let said = match upstream.head_manifest(grant, &place.repository, &reference).await {
             Ok(head) => {
-                if let Some(wrong) = head.media_type.as_ref().filter(|media_type| !media_type.may_be_manifest()) {
-                    return Err(upstream.wrong_answer(format!("says that the manifest is {wrong}")));
-                }
+                check_type(upstream, head.media_type.as_ref())?;
                 if let (Some(digest), Some(size), Some(media_type)) = (head.digest, head.size, head.media_type) {
                     return Ok((Resolved { digest, media_type, size, stale_for: None, deleted: false }, head.access));
                 }
+                head.digest
             }
-            Err(e) if *e.kind() == ErrorKind::Server(StatusCode::METHOD_NOT_ALLOWED) => {}
+            Err(e) if *e.kind() == ErrorKind::Server(StatusCode::METHOD_NOT_ALLOWED) => None,
             Err(e) => return Err(e),
-        }
+        };
         // A registry that knows no HEAD, or whose HEAD doesn't say it all: the manifest itself does.
-        let mut opened = Opened::from(upstream, upstream.manifest(grant, &place.repository, &reference).await?);
+        let answer = upstream.manifest(grant, &place.repository, &reference).await?;
+        check_type(upstream, answer.media_type.as_ref())?;
+        let said = answer.digest.or(said);
+        let mut opened = Opened::from(upstream, answer);
         let (media_type, access) = (opened.media_type.clone(), opened.access);
         opened.read_ahead(MAX_MANIFEST).await?;
         if opened.size.is_none() || opened.read().len() as u64 > MAX_MANIFEST {
             return Err(upstream.wrong_answer("sends a manifest of more than 4 MiB"));
         }
         let content = opened.into_read();
+        check_content(upstream, &content, said.as_ref())?;
         let (digest, size) = (Digest::of(&content), content.len() as u64);
         let kept = self
             .store
@@ -259,6 +262,14 @@ impl Inner {
         Ok(Some(Resolved { deleted, ..resolved(record, Some(age)) }))
     }
 
+    /// What is known without asking upstream, if this caller may have it.
+    pub(super) async fn known_and_given(self: &Arc<Self>, place: &Place, grant: &Grant, tag: &Tag) -> Option<Resolved> {
+        match self.known(place, grant, tag).await {
+            Known::This(record, age) => Some(resolved(record, Some(age))),
+            Known::Withheld | Known::Nothing => None,
+        }
+    }
+
     async fn known(&self, place: &Place, grant: &Grant, tag: &Tag) -> Known {
         let Some(record) = self.store.tag(&place.registry, &place.repository, tag).await else { return Known::Nothing };
         let age = record.age();
@@ -269,6 +280,28 @@ impl Inner {
         let wanted = Wanted { place: place.clone(), grant: grant.clone(), digest: record.digest, kind: Kind::Manifest };
         if self.could_have(&wanted, provenance.is_public()).await { Known::This(record, age) } else { Known::Withheld }
     }
+}
+
+fn check_type(upstream: &Upstream, media_type: Option<&MediaType>) -> Result<(), UpstreamError> {
+    match media_type.filter(|media_type| !media_type.may_be_manifest()) {
+        Some(wrong) => Err(upstream.wrong_answer(format!("says that the manifest is {wrong}"))),
+        None => Ok(()),
+    }
+}
+
+/// Nobody named a digest that this content has to have: what its own upstream says of it is all that it can be held
+/// against, and that it is JSON, which a part of a manifest is not.
+fn check_content(upstream: &Upstream, content: &[u8], said: Option<&Digest>) -> Result<(), UpstreamError> {
+    if let Some(said) = said {
+        let mut hasher = said.hasher();
+        hasher.update(content);
+        let found = hasher.finish();
+        if found != *said {
+            return Err(upstream.wrong_answer(format!("sends a manifest that is {found}, and says that it is {said}")));
+        }
+    }
+    let json: Result<serde::de::IgnoredAny, _> = serde_json::from_slice(content);
+    json.map(drop).map_err(|e| upstream.wrong_answer(format!("sends a manifest that is no JSON: {e}")))
 }
 
 fn resolved(record: TagRecord, stale_for: Option<Duration>) -> Resolved {

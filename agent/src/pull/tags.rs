@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use super::resolve::Resolved;
-use super::{Inner, Kind, Place, Pull, Wanted};
+use super::{Inner, Kind, Pace, Place, Pull, Wanted};
 use crate::image::{Access, Tag};
 use crate::peers::{Peers, TagMeaning, TagSought, TagTurn};
 use crate::store::TagRecord;
@@ -15,6 +15,21 @@ use crate::upstream::Grant;
 
 /// How long the manifest that the newest answer names may take to come from a peer, while no upstream answers.
 const COMES_WITHIN: Duration = Duration::from_secs(3);
+
+impl Pull {
+    /// What `tag` last meant to any node of the cluster, where its manifest is here or comes from a peer: for one who is in no
+    /// hurry, while upstreams are to be left alone. Takes a few seconds at most.
+    pub async fn resolve_among_peers(
+        &self,
+        place: &Place,
+        grant: &Grant,
+        tag: &Tag,
+        pace: &Arc<Pace>,
+    ) -> Option<Resolved> {
+        self.0.learn_newest(place, grant, tag, Some(pace)).await;
+        self.0.known_and_given(place, grant, tag).await
+    }
+}
 
 impl Inner {
     /// Whose turn it is to ask upstream what a tag means.
@@ -58,7 +73,15 @@ impl Inner {
 
     /// Takes over the newest answer that the cluster knows, where its manifest is to be had by this caller: owners that were
     /// started again don't know any more who was told. For when no upstream answers.
-    pub(super) async fn learn_newest(self: &Arc<Self>, place: &Place, grant: &Grant, tag: &Tag) {
+    ///
+    /// With a `pace` it is for the background, and upstreams near their limits aren't asked for the manifest.
+    pub(super) async fn learn_newest(
+        self: &Arc<Self>,
+        place: &Place,
+        grant: &Grant,
+        tag: &Tag,
+        pace: Option<&Arc<Pace>>,
+    ) {
         let Some(peers) = &self.peers else { return };
         let sought = self.tag_sought(peers, place, grant, tag);
         let told = peers.newest(&sought, &self.journal.trace(place)).await.map(|answer| record(&answer));
@@ -71,8 +94,15 @@ impl Inner {
             (None, _) => return,
         };
         let wanted = Wanted { place: place.clone(), grant: grant.clone(), digest: answer.digest, kind: Kind::Manifest };
+        let pull = Pull(Arc::clone(self));
+        let fetched = async {
+            match pace {
+                Some(pace) => pull.fetch_in_background(&wanted, pace).await,
+                None => pull.fetch(&wanted, 0).await,
+            }
+        };
         // Here already, or at a peer; and this caller's.
-        match timeout(COMES_WITHIN, Pull(Arc::clone(self)).fetch(&wanted, 0)).await {
+        match timeout(COMES_WITHIN, fetched).await {
             Ok(Ok(_)) => self.store.record_tag(&place.registry, &place.repository, tag, answer).await,
             Ok(Err(error)) => {
                 tracing::debug!(image = %place, %tag, digest = %answer.digest, %error, "the newest answer is no use");

@@ -27,6 +27,12 @@ impl Chain {
         self.iter().filter(|upstream| upstream.knows_tags()).cloned().collect()
     }
 
+    /// The same without those that what nobody waits for leaves alone: they rest, or are near their limits.
+    #[must_use]
+    pub fn for_background(self) -> Self {
+        self.iter().filter(|upstream| !upstream.is_near_its_limit()).cloned().collect()
+    }
+
     /// Asks in that order until one gives the content, or an error that `decides`. Goes on to the next at once when
     /// one fails; and besides the one that is asked when that is slow against its own history. Upstreams at rest are
     /// asked only when no other is left. The first answer ends all requests that are still under way; an upstream that

@@ -1,10 +1,12 @@
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::ops::Deref;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use futures_util::future::join_all;
+
 use super::address;
 use super::connect::Refused;
-use super::grant::Grant;
+use super::grant::{Grant, OwnCredentials};
 use super::home::is_origin;
 use super::keyring::{Credential, Keyring};
 use super::maker::{Maker, Plan, SetupError};
@@ -141,13 +143,24 @@ impl Upstreams {
         all
     }
 
-    /// As whom the agent asks a registry when no caller stands behind it: by the best of its own credentials for that
-    /// repository. `None` where it has none.
+    /// As whom the agent asks the upstreams of a registry when no caller stands behind it: each by the best of the
+    /// agent's own credentials for that repository at that host. `None` where there are none for any of them.
     pub async fn own_grant(&self, registry: &Registry, repository: &Repository) -> Option<Grant> {
+        self.own_grant_at(&self.of(registry), repository).await
+    }
+
+    /// The same for some upstreams of a registry, or for one.
+    pub async fn own_grant_at(&self, upstreams: &[Arc<Upstream>], repository: &Repository) -> Option<Grant> {
         if self.keyring.is_empty() {
             return None;
         }
-        self.keyring.find(registry, repository).await.iter().find_map(Credential::grant)
+        let hosts: BTreeSet<&Registry> = upstreams.iter().filter_map(|upstream| upstream.host.as_ref()).collect();
+        let found = hosts.into_iter().map(|host| async move {
+            let found = self.keyring.find(host, repository).await;
+            Some((host.clone(), found.iter().find_map(Credential::credentials)?))
+        });
+        let own = OwnCredentials::new(join_all(found).await.into_iter().flatten())?;
+        Some(Grant::Own(Arc::new(own)))
     }
 
     /// The agent's own credentials.

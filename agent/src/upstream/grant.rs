@@ -1,3 +1,4 @@
+use std::collections::BTreeMap;
 use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::sync::{Arc, LazyLock};
@@ -8,7 +9,7 @@ use base64::engine::general_purpose::STANDARD;
 use http::HeaderValue;
 use zeroize::Zeroizing;
 
-use crate::image::Access;
+use crate::image::{Access, Registry};
 
 /// The most bytes of a user's name, a password or an identity token: some tokens are long.
 pub const MAX_SECRET: usize = 32 << 10;
@@ -24,7 +25,15 @@ pub enum Grant {
     Anonymous,
     /// The caller's own credentials, never an anonymous token in their place. What doesn't challenge isn't told them.
     Credentials(Arc<Credentials>),
+    /// The agent's own, where no caller stands behind it: to each upstream those that are meant for its host, to others
+    /// nothing but [`Anonymous`](Self::Anonymous).
+    Own(Arc<OwnCredentials>),
 }
+
+/// The agent's own credentials for the upstreams of a registry: by the host that they are meant for, which for a
+/// registry's own address is the registry. At least one.
+#[derive(Debug, PartialEq, Eq, Hash)]
+pub struct OwnCredentials(BTreeMap<Registry, Arc<Credentials>>);
 
 /// What somebody signs in with, in memory alone: overwritten when dropped, and never shown.
 ///
@@ -49,23 +58,71 @@ impl Grant {
     pub const fn access(&self) -> Access {
         match self {
             Self::None | Self::Anonymous => Access::Anonymous,
-            Self::Credentials(_) => Access::Authorized,
+            Self::Credentials(_) | Self::Own(_) => Access::Authorized,
         }
     }
 
     /// What tells its credentials from all others as long as this process runs; never the secret itself.
     #[must_use]
     pub fn id(&self) -> Option<[u8; 32]> {
-        self.credentials().map(|credentials| credentials.id)
+        match self {
+            Self::None | Self::Anonymous => None,
+            Self::Credentials(credentials) => Some(credentials.id),
+            Self::Own(own) => Some(own.hashed_by(id_of)),
+        }
     }
 
-    /// The credentials, if it has any.
-    #[must_use]
-    pub const fn credentials(&self) -> Option<&Arc<Credentials>> {
+    /// Lets `hash` see what tells its credentials from all others, if it has any, for a keyed hash that outlives them.
+    pub fn hashed_by<T>(&self, hash: impl FnOnce([&[u8]; 3]) -> T) -> Option<T> {
+        match self {
+            Self::None | Self::Anonymous => None,
+            Self::Credentials(credentials) => Some(credentials.hashed_by(hash)),
+            Self::Own(own) => Some(own.hashed_by(hash)),
+        }
+    }
+
+    /// The caller's credentials, if it has any: those that are for whomever it is asked of.
+    pub(super) const fn credentials(&self) -> Option<&Arc<Credentials>> {
         match self {
             Self::Credentials(credentials) => Some(credentials),
-            Self::None | Self::Anonymous => None,
+            Self::None | Self::Anonymous | Self::Own(_) => None,
         }
+    }
+}
+
+impl OwnCredentials {
+    /// `None` without any.
+    pub(super) fn new(of: impl IntoIterator<Item = (Registry, Arc<Credentials>)>) -> Option<Self> {
+        let of = BTreeMap::from_iter(of);
+        (!of.is_empty()).then_some(Self(of))
+    }
+
+    /// Those that are meant for a host.
+    pub(super) fn at(&self, host: &Registry) -> Option<&Arc<Credentials>> {
+        self.0.get(host)
+    }
+
+    /// As for [`Grant::hashed_by`]. Where only one secret can have opened what they opened, it is that secret's hash,
+    /// whoever shows it.
+    fn hashed_by<T>(&self, hash: impl FnOnce([&[u8]; 3]) -> T) -> T {
+        let mut secrets = self.0.values();
+        if let Some(first) = secrets.next()
+            && secrets.all(|other| other == first)
+        {
+            return first.hashed_by(hash);
+        }
+        let parts = self.0.iter().flat_map(|(host, credentials)| {
+            std::iter::once(host.as_str().as_bytes()).chain(credentials.secret.parts())
+        });
+        let parts: Vec<&[u8]> = parts.collect();
+        // Of its final size at once: what grows leaves copies of secrets behind.
+        let length = parts.iter().map(|part| size_of::<u64>() + part.len()).sum();
+        let mut all = Zeroizing::new(Vec::with_capacity(length));
+        for part in parts {
+            all.extend_from_slice(&(part.len() as u64).to_le_bytes());
+            all.extend_from_slice(part);
+        }
+        hash([b"own", b"", &all])
     }
 }
 
@@ -100,16 +157,7 @@ impl Credentials {
     }
 
     fn new(secret: Secret) -> Self {
-        static KEY: LazyLock<hmac::Key> =
-            LazyLock::new(|| hmac::Key::new(hmac::HMAC_SHA256, &rand::random::<[u8; 32]>()));
-        let mut context = hmac::Context::with_key(&KEY);
-        for part in secret.parts() {
-            // With its length, so that no two secrets run together to the same bytes.
-            context.update(&(part.len() as u64).to_le_bytes());
-            context.update(part);
-        }
-        let mut id = [0; 32];
-        id.iter_mut().zip(context.sign().as_ref()).for_each(|(to, from)| *to = *from);
+        let id = id_of(secret.parts());
         Self { secret, id }
     }
 
@@ -152,6 +200,20 @@ impl Secret {
     }
 }
 
+/// A hash under a key of this process.
+fn id_of(parts: [&[u8]; 3]) -> [u8; 32] {
+    static KEY: LazyLock<hmac::Key> = LazyLock::new(|| hmac::Key::new(hmac::HMAC_SHA256, &rand::random::<[u8; 32]>()));
+    let mut context = hmac::Context::with_key(&KEY);
+    for part in parts {
+        // With its length, so that no two secrets run together to the same bytes.
+        context.update(&(part.len() as u64).to_le_bytes());
+        context.update(part);
+    }
+    let mut id = [0; 32];
+    id.iter_mut().zip(context.sign().as_ref()).for_each(|(to, from)| *to = *from);
+    id
+}
+
 fn is_sound(text: &str) -> bool {
     (1..=MAX_SECRET).contains(&text.len())
 }
@@ -188,6 +250,26 @@ mod tests {
         assert_ne!(credentials("a", "bc"), Credentials::identity_token("bc").unwrap());
         assert_eq!(Credentials::identity_token("t"), Credentials::basic(&STANDARD.encode("<token>:t")));
         assert_eq!(Credentials::basic(&STANDARD.encode("u:p:q")), Credentials::password("u", "p:q"));
+    }
+
+    #[test]
+    fn what_is_meant_for_several_hosts_is_told_from_what_is_meant_for_one() {
+        let secret = |name: &str| Arc::new(Credentials::password(name, "x").unwrap());
+        let own = |of: &[(&str, &str)]| {
+            let of = of.iter().map(|(host, name)| (host.parse().unwrap(), secret(name)));
+            Grant::Own(Arc::new(OwnCredentials::new(of).unwrap()))
+        };
+        let alice = Grant::Credentials(secret("alice"));
+        assert_eq!(own(&[("r.test", "alice")]).id(), alice.id(), "nobody else can have opened anything");
+        assert_eq!(own(&[("m.test", "alice"), ("r.test", "alice")]).id(), alice.id());
+        let both = own(&[("m.test", "bob"), ("r.test", "alice")]);
+        assert_ne!(both.id(), alice.id(), "bob may have");
+        assert_ne!(both.id(), own(&[("m.test", "alice"), ("r.test", "bob")]).id());
+        assert_eq!(both.id(), own(&[("r.test", "alice"), ("m.test", "bob")]).id());
+        let seen = |grant: &Grant| grant.hashed_by(|parts| parts.map(<[u8]>::to_vec));
+        assert_eq!(seen(&own(&[("r.test", "alice")])), seen(&alice));
+        assert_ne!(seen(&both), seen(&alice));
+        assert!(OwnCredentials::new([]).is_none() && seen(&Grant::Anonymous).is_none());
     }
 
     #[test]

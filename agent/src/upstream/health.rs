@@ -2,6 +2,7 @@ use http::header::USER_AGENT;
 use tokio::time::Instant;
 
 use super::breaker::Rank;
+use super::grant::Grant;
 use super::one::Upstream;
 
 /// The most ranges of one blob at once, where no `max_connections` says how many.
@@ -47,6 +48,16 @@ impl Upstream {
         // Any header may be a key: registries know many.
         let has_header = self.exchange.headers.keys().any(|name| *name != USER_AGENT);
         self.own.is_some() || has_certificate || has_header
+    }
+
+    /// Whether who asks it with this grant may be known to it by credentials.
+    #[must_use]
+    pub fn is_shown_credentials(&self, grant: &Grant) -> bool {
+        match grant {
+            Grant::Credentials(_) => true,
+            Grant::Own(own) => self.own.is_some() || self.host.as_ref().is_some_and(|host| own.at(host).is_some()),
+            Grant::None | Grant::Anonymous => self.own.is_some(),
+        }
     }
 
     /// Whether it may be asked what a tag means.

@@ -84,6 +84,7 @@ struct Made {
     headers: HeaderMap,
     limit: Option<Limit>,
     is_origin: bool,
+    host: Option<Registry>,
     /// Whether it gets a label of its own.
     is_configured: bool,
 }
@@ -157,7 +158,9 @@ impl Maker {
         };
         let limit = config.max_connections.map(|most| Limit::new(most.get()));
         let clients = (Some(plan.named.clone()), plan.guarded.clone());
-        let made = Made { home, clients, headers: config.headers.clone(), limit, is_origin, is_configured: true };
+        let host = if is_origin { Some(registry.clone()) } else { config.url.authority().as_str().parse().ok() };
+        let headers = config.headers.clone();
+        let made = Made { home, clients, headers, limit, is_origin, host, is_configured: true };
         self.upstream(made, Some(Arc::clone(config)))
     }
 
@@ -165,7 +168,8 @@ impl Maker {
     pub(super) fn origin(&self, registry: &Registry, is_configured: bool) -> Option<Arc<Upstream>> {
         let home = Home { url: UpstreamUrl::origin(registry)?, is_whole_path: false, ns: None };
         let clients = (None, self.stranger.clone());
-        let made = Made { home, clients, headers: HeaderMap::new(), limit: None, is_origin: true, is_configured };
+        let (headers, host) = (HeaderMap::new(), Some(registry.clone()));
+        let made = Made { home, clients, headers, limit: None, is_origin: true, host, is_configured };
         Some(self.upstream(made, None))
     }
 
@@ -185,7 +189,7 @@ impl Maker {
     }
 
     fn upstream(&self, made: Made, config: Option<Arc<UpstreamConfig>>) -> Arc<Upstream> {
-        let Made { home, clients: (named, guarded), headers, limit, is_origin, is_configured } = made;
+        let Made { home, clients: (named, guarded), headers, limit, is_origin, host, is_configured } = made;
         let url = home.url.clone();
         let own = config.as_ref().and_then(|config| config.credentials.as_ref()).map(|path| self.keyring(path));
         let name: Arc<str> = url.authority().as_str().into();
@@ -213,6 +217,7 @@ impl Maker {
             manifest_types: self.manifest_types.clone(),
             config,
             is_origin,
+            host,
             own,
         })
     }

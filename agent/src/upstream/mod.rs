@@ -50,7 +50,7 @@ pub use body::Body;
 pub use chains::{Chain, Upstreams};
 pub use error::{ErrorKind, Unreachable, UpstreamError};
 pub use exchange::Part;
-pub use grant::{Credentials, Grant, MAX_SECRET};
+pub use grant::{Credentials, Grant, MAX_SECRET, OwnCredentials};
 pub use keyring::{Credential, Keyring};
 pub use maker::SetupError;
 pub use metrics::Metrics;

@@ -27,6 +27,9 @@ pub struct Upstream {
     /// What the configuration says of it, if it names it.
     pub(super) config: Option<Arc<UpstreamConfig>>,
     pub(super) is_origin: bool,
+    /// Whose credentials are meant for it: the registry's, at its own address; a mirror's own host's elsewhere. `None`
+    /// where the host can't be a registry's name.
+    pub(super) host: Option<Registry>,
     /// The agent's own credentials for it, for callers that bring none.
     pub(super) own: Option<Keyring>,
 }
@@ -197,12 +200,21 @@ impl Upstream {
         Ok((reply, access(&call)))
     }
 
-    /// The agent's own credentials, where the configuration has some for this upstream and the caller brought none.
+    /// The agent's own credentials, where the caller brought none: those that the configuration has for this upstream
+    /// by name, else those that are meant for its host.
     async fn own_grant(&self, grant: &Grant, repository: &Repository, deadline: Instant) -> Option<Grant> {
-        let keyring = self.own.as_ref().filter(|_| grant.credentials().is_none())?;
-        let host: Registry = self.url.authority().as_str().parse().ok()?;
-        let found = timeout_at(deadline, keyring.find(&host, repository)).await.ok()?;
-        found.iter().find_map(Credential::grant)
+        if grant.credentials().is_some() {
+            return None;
+        }
+        if let Some((keyring, host)) = self.own.as_ref().zip(self.host.as_ref())
+            && let Ok(found) = timeout_at(deadline, keyring.find(host, repository)).await
+            && let Some(credentials) = found.iter().find_map(Credential::credentials)
+        {
+            return Some(Grant::Credentials(credentials));
+        }
+        let Grant::Own(own) = grant else { return None };
+        let meant = self.host.as_ref().and_then(|host| own.at(host)).cloned();
+        Some(meant.map_or(Grant::Anonymous, Grant::Credentials))
     }
 
     fn error(&self, kind: ErrorKind) -> UpstreamError {

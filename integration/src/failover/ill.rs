@@ -35,7 +35,7 @@ pub enum Ill {
     CutByFin,
     CutByRst,
     Stalls,
-    /// 20 KiB in a second.
+    /// 20 KiB in a second; of a manifest, 40 bytes.
     Trickles,
     WrongByte,
     TooShort,
@@ -57,6 +57,8 @@ pub enum Ill {
 pub enum Place {
     /// What does the tag mean?
     Resolve,
+    /// The same, where the upstream knows no HEAD: the manifest, by its tag.
+    Tagged,
     /// The manifest, by its digest.
     Manifest,
     /// From the first byte of the layer.
@@ -90,7 +92,7 @@ pub(super) struct Elsewhere {
 
 impl Place {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Resolve, Self::Manifest, Self::Start, Self::Middle];
+    pub const ALL: [Self; 5] = [Self::Resolve, Self::Tagged, Self::Manifest, Self::Start, Self::Middle];
 }
 
 impl Ill {
@@ -148,6 +150,15 @@ impl Ill {
                     | Self::TooLong
                     | Self::WrongLength
                     | Self::Gzip
+            ),
+            // What is met before the HEAD is another place's.
+            Place::Tagged => !matches!(
+                self,
+                Self::Refuses
+                    | Self::UnknownCa
+                    | Self::ExpiredCertificate
+                    | Self::NoSuchName
+                    | Self::ProxyWantsPassword
             ),
             Place::Manifest | Place::Start => true,
             Place::Middle => self != Self::NoSuchName,
@@ -210,6 +221,8 @@ impl Ill {
             Self::RedirectsToNobody => answer(Fault::RedirectTo(elsewhere.nobody.clone())),
             Self::RedirectsToTheSlow => answer(Fault::RedirectTo(elsewhere.silent.clone())),
             Self::RedirectsForEver => answer(Fault::RedirectTo(elsewhere.own.clone())),
+            // A manifest has some hundred bytes.
+            Self::Trickles if matches!(place, Place::Tagged | Place::Manifest) => answer(Fault::Trickle(40)),
             Self::Trickles => answer(Fault::Trickle(20 << 10)),
             Self::TooShort => answer(Fault::Short(10)),
             Self::TooLong => answer(Fault::Long(10)),

@@ -57,12 +57,17 @@ impl Pair {
         let elsewhere = Elsewhere { own: self.first.url(), ..elsewhere.clone() };
         let at = match place {
             Place::Resolve | Place::Start => 0,
-            Place::Manifest => at % image.root().bytes.len() as u64,
+            Place::Tagged | Place::Manifest => at % image.root().bytes.len() as u64,
             Place::Middle => at,
         };
         let illness = self.ill.at(at, place, &elsewhere);
+        let tagged = When::path(&format!("/{repository}/manifests/v1"));
         let when = match place {
-            Place::Resolve => When::path(&format!("/{repository}/manifests/v1")),
+            Place::Resolve => tagged,
+            Place::Tagged => {
+                self.first.knows_head(false);
+                tagged.method("GET")
+            }
             Place::Manifest => When::get(image.root()),
             Place::Start | Place::Middle => When::get(image.largest()),
         };
@@ -99,6 +104,7 @@ impl Pair {
     /// Well again, without what the trial needed.
     pub(super) async fn recover(&mut self, image: &Image, repository: &str) -> Result<()> {
         self.first.heal();
+        self.first.knows_head(true);
         self.first.clear_log();
         self.first.forget(image, repository, "v1");
         if let Some(proxy) = &self.proxy {

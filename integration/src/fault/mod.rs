@@ -52,6 +52,8 @@ struct State {
     content: Content,
     script: Script,
     challenge: Option<Challenge>,
+    // HEAD is unknown here.
+    headless: bool,
     tokens: Vec<auth::Token>,
     log: Vec<Request>,
     // Requests ever, whatever became of the log.
@@ -138,6 +140,11 @@ impl FaultRegistry {
         self.shared.state().script.clear();
     }
 
+    /// From now on, HEAD is answered, or by 405 alone: that is no fault.
+    pub fn knows_head(&self, knows: bool) {
+        self.shared.state().headless = !knows;
+    }
+
     /// From now on, no connection gets more of all bodies than so many bytes in a second; `None`: no limit.
     pub fn limit_each_connection(&self, bytes_per_second: Option<u64>) {
         self.shared.state().rate = bytes_per_second;
@@ -155,6 +162,13 @@ impl FaultRegistry {
         let state = self.shared.state();
         let shown = state.log.iter().flat_map(Request::secrets);
         state.tokens.iter().map(|token| token.text.clone()).chain(shown).collect()
+    }
+
+    /// Whether anybody has shown this password, alone or with its user's name.
+    pub fn was_shown(&self, user: &str, password: &str) -> bool {
+        let basic = base64(format!("{user}:{password}").as_bytes());
+        let secrets = self.shared.state().log.iter().flat_map(Request::secrets).collect::<Vec<String>>();
+        secrets.iter().any(|secret| secret == password || secret == basic.trim_end_matches('='))
     }
 
     /// From now on, new connections are met by this face. Those that there are end.

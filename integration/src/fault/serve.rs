@@ -91,9 +91,11 @@ where
 /// Logs the request and decides on its reply.
 pub(super) fn plan(shared: &Shared, mut request: Request) -> (Plan, Progress<'_>) {
     let mut state = shared.state();
-    let fault = state.script.fault(&request);
+    let is_unknown = state.headless && request.method == "HEAD";
+    let fault = if is_unknown { None } else { state.script.fault(&request) };
     let plan = match auth::gate(shared, &mut state, &request) {
         Some(plan) => plan,
+        None if is_unknown => Plan::error(405, "UNSUPPORTED"),
         None => state.content.answer(&request),
     };
     let mut plan = match fault {

@@ -160,15 +160,15 @@ impl HostsDir {
             };
             folders.push(AppliedFolder { name: name.clone(), outcome, warnings });
         }
-        let restored = restore(&root, existing.difference(&wanted).cloned());
-        folders.extend(restored.into_iter().map(|RestoredFolder { name, outcome }| AppliedFolder {
+        let dropped = TakenBack::begin(&root, existing.difference(&wanted));
+        let unnamed = wanted.iter().filter(|_| mirror.ca.is_none());
+        // For all of them at once: nobody waits twice.
+        let_readers_finish(&root, dropped.names.iter().copied().chain(unnamed));
+        folders.extend(dropped.finish(&root).into_iter().map(|RestoredFolder { name, outcome }| AppliedFolder {
             name,
             outcome: outcome.map(|_| Outcome::Restored),
             warnings: vec![],
         }));
-        if mirror.ca.is_none() {
-            let_readers_finish(&root, folders.iter().map(|folder| &folder.name));
-        }
         for folder in folders.iter_mut().filter(|f| matches!(f.outcome, Ok(Outcome::Restored)) || mirror.ca.is_none()) {
             match root.folder(&folder.name).drop_ca() {
                 Ok(false) => {}
@@ -192,7 +192,10 @@ impl HostsDir {
             return Ok(Restored::default());
         };
         root.clear()?;
-        let mut restored = Restored { folders: restore(&root, root.names()?), ..Restored::default() };
+        let names = root.names()?;
+        let taken_back = TakenBack::begin(&root, &names);
+        let_readers_finish(&root, &names);
+        let mut restored = Restored { folders: taken_back.finish(&root), ..Restored::default() };
         for folder in &mut restored.folders {
             if let Err(e) = root.folder(&folder.name).drop_ca() {
                 folder.outcome = Err(e);
@@ -300,33 +303,54 @@ fn apply(
     Ok(if wrote { Outcome::Written } else { Outcome::Unchanged })
 }
 
-/// Takes our entry out of folders, but for the CAs, and leaves out those in which there is nothing of ours. When it
-/// returns, nobody reads a CA any more because of what it has taken back.
-fn restore(root: &Root, names: impl IntoIterator<Item = String>) -> Vec<RestoredFolder> {
-    let restore = |name: &String| {
-        let folder = root.folder(name);
-        if folder.path().is_dir() { folder.restore(&root.aside()) } else { Ok(None) }
-    };
-    let names: Vec<String> = names.into_iter().collect();
-    let (mut outcomes, mut withdrawn) = (BTreeMap::new(), Vec::new());
-    for name in &names {
-        match root.folder(name).withdraw() {
-            Ok(true) => withdrawn.push(name),
-            Ok(false) => drop(outcomes.insert(name, restore(name))),
-            Err(e) => drop(outcomes.insert(name, Err(e))),
+/// Our entry taken out of folders, but for the CAs. Those that are there for it alone stay until nobody reads them any
+/// more: [`let_readers_finish`] comes between the two halves.
+struct TakenBack<'a> {
+    names: Vec<&'a String>,
+    outcomes: BTreeMap<&'a String, Result<Option<Undone>, HostsError>>,
+}
+
+impl<'a> TakenBack<'a> {
+    fn begin(root: &Root, names: impl IntoIterator<Item = &'a String>) -> Self {
+        let names: Vec<&String> = names.into_iter().collect();
+        let mut outcomes = BTreeMap::new();
+        for &name in &names {
+            match root.folder(name).withdraw() {
+                Ok(true) => {}
+                Ok(false) => drop(outcomes.insert(name, restore(root, name))),
+                Err(e) => drop(outcomes.insert(name, Err(e))),
+            }
         }
+        Self { names, outcomes }
     }
-    let_readers_finish(root, names.iter());
-    outcomes.extend(withdrawn.into_iter().map(|name| (name, restore(name))));
-    let done = |(name, outcome): (&String, Result<Option<Undone>, HostsError>)| {
-        Some(RestoredFolder { name: name.clone(), outcome: outcome.transpose()? })
-    };
-    outcomes.into_iter().filter_map(done).collect()
+
+    /// What was done, but for folders in which there was nothing of ours.
+    fn finish(self, root: &Root) -> Vec<RestoredFolder> {
+        let Self { names, mut outcomes } = self;
+        let done = names.into_iter().filter_map(|name| {
+            let outcome = outcomes.remove(name).unwrap_or_else(|| restore(root, name));
+            Some(RestoredFolder { name: name.clone(), outcome: outcome.transpose()? })
+        });
+        done.collect()
+    }
+}
+
+fn restore(root: &Root, name: &str) -> Result<Option<Undone>, HostsError> {
+    let folder = root.folder(name);
+    if folder.path().is_dir() { folder.restore(&root.aside()) } else { Ok(None) }
+}
+
+#[cfg(test)]
+thread_local! {
+    /// How often this thread let readers finish.
+    pub(super) static WAITS: std::cell::Cell<u32> = const { std::cell::Cell::new(0) };
 }
 
 /// Waits, where one of these folders has a CA of ours, until who has read a file that names it has read it too.
-fn let_readers_finish<'a>(root: &Root, mut names: impl Iterator<Item = &'a String>) {
-    if names.any(|name| root.folder(name).has_ca()) {
+fn let_readers_finish<'a>(root: &Root, names: impl IntoIterator<Item = &'a String>) {
+    if names.into_iter().any(|name| root.folder(name).has_ca()) {
+        #[cfg(test)]
+        WAITS.set(WAITS.get() + 1);
         thread::sleep(READERS);
     }
 }

@@ -33,6 +33,10 @@ pub(super) struct Manner {
     pub(super) length: Option<u64>,
     /// Doesn't say how long the whole is: it ends with the connection.
     pub(super) no_length: bool,
+    /// Answers no HEAD.
+    pub(super) no_head: bool,
+    /// Says that what it sends has this digest.
+    pub(super) says: Option<Digest>,
 }
 
 pub(super) struct Registry {
@@ -144,7 +148,8 @@ async fn serve(mut stream: TcpStream, shared: &Shared) {
 async fn answer(stream: &mut TcpStream, head: &str, shared: &Shared) -> Option<()> {
     if head.starts_with("HEAD") {
         shared.heads.fetch_add(1, Ordering::SeqCst);
-        let status = shared.usual.lock().unwrap().status.unwrap_or(200);
+        let usual = shared.usual.lock().unwrap().clone();
+        let status = usual.status.unwrap_or(if usual.no_head { 405 } else { 200 });
         let (length, digest) = (shared.blob.len(), Digest::of(&shared.blob));
         let kind = "application/vnd.oci.image.manifest.v1+json";
         let reply = format!(
@@ -169,13 +174,16 @@ async fn answer(stream: &mut TcpStream, head: &str, shared: &Shared) -> Option<(
     let (from, to) = if manner.no_ranges { (0, size) } else { (from, to) };
     let is_whole = range.is_none() || manner.no_ranges;
     let ends_with_connection = manner.no_length && is_whole;
+    let says = manner.says.map(|digest| format!("Docker-Content-Digest: {digest}\r\n")).unwrap_or_default();
     let reply = if ends_with_connection {
-        "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n".to_owned()
+        format!("HTTP/1.1 200 OK\r\n{says}Connection: close\r\n\r\n")
     } else if is_whole {
-        format!("HTTP/1.1 200 OK\r\nContent-Length: {size}\r\n\r\n")
+        format!("HTTP/1.1 200 OK\r\n{says}Content-Length: {size}\r\n\r\n")
     } else {
         let (length, last) = (to - from, to - 1);
-        format!("HTTP/1.1 206 Part\r\nContent-Length: {length}\r\nContent-Range: bytes {from}-{last}/{size}\r\n\r\n")
+        format!(
+            "HTTP/1.1 206 Part\r\n{says}Content-Length: {length}\r\nContent-Range: bytes {from}-{last}/{size}\r\n\r\n"
+        )
     };
     stream.write_all(reply.as_bytes()).await.ok()?;
     let begun = Instant::now();

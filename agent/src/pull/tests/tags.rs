@@ -2,9 +2,11 @@
 
 use super::neighbour::{Habit, peer};
 use super::*;
+use crate::config;
 use crate::image::{Access, MediaType, Tag};
 use crate::peers::script::{Script, Told};
 use crate::peers::{TagMeaning, Turn};
+use crate::pull::Pace;
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 
@@ -88,4 +90,69 @@ async fn in_an_outage_the_newest_answer_holds_whose_manifest_is_to_be_had() {
     script.newest(answer(&Bytes::from_static(b"{}"), 7200, Access::Anonymous));
     let again = node.pull.resolve(place, &Grant::Anonymous, &tag).await.unwrap();
     assert_eq!(again.digest, Digest::of(&manifest()));
+}
+
+#[tokio::test]
+async fn the_background_asks_the_cluster_while_upstreams_are_left_alone() {
+    let script = Script::default();
+    script.newest(answer(&manifest(), 60, Access::Anonymous));
+    let (node, upstream, tag) = tagged(&script, Manner::default()).await;
+    let (place, pace) = (&node.wanted.place, Arc::new(Pace::new(config::Bytes(1 << 30))));
+    script.turn(Turn::Upstream { upto: u64::MAX });
+    upstream.then(Manner { status: Some(429), ..Manner::default() });
+    assert!(node.fetch(0).await.is_err());
+    let among_peers = async || node.pull.resolve_among_peers(place, &Grant::Anonymous, &tag, &pace).await;
+    assert_eq!(among_peers().await, None, "no peer has the manifest");
+
+    script.turn(Turn::Peer(peer(1, &manifest(), Habit { whole: true, ..Habit::default() })));
+    let resolved = among_peers().await.expect("a peer has it, and its tag's meaning");
+    assert_eq!(resolved.digest, Digest::of(&manifest()));
+    assert!(resolved.stale_for.is_some_and(|age| age >= Duration::from_secs(60)), "{resolved:?}");
+    assert_eq!((upstream.asked().len(), upstream.heads()), (1, 0), "it was left alone");
+}
+
+/// What goes wrong with a manifest that a tag names, where there is no HEAD to tell what it is.
+fn ills() -> Vec<(&'static str, Manner)> {
+    let length = manifest().len() as u64;
+    let of = |manner: Manner| Manner { no_head: true, says: Some(Digest::of(&manifest())), ..manner };
+    let unsaid = |manner: Manner| Manner { no_head: true, ..manner };
+    vec![
+        ("cut at once", of(Manner { cut_at: Some(0), ..Manner::default() })),
+        ("cut", of(Manner { cut_at: Some(20), ..Manner::default() })),
+        ("cut, and no length said", unsaid(Manner { cut_at: Some(20), no_length: true, ..Manner::default() })),
+        ("wrong", of(Manner { wrong_byte: Some(30), ..Manner::default() })),
+        ("wrong, and no digest said", unsaid(Manner { wrong_byte: Some(0), ..Manner::default() })),
+        ("short", of(Manner { length: Some(length - 5), ..Manner::default() })),
+        ("short, and no digest said", unsaid(Manner { length: Some(length - 5), ..Manner::default() })),
+        ("another", Manner { says: Some(Digest::of(b"another")), no_head: true, ..Manner::default() }),
+        ("stalls", of(Manner { stall_at: Some(0), ..Manner::default() })),
+    ]
+}
+
+#[tokio::test]
+async fn a_manifest_that_comes_wrong_or_in_part_is_another_upstreams_to_give() {
+    for (ill, manner) in ills() {
+        let (first, second) = (Registry::start(&manifest()).await, Registry::start(&manifest()).await);
+        first.always(manner);
+        second.always(Manner { no_head: true, ..Manner::default() });
+        let node = Node::new(&manifest(), &[&first, &second]);
+        let resolved = node.pull.resolve(&node.wanted.place, &Grant::Anonymous, &"v1".parse().unwrap()).await;
+        assert_eq!(resolved.expect(ill).digest, Digest::of(&manifest()), "{ill}");
+        assert_eq!((first.asked().len(), second.asked().len()), (1, 1), "{ill}");
+    }
+}
+
+#[tokio::test]
+async fn alone_it_is_an_error_and_nothing_of_it_is_kept() {
+    for (ill, manner) in ills() {
+        let only = Registry::start(&manifest()).await;
+        only.always(manner);
+        let node = Node::with(&manifest(), &[&only], "stall_timeout = \"1s\"");
+        let (place, tag) = (&node.wanted.place, "v1".parse().unwrap());
+        let error = node.pull.resolve(place, &Grant::Anonymous, &tag).await.expect_err(ill);
+        assert!(matches!(error, PullError::NoAnswer(_)), "{ill}: {error:?}");
+        assert!(error.to_string().contains(&only.address.to_string()), "{ill}: {error}");
+        assert_eq!(node.store.usage().await.unwrap().blobs, 0, "{ill}");
+        assert!(node.store.tag(&place.registry, &place.repository, &tag).await.is_none(), "{ill}");
+    }
 }

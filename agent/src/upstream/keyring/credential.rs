@@ -3,7 +3,7 @@ use std::sync::Arc;
 
 use zeroize::Zeroizing;
 
-use crate::upstream::grant::{Credentials, Grant};
+use crate::upstream::grant::Credentials;
 
 /// What opens a registry for the agent. Its secret is wiped from memory when it is dropped, and `Debug` doesn't show
 /// it.
@@ -22,12 +22,12 @@ pub enum Credential {
 
 impl Credential {
     /// To ask with. `None` for what no header can carry.
-    pub(in crate::upstream) fn grant(&self) -> Option<Grant> {
+    pub(in crate::upstream) fn credentials(&self) -> Option<Arc<Credentials>> {
         let credentials = match self {
             Self::Password { user, password } => Credentials::password(user, password),
             Self::IdentityToken(token) => Credentials::identity_token(token),
         };
-        credentials.map(|credentials| Grant::Credentials(Arc::new(credentials)))
+        credentials.map(Arc::new)
     }
 }
 

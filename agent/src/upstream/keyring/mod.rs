@@ -112,8 +112,8 @@ impl Keyring {
     /// names before wildcards, then in the order of the configuration, Docker's files before kubelet's plugins. Empty:
     /// there are none.
     ///
-    /// `registry` is whom they are shown to. For a mirror of a registry ask with the mirror's own name: kubelet's and
-    /// Docker's files say of each host which credentials are meant for it.
+    /// `registry` is whom they are shown to, and nobody else. For a mirror of a registry ask with the mirror's own host:
+    /// kubelet's and Docker's files say of each host which credentials are meant for it.
     ///
     /// At once where files and held answers suffice. Where programs must be asked, all are at the same time, and each
     /// is given at most a minute, besides the wait for a place among the few that may run. Who can't wait may drop the

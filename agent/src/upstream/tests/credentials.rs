@@ -1,5 +1,6 @@
-//! The caller's own credentials: to whom they go, and to whom never.
+//! Credentials, the caller's and the agent's own: to whom they go, and to whom never.
 
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use base64::Engine as _;
@@ -8,7 +9,7 @@ use base64::engine::general_purpose::STANDARD;
 use super::server::{Act, Server, answer, ok};
 use super::*;
 use crate::image::Access;
-use crate::upstream::Credentials;
+use crate::upstream::{Chain, Credentials};
 
 fn alice() -> Grant {
     Grant::Credentials(Arc::new(Credentials::password("alice", "wonder land").unwrap()))
@@ -189,4 +190,120 @@ async fn a_token_that_ended_or_is_refused_is_replaced_with_the_same_credentials(
     assert_eq!(refused.unwrap().access, Access::Authorized);
     assert_eq!(number.load(Ordering::SeqCst), 2);
     assert_eq!(server.count("password=wonder+land"), 2);
+}
+
+/// A registry, and a mirror before it, that open to a password each; and the agent's file, in which both may stand.
+struct Pair {
+    upstreams: Upstreams,
+    registry: Registry,
+    origin: Server,
+    mirror: Server,
+    dir: tempfile::TempDir,
+}
+
+impl Pair {
+    async fn new(of_mirror: Option<&str>) -> Self {
+        let wants = |password: &str| {
+            let opens = basic(&format!("me:{password}"));
+            Server::plain(move |head| if head.contains(&opens) { ok("hello") } else { challenge("Basic realm=x") })
+        };
+        let (origin, mirror) = (wants("origins").await, wants("mirrors").await);
+        let dir = tempfile::tempdir().unwrap();
+        let registry: Registry = origin.address.to_string().parse().unwrap();
+        let insecure = |server: &Server| UpstreamConfig { insecure: true, ..at(&server.url()) };
+        let mut first = insecure(&mirror);
+        if let Some(text) = of_mirror {
+            let file = dir.path().join("mirror.json");
+            std::fs::write(&file, text.replace("MIRROR", &mirror.address.to_string())).unwrap();
+            first.credentials = Some(file);
+        }
+        let mut config = config(vec![first, insecure(&origin)]);
+        config.registries[0].name = registry.clone();
+        config.credentials.docker_config = vec![dir.path().join("config.json")];
+        let upstreams = Upstreams::guarded_by(address::refused, &config).unwrap();
+        Self { upstreams, registry, origin, mirror, dir }
+    }
+
+    /// Writes the agent's file: passwords by host.
+    fn write(&self, auths: &[(SocketAddr, &str)]) {
+        let auth =
+            |(host, password): &(SocketAddr, &str)| format!(r#""{host}":{{"username":"me","password":"{password}"}}"#);
+        let auths: Vec<String> = auths.iter().map(auth).collect();
+        std::fs::write(self.dir.path().join("config.json"), format!(r#"{{"auths":{{{}}}}}"#, auths.join(","))).unwrap();
+    }
+
+    fn chain(&self) -> Chain {
+        self.upstreams.of(&self.registry)
+    }
+
+    async fn own(&self) -> Option<Grant> {
+        self.upstreams.own_grant(&self.registry, &repository()).await
+    }
+
+    /// What mirror and registry say.
+    async fn ask(&self, grant: &Grant) -> [Result<Access, ErrorKind>; 2] {
+        let chain = self.chain();
+        let ask = async |upstream: &Upstream| {
+            let answer = upstream.blob(grant, &repository(), &digest(), Part::WHOLE).await;
+            answer.map(|answer| answer.access).map_err(|e| e.kind().clone())
+        };
+        [ask(&chain[0]).await, ask(&chain[1]).await]
+    }
+
+    /// Whether a password has come to where it doesn't belong.
+    fn is_told_elsewhere(&self) -> bool {
+        self.mirror.count(&basic("me:origins")) > 0 || self.origin.count(&basic("me:mirrors")) > 0
+    }
+}
+
+#[tokio::test]
+async fn the_agents_own_go_to_the_host_that_they_are_meant_for() {
+    let pair = Pair::new(None).await;
+    assert_eq!(pair.own().await, None);
+    pair.write(&[(pair.mirror.address, "mirrors"), (pair.origin.address, "origins")]);
+    until_some(async || pair.own().await).await;
+    let own = pair.own().await.unwrap();
+    assert_eq!(pair.ask(&own).await, [Ok(Access::Authorized), Ok(Access::Authorized)]);
+    for upstream in pair.chain().iter() {
+        assert!(upstream.is_shown_credentials(&own) && !upstream.is_shown_credentials(&Grant::Anonymous));
+        let one = pair.upstreams.own_grant_at(std::slice::from_ref(upstream), &repository()).await.unwrap();
+        let opened = pair.ask(&one).await.map(|said| said.is_ok());
+        assert_eq!(opened, [!upstream.is_origin(), upstream.is_origin()], "for one host alone");
+    }
+    assert!(!pair.is_told_elsewhere());
+}
+
+#[tokio::test]
+async fn a_mirror_is_never_told_its_registrys_password() {
+    let pair = Pair::new(None).await;
+    pair.write(&[(pair.origin.address, "origins")]);
+    let own = until_some(async || pair.own().await).await;
+    assert_eq!(pair.ask(&own).await, [Err(ErrorKind::Unauthorized), Ok(Access::Authorized)]);
+    assert!(!pair.chain()[0].is_shown_credentials(&own));
+    assert_eq!(pair.mirror.count("authorization"), 0);
+}
+
+#[tokio::test]
+async fn what_the_configuration_has_for_an_upstream_goes_before_what_its_host_is_known_by() {
+    let pair = Pair::new(Some(r#"{"auths":{"MIRROR":{"username":"me","password":"mirrors"}}}"#)).await;
+    pair.write(&[(pair.mirror.address, "old"), (pair.origin.address, "origins")]);
+    let own = until_some(async || pair.own().await).await;
+    assert_eq!(pair.ask(&own).await, [Ok(Access::Authorized), Ok(Access::Authorized)]);
+    assert_eq!(pair.mirror.count(&basic("me:old")), 0);
+    // A caller's own, which it brought for whomever it is asked of, takes the place of neither.
+    assert_eq!(pair.ask(&alice()).await, [Err(ErrorKind::Unauthorized), Err(ErrorKind::Unauthorized)]);
+    assert!(!pair.is_told_elsewhere());
+}
+
+/// Waits until there is something.
+async fn until_some<T>(mut found: impl AsyncFnMut() -> Option<T>) -> T {
+    let waiting = async {
+        loop {
+            if let Some(found) = found().await {
+                return found;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), waiting).await.expect("it never was")
 }

@@ -3,6 +3,7 @@ use std::os::unix::fs::MetadataExt as _;
 
 use proptest::prelude::*;
 
+use super::super::dir::WAITS;
 use super::super::folder::Folder;
 use super::super::{HostsError, Original, Outcome, State, Undone, Warning};
 use super::*;
@@ -277,6 +278,24 @@ fn a_new_ca_or_none_takes_the_place_of_the_old() {
     certs.hosts(&["_default"]).apply(&plain()).unwrap();
     assert_eq!(certs.read("_default"), ["http://127.0.0.1:7439"]);
     assert!(!certs.has("_default/larder-ca.pem"));
+}
+
+#[test]
+fn without_tls_and_with_fewer_targets_readers_are_waited_for_once() {
+    let waits = |work: &dyn Fn()| {
+        let before = WAITS.get();
+        work();
+        WAITS.get() - before
+    };
+    let certs = Certs::with(&[("docker.io/hosts.toml", "server = \"https://registry-1.docker.io\"\n")]);
+    assert_eq!(waits(&|| drop(certs.apply(&["docker.io", "ghcr.io", "quay.io"]))), 0);
+    let fewer = || drop(certs.hosts(&["quay.io"]).apply(&plain()).unwrap());
+    assert_eq!(waits(&fewer), 1);
+    assert!(!certs.has("docker.io/larder-ca.pem") && !certs.has("quay.io/larder-ca.pem") && !certs.has("ghcr.io"));
+    assert_eq!(waits(&fewer), 0, "nothing is left to be read");
+    certs.apply(&["docker.io", "quay.io"]);
+    assert_eq!(waits(&|| drop(certs.apply(&["quay.io"]))), 1, "whose folder it is that goes");
+    assert_eq!(waits(&|| drop(HostsDir::restore(&certs.dir).unwrap())), 1);
 }
 
 #[test]
