@@ -12,7 +12,7 @@ const NICE: i32 = 10;
 /// How many times as long as it took to work is rested.
 const REST: u32 = 3;
 /// The longest rest.
-const LONGEST_REST: Duration = Duration::from_millis(50);
+const LONGEST_REST: Duration = Duration::from_millis(10);
 
 /// From now on, this thread gives way to others.
 pub(super) fn give_way() {
