@@ -1,7 +1,7 @@
 //! nginx, to compare with: as a registry that serves files, and as a proxy that stores what it passes on.
 
 use std::fmt::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -86,6 +86,11 @@ impl Nginx {
         let (http, url) = (Http::new(), self.url());
         until("nginx answers", Duration::from_secs(10), async || http.get(&url).await.ok()).await?;
         Ok(())
+    }
+
+    /// Its own folder, with the files that it serves or stores.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
     }
 
     /// `http://127.0.0.1:…`

@@ -56,7 +56,8 @@ impl Following {
         let mut registry = Registry::default();
         metrics.register(&mut registry);
         let client = Arc::new(Client::new(&containerd)?);
-        let inventories = inventory::watch(client, metrics, &tasks, stop.clone());
+        let mirror = config::Config::default().mirror.listen;
+        let inventories = inventory::watch(client, mirror, metrics, &tasks, stop.clone());
         Ok(Self { inventories, registry, stop, tasks })
     }
 

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
-use larder_integration::{Containerd, ContainerdConfig, Fault, FaultRegistry, Image, Registry, When, until};
+use anyhow::{Context, Result, bail, ensure};
+use larder_integration::{Containerd, ContainerdConfig, Fault, FaultRegistry, Image, Labels, Registry, When, until};
 
 use crate::support::{Case, ensure_only_the_agent_asked, on_every_containerd};
 
@@ -164,7 +164,7 @@ async fn a_name_that_kube_image_keeper_rewrote(case: Case) -> Result<()> {
     let ways = if case.tls { &[true][..] } else { &[true, false] };
     for &is_entered in ways {
         let mut registry = FaultRegistry::start().await?;
-        let image = Image::one_layer(13, 5);
+        let image = Image::builder(13).layer(5 << 20).program()?.build();
         registry.add(&image, "acme/app", "v1");
         let mut builder = case.builder()?;
         builder.agent.registry("reg.test", &[&registry.url()]);
@@ -179,6 +179,25 @@ async fn a_name_that_kube_image_keeper_rewrote(case: Case) -> Result<()> {
         pull().await?;
         ensure!(registry.count("GET", &image.largest().digest) == 1);
         ensure_only_the_agent_asked(&registry)?;
+
+        // What runs by that name is known by its own: it can be checked, and it can be kept.
+        let container = node.containerd.run(&name, &Labels::of_container("shop", "web-0", "app")).await?;
+        let rows = async || node.agent()?.say(&["images", "--no-headers"]).await;
+        let is_safe = async || {
+            let rows = rows().await.ok()?;
+            let row: Vec<&str> = rows.split_whitespace().collect();
+            let is_so =
+                row.starts_with(&["reg.test/acme/app:v1", "Available", "yes"]) && row.contains(&"shop/web-0/app");
+            is_so.then_some(rows)
+        };
+        let shown = until("it is shown as safe by its own name", Duration::from_secs(20), is_safe).await;
+        let shown = match shown {
+            Ok(shown) => shown,
+            Err(error) => bail!("{error}, entered: {is_entered}: {}", rows().await?),
+        };
+        ensure!(shown.lines().count() == 1 && !shown.contains("localhost"), "{shown}");
+        node.containerd.stop(&container).await?;
+        node.containerd.remove(&container).await?;
 
         registry.refuse();
         node.containerd.wipe().await?;

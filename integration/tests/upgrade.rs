@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use http::StatusCode;
-use larder_integration::{Agent, Challenge, Fault, FaultRegistry, Image, Login, When, until};
+use larder_integration::{Agent, Challenge, Fault, FaultRegistry, Image, Login, Node, When, until};
 
 use crate::support::{Case, on_every_containerd};
 
@@ -20,6 +20,7 @@ on_every_containerd!(over tls by one:
     the_agent_before_hangs,
     one_that_waits_may_be_taken_back,
     two_that_wait,
+    the_next_one_has_another_port,
 );
 
 const MEBIBYTE: u64 = 1 << 20;
@@ -34,6 +35,16 @@ async fn replace(old: &mut Agent, new: &mut Agent) -> Result<Duration> {
     let took = begun.elapsed();
     until("the old one has ended", SOON, async || (!old.is_running()).then_some(())).await?;
     Ok(took)
+}
+
+/// A node that has pulled all there is, of a registry that is gone since.
+async fn one_that_has_all(case: Case, seed: u64) -> Result<(FaultRegistry, Node)> {
+    let mut registry = FaultRegistry::start().await?;
+    registry.add(&Image::many_layers(seed, 3, 500), "acme/app", "v1");
+    let node = case.node_of_the_agent_alone(&registry).await?;
+    node.containerd.pull("reg.test/acme/app:v1").await?;
+    registry.refuse();
+    Ok((registry, node))
 }
 
 /// Waits until it has the store: it shows what it does then.
@@ -188,12 +199,7 @@ async fn a_pull_that_is_cut_short_goes_on_with_the_next_agent(case: Case) -> Res
 
 /// Killed, it hands nothing over; but the next one holds the door already.
 async fn the_agent_before_is_killed(case: Case) -> Result<()> {
-    let mut registry = FaultRegistry::start().await?;
-    let image = Image::many_layers(4, 3, 500);
-    registry.add(&image, "acme/app", "v1");
-    let mut node = case.node_of_the_agent_alone(&registry).await?;
-    node.containerd.pull("reg.test/acme/app:v1").await?;
-    registry.refuse();
+    let (_registry, mut node) = one_that_has_all(case, 4).await?;
     let mut new = node.agent()?.beside("new")?;
     new.launch()?;
     new.stands_by().await?;
@@ -251,12 +257,7 @@ async fn one_that_waits_may_be_taken_back(case: Case) -> Result<()> {
 
 /// Two new ones at once: one of them serves, and the other is ready to take over from it.
 async fn two_that_wait(case: Case) -> Result<()> {
-    let mut registry = FaultRegistry::start().await?;
-    let image = Image::many_layers(8, 3, 500);
-    registry.add(&image, "acme/app", "v1");
-    let mut node = case.node_of_the_agent_alone(&registry).await?;
-    node.containerd.pull("reg.test/acme/app:v1").await?;
-    registry.refuse();
+    let (_registry, mut node) = one_that_has_all(case, 8).await?;
     let mut agents = [node.agent()?.beside("one")?, node.agent()?.beside("two")?];
     for agent in &mut agents {
         agent.launch()?;
@@ -283,6 +284,40 @@ async fn two_that_wait(case: Case) -> Result<()> {
     until("the other one follows", SOON, follows).await?;
     agents[first].stop()?;
     serves(&agents[other]).await?;
+    node.containerd.wipe().await?;
+    node.containerd.pull("reg.test/acme/app:v1").await?;
+    Ok(())
+}
+
+/// `mirror.listen` was changed: there is no door to hand over, and the one that waits is ready all the same, while the one
+/// before it serves at its own port. Were it not, a roll-out would never end that one.
+async fn the_next_one_has_another_port(case: Case) -> Result<()> {
+    let (_registry, mut node) = one_that_has_all(case, 9).await?;
+    let mut new = node.agent()?.beside("new")?;
+    new.move_mirror()?;
+    new.launch()?;
+    new.stands_by().await?;
+    let entries = ["_default", "reg.test"].map(|folder| node.hosts_dir().join(folder).join("hosts.toml"));
+    // Each, and nobody else, in both.
+    let named = |agent: &Agent, other: &Agent| -> Result<()> {
+        for path in &entries {
+            let entry = std::fs::read_to_string(path)?;
+            let is_named = entry.contains(&agent.address()) && !entry.contains(&other.address());
+            ensure!(is_named, "{}: {entry}", path.display());
+        }
+        Ok(())
+    };
+    named(node.agent()?, &new).context("it waits, and has entered itself")?;
+    node.containerd.wipe().await?;
+    node.containerd.pull("reg.test/acme/app:v1").await?;
+
+    let mut old = node.agent.take().unwrap();
+    old.stop()?;
+    serves(&new).await?;
+    until("the new one has entered itself", SOON, async || new.probe("ready").await.is_ok_and(|yes| yes).then_some(()))
+        .await?;
+    named(&new, &old)?;
+    ensure!(new.probe("live").await?);
     node.containerd.wipe().await?;
     node.containerd.pull("reg.test/acme/app:v1").await?;
     Ok(())

@@ -66,6 +66,14 @@ impl Digest {
         }
     }
 
+    /// The digest of `bytes` by this one's algorithm: the same, if it is theirs.
+    #[must_use]
+    pub fn like(&self, bytes: &[u8]) -> Self {
+        let mut hasher = self.hasher();
+        hasher.update(bytes);
+        hasher.finish()
+    }
+
     const fn bytes(&self) -> &[u8] {
         match self {
             Self::Sha256(hash) => hash,

@@ -1,4 +1,5 @@
 use std::fmt;
+use std::net::SocketAddr;
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -36,6 +37,19 @@ impl ImageName {
             Reference::Tag(tag) => Some(tag),
             Reference::Digest(_) => None,
         }
+    }
+
+    /// The image that is meant where a mirror listens at `mirror`: in a name that begins with the mirror itself, the path
+    /// says the registry, as it does in the mirror's requests. `localhost:7439/ghcr.io/acme/app:v1`, as kube-image-keeper
+    /// has written it into Pods, is `ghcr.io/acme/app:v1`.
+    #[must_use]
+    pub fn behind(self, mirror: SocketAddr) -> Self {
+        if !self.registry.is_at(mirror) {
+            return self;
+        }
+        let separator = if self.digest().is_some() { '@' } else { ':' };
+        // What is left without the mirror is a name as people write them.
+        format!("{}{separator}{}", self.repository, self.reference).parse().unwrap_or(self)
     }
 }
 
@@ -131,6 +145,28 @@ mod tests {
         let digest = digest.to_string();
         for wrong in ["", ":", "nginx:", "a/../b", "Nginx", "nginx@sha256:0", "reg.corp:x/a", "a b", &digest] {
             assert!(wrong.parse::<ImageName>().is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn names_that_begin_with_the_mirror() {
+        let mirror = SocketAddr::from(([127, 0, 0, 1], 7439));
+        let digest = Digest::of(b"x");
+        for (text, meant) in [
+            ("localhost:7439/ghcr.io/acme/app:v1", "ghcr.io/acme/app:v1".to_owned()),
+            ("127.0.0.1:7439/docker.io/library/nginx:1.29", "docker.io/library/nginx:1.29".to_owned()),
+            ("[::1]:7439/docker.io/nginx:1.29", "docker.io/library/nginx:1.29".to_owned()),
+            ("localhost:7439/nginx", "docker.io/library/nginx:latest".to_owned()),
+            (&format!("localhost:7439/ghcr.io/acme/app@{digest}"), format!("ghcr.io/acme/app@{digest}")),
+            // Others are what they say.
+            ("localhost:5000/ghcr.io/acme/app:v1", "localhost:5000/ghcr.io/acme/app:v1".to_owned()),
+            ("localhost/acme/app:v1", "localhost/acme/app:v1".to_owned()),
+            ("reg.corp:7439/acme/app:v1", "reg.corp:7439/acme/app:v1".to_owned()),
+            ("ghcr.io/acme/app:v1", "ghcr.io/acme/app:v1".to_owned()),
+            // A registry without a path: nothing could be asked for it.
+            ("localhost:7439/ghcr.io:v1", "docker.io/library/ghcr.io:v1".to_owned()),
+        ] {
+            assert_eq!(text.parse::<ImageName>().unwrap().behind(mirror).to_string(), meant, "{text}");
         }
     }
 }

@@ -1,4 +1,5 @@
 use std::fmt;
+use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -69,6 +70,17 @@ impl Registry {
     pub fn host(&self) -> &str {
         let (host, _) = split_port(&self.0);
         host.trim_start_matches('[').trim_end_matches(']')
+    }
+
+    /// Whether this names what listens at `own` on this machine: by its address, another one of loopback, or `localhost`.
+    #[must_use]
+    pub fn is_at(&self, own: SocketAddr) -> bool {
+        let (_, port) = split_port(&self.0);
+        let is_here = match self.host().parse::<IpAddr>() {
+            Ok(ip) => ip.is_loopback() || ip == own.ip(),
+            Err(_) => self.host() == "localhost",
+        };
+        is_here && port.and_then(|port| port.parse().ok()) == Some(own.port())
     }
 
     /// Whether an image name that starts so names a registry at all, and no path on Docker Hub: it has a dot, a port,

@@ -17,7 +17,7 @@ use super::plan::{self, Blob, Plan, Rank, Subject, Unit};
 use super::survey::Surveyor;
 use super::{Catalog, Known, Why};
 use crate::image::{Digest, MediaType};
-use crate::store::{Excess, Held, Listed, Reason, Store, Usage, aside};
+use crate::store::{Excess, Held, Listed, Reason, Store, Usage, aside, rest_from};
 
 /// Others fill the disk too, so the bounds are looked at without being told.
 const INTERVAL: Duration = Duration::from_secs(10);
@@ -27,12 +27,8 @@ const REST: u32 = 20;
 const EXPIRE_EVERY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(3600));
 /// What arrived in part and rested so long goes before anything whole does.
 const LEFTOVER_AGE: Duration = Duration::from_secs(600);
-/// How many blobs are removed at a time.
-const BATCH: usize = 256;
-/// How many are listed at a time: a burst so short that nobody waits long for its CPU.
-const PAGE: usize = 512;
-/// Between two of them.
-const REST_OF_PAGES: Duration = Duration::from_millis(1);
+/// How many are listed at a time.
+const PAGE: usize = 1024;
 
 /// Holds the store within its bounds.
 #[derive(Debug)]
@@ -146,12 +142,7 @@ impl Collector {
     }
 
     async fn carry_out(&self, plan: Plan, reason: Reason) -> Collected {
-        let (mut bytes, mut blobs) = (0, 0);
-        for batch in plan.digests().chunks(BATCH) {
-            let (freed, gone) = self.store().drop_blobs(batch.to_vec(), reason).await;
-            bytes += freed;
-            blobs += gone;
-        }
+        let (bytes, blobs) = self.store().drop_blobs(plan.digests(), reason).await;
         let mut images = 0;
         for going in &plan.goes {
             if let Subject::Image(name) = &going.subject {
@@ -179,6 +170,7 @@ impl Collector {
         let (mut blobs, mut manifests) = (Vec::new(), Vec::new());
         let mut after = None;
         loop {
+            let begun = std::time::Instant::now();
             let page = self.store().list(after.as_ref(), PAGE).await;
             let Some(last) = page.last() else { break };
             after = Some(last.digest);
@@ -188,7 +180,7 @@ impl Collector {
                 }
                 blobs.push(self.blob(&listed));
             }
-            tokio::time::sleep(REST_OF_PAGES).await;
+            rest_from(begun).await;
         }
         let mut units: Vec<Unit> = catalog.images.iter().map(|known| unit(known)).collect();
         let known: HashSet<Digest> = units.iter().flat_map(|unit| unit.parts.iter().copied()).collect();

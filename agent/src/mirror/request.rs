@@ -3,7 +3,7 @@
 //! Names, tags and digests need no percent-encoding, so a path that has any is refused: nothing can be smuggled past
 //! the checks in another spelling. What parses names one registry and one repository, and nothing outside of them.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 use http::{Method, Uri};
 
@@ -117,7 +117,7 @@ fn place(name: &str, parameters: &[(String, String)], own: SocketAddr) -> Result
         Some(ns) => Some(ns.parse().map_err(|e| Refused::Name(format!("ns={ns:?}: {e}")))?),
         None => None,
     };
-    let (registry, path) = match ns.filter(|ns| !is_own(ns, own)) {
+    let (registry, path) = match ns.filter(|ns| !ns.is_at(own)) {
         Some(registry) => (registry, name),
         None => match name.split_once('/') {
             Some((first, rest)) if Registry::is_host(first) => {
@@ -126,21 +126,12 @@ fn place(name: &str, parameters: &[(String, String)], own: SocketAddr) -> Result
             _ => (Registry::docker_hub(), name),
         },
     };
-    if is_own(&registry, own) {
+    if registry.is_at(own) {
         return Err(Refused::Name("the mirror's own address is no registry".to_owned()));
     }
     let repository: Repository = path.parse().map_err(|e| Refused::Name(format!("{path:?}: {e}")))?;
     let at_hub = registry.as_str() == Registry::DOCKER_HUB;
     Ok(Place { registry, repository: if at_hub { repository.at_docker_hub() } else { repository } })
-}
-
-fn is_own(registry: &Registry, own: SocketAddr) -> bool {
-    let port = registry.as_str().rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
-    let here = match registry.host().parse::<IpAddr>() {
-        Ok(ip) => ip.is_loopback() || ip == own.ip(),
-        Err(_) => registry.host() == "localhost",
-    };
-    port == Some(own.port()) && here
 }
 
 /// The parameters that the specification knows, encoded anew.

@@ -15,7 +15,7 @@ use super::sources::Sources;
 use super::suspects::{Culprit, Suspects};
 use super::transfer::{Arriving, Failure, State, Transfer};
 use super::{Inner, Kind, PullError};
-use crate::image::{Access, Digest, MediaType};
+use crate::image::{Access, MediaType};
 use crate::peers::Follow;
 use crate::store::{CommitError, Ingest, Origin};
 
@@ -226,7 +226,7 @@ impl Driver {
                 follow.is_whole();
                 End::State("whole", State::Whole(blob))
             }
-            Err(e) if !matches!(e, CommitError::Mismatch { .. }) && hashes_to(&bytes, digest) => {
+            Err(e) if !matches!(e, CommitError::Mismatch { .. }) && digest.like(&bytes) == *digest => {
                 tracing::debug!(%digest, reason = %e, "not stored");
                 End::State("unstored", State::InMemory(bytes, media_type))
             }
@@ -289,12 +289,6 @@ impl Driver {
             Culprit::Likely(_) | Culprit::Unclear => {}
         }
     }
-}
-
-pub(super) fn hashes_to(bytes: &[u8], digest: &Digest) -> bool {
-    let mut hasher = digest.hasher();
-    hasher.update(bytes);
-    hasher.finish() == *digest
 }
 
 /// Disk work off the runtime's threads.

@@ -66,8 +66,8 @@ impl Pull {
         self.find(wanted, start, Reading::Part).await
     }
 
-    /// As [`Pull::fetch`], of all of it, for one who is in no hurry: its bytes come at the pace of the background, unless somebody
-    /// else reads along. Upstreams that are near their limits aren't asked for it; peers are.
+    /// As [`Pull::fetch`], of all of it, for one who is in no hurry: its bytes come at the pace of the background, unless
+    /// somebody else reads along. Upstreams that are near their limits aren't asked for it; peers are.
     ///
     /// # Errors
     /// As for [`Pull::fetch`], and when nobody is left to be asked.

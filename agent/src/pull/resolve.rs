@@ -293,9 +293,7 @@ fn check_type(upstream: &Upstream, media_type: Option<&MediaType>) -> Result<(),
 /// against, and that it is JSON, which a part of a manifest is not.
 fn check_content(upstream: &Upstream, content: &[u8], said: Option<&Digest>) -> Result<(), UpstreamError> {
     if let Some(said) = said {
-        let mut hasher = said.hasher();
-        hasher.update(content);
-        let found = hasher.finish();
+        let found = said.like(content);
         if found != *said {
             return Err(upstream.wrong_answer(format!("sends a manifest that is {found}, and says that it is {said}")));
         }

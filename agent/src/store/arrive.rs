@@ -154,9 +154,7 @@ impl Shelves {
         media_type: Option<MediaType>,
         delivery: &Delivery,
     ) -> Result<Blob, CommitError> {
-        let mut hasher = digest.hasher();
-        hasher.update(bytes);
-        if hasher.finish() != *digest {
+        if digest.like(bytes) != *digest {
             return Err(CommitError::Mismatch { digest: *digest });
         }
         let size = bytes.len() as u64;

@@ -1,12 +1,18 @@
 //! Work that takes a CPU for long, on threads that give way to those who serve.
 
 use std::thread;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, setpriority_process};
 use tokio::sync::oneshot;
 
-/// A tenth of the weight of others, and who is woken beside it runs at once.
+/// A tenth of the weight of others.
 const NICE: i32 = 10;
+
+/// How many times as long as it took to work is rested.
+const REST: u32 = 3;
+/// The longest rest.
+const LONGEST_REST: Duration = Duration::from_millis(10);
 
 /// From now on, this thread gives way to others.
 pub(super) fn give_way() {
@@ -15,6 +21,18 @@ pub(super) fn give_way() {
     if let Err(error) = setpriority_process(own, NICE) {
         tracing::debug!(%error, "a thread can't give way to others");
     }
+}
+
+/// Lets whoever waits for this CPU have it first. For work that takes it for long, between steps of microseconds: however
+/// low a thread's priority, Linux leaves it the CPU for a slice of some milliseconds.
+pub(super) fn step_aside() {
+    thread::yield_now();
+}
+
+/// Rests three times as long as the work took that was `begun` then, though not long where a disk took its time: who
+/// serves meanwhile meets little of it.
+pub async fn rest_from(begun: Instant) {
+    tokio::time::sleep((begun.elapsed() * REST).min(LONGEST_REST)).await;
 }
 
 /// Runs `work` on a thread of its own that gives way to others. Once begun it runs to its end, whether or not anyone still

@@ -2,11 +2,12 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
 use super::arrive::Delivery;
+use super::aside::rest_from;
 use super::audit::{Audit, Listed};
 use super::blob::Blob;
 use super::boot::Boot;
@@ -14,6 +15,7 @@ use super::bounds::{Bounds, Reason, Usage};
 use super::disk::{Disk, RealDisk};
 use super::errors::{CommitError, IngestError, OpenError};
 use super::events::Events;
+use super::hands::Stuck;
 use super::ingest::{Ingest, Origin, Verified};
 use super::locks::held;
 use super::lookup::Sight;
@@ -29,10 +31,8 @@ use crate::image::{Access, Digest, MediaType, Registry, Repository, Tag};
 /// How many times a blob is looked for again after it was settled: once finds it, unless it was damaged meanwhile.
 const LOOKS: usize = 3;
 
-/// How many blobs are removed by one call of the disk's hands: a burst so short that nobody waits long for its CPU.
-const DROPPED_AT_ONCE: usize = 8;
-/// Between two of them.
-const DROPPING_REST: Duration = Duration::from_millis(1);
+/// How many blobs are removed by one call of the disk's hands.
+const DROPPED_AT_ONCE: usize = 64;
 
 /// How a store is opened.
 #[derive(Debug, Clone)]
@@ -126,7 +126,14 @@ impl Store {
     pub(super) async fn run<T: Send + 'static>(&self, work: impl FnOnce(&Shelves) -> T + Send + 'static) -> Option<T> {
         let shelves = Arc::clone(self.shelves());
         let done = self.shelves().reading.hands.run(move || work(&shelves)).await;
-        done.inspect_err(|_| tracing::warn!("the store's disk does not answer in time")).ok()
+        in_time(done)
+    }
+
+    /// The same for what takes a CPU for long, on a thread that gives way to others.
+    async fn run_aside<T: Send + 'static>(&self, work: impl FnOnce(&Shelves) -> T + Send + 'static) -> Option<T> {
+        let shelves = Arc::clone(self.shelves());
+        let done = self.shelves().reading.hands.run_aside(move || work(&shelves)).await;
+        in_time(done)
     }
 
     /// A blob that is held whole. One that must be hashed first is, and that takes as long as it takes: whoever has a
@@ -302,14 +309,12 @@ impl Store {
     pub async fn drop_blobs(&self, digests: Vec<Digest>, reason: Reason) -> (u64, u64) {
         let (mut bytes, mut blobs) = (0_u64, 0);
         // So many at a time that the disk's deadline is one for a few.
-        for (n, some) in digests.chunks(DROPPED_AT_ONCE).enumerate() {
-            if n > 0 {
-                tokio::time::sleep(DROPPING_REST).await;
-            }
-            let some = some.to_vec();
-            let Some(dropped) = self.run(move |shelves| shelves.drop_all(&some, reason)).await else { break };
+        for some in digests.chunks(DROPPED_AT_ONCE) {
+            let (some, begun) = (some.to_vec(), Instant::now());
+            let Some(dropped) = self.run_aside(move |shelves| shelves.drop_all(&some, reason)).await else { break };
             bytes = bytes.saturating_add(dropped.0);
             blobs += dropped.1;
+            rest_from(begun).await;
         }
         (bytes, blobs)
     }
@@ -322,7 +327,7 @@ impl Store {
     /// The first `limit` blobs after `after`, in the order of their digests.
     pub async fn list(&self, after: Option<&Digest>, limit: usize) -> Vec<Listed> {
         let after = after.copied();
-        self.run(move |shelves| shelves.list(after.as_ref(), limit)).await.unwrap_or_default()
+        self.run_aside(move |shelves| shelves.list(after.as_ref(), limit)).await.unwrap_or_default()
     }
 
     /// Hashes one blob, and sets it aside if it is not what its name says. Takes as long as reading it does.
@@ -348,6 +353,10 @@ impl Store {
             }
         }
     }
+}
+
+fn in_time<T>(done: Result<T, Stuck>) -> Option<T> {
+    done.inspect_err(|_| tracing::warn!("the store's disk does not answer in time")).ok()
 }
 
 fn delivery(registry: &Registry, repository: &Repository, access: Access) -> Delivery {

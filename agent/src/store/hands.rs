@@ -5,6 +5,8 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
+use super::aside::aside;
+
 /// How many calls wait for the disk at once. More would only queue in the kernel instead.
 const SLOTS: usize = 32;
 /// How long any one of them, its wait for a slot included, may take before the disk counts as stuck.
@@ -30,6 +32,23 @@ impl Hands {
         timeout(DEADLINE, async { self.start(work).await.ok_or(Stuck)?.await.map_err(|_| Stuck) })
             .await
             .unwrap_or(Err(Stuck))
+    }
+
+    /// The same for what takes a CPU for long, on a thread that gives way to others.
+    pub(super) async fn run_aside<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Stuck> {
+        let done = timeout(DEADLINE, async {
+            let slot = Arc::clone(&self.slots).acquire_owned().await.ok()?;
+            aside("larder-aside", move || {
+                let done = work();
+                drop(slot);
+                done
+            })
+            .await
+        });
+        done.await.ok().flatten().ok_or(Stuck)
     }
 
     /// Begins `work` as soon as there is a slot, to be waited for by [`Hands::finish`].

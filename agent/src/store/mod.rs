@@ -63,7 +63,7 @@ mod verify;
 mod tests;
 
 pub use adopt::{Adopted, Found};
-pub use aside::aside;
+pub use aside::{aside, rest_from};
 pub use audit::{Audit, Condition, Listed};
 pub use blob::Blob;
 pub use bounds::{Bounds, DiskUse, Excess, Reason, Usage};

@@ -5,6 +5,8 @@ use std::sync::atomic::Ordering;
 
 use tracing::{debug, warn};
 
+use super::CHUNK;
+use super::aside::step_aside;
 use super::bounds::Reason;
 use super::events::Event;
 use super::index::Change;
@@ -72,6 +74,7 @@ impl Shelves {
                 bytes = bytes.saturating_add(freed);
                 blobs += 1;
             }
+            step_aside();
         }
         self.show_totals();
         (bytes, blobs)
@@ -94,8 +97,8 @@ impl Shelves {
         }
     }
 
-    /// Out of the index, out of sight, then off the disk: the name is held for the rename only, since unlinking a
-    /// large file can take long.
+    /// Out of the index, out of sight, then off the disk: the name of a large file is held for a rename only, since to
+    /// unlink it can take long.
     fn take_away(&self, digest: &Digest, cause: Cause<'_>) -> io::Result<Taken> {
         let path = self.layout.blob(digest);
         let number = self.numbers.fetch_add(1, Ordering::Relaxed);
@@ -131,6 +134,11 @@ impl Shelves {
         self.open.forget(digest);
         self.index.update(digest, |_| Change::Drop);
         let size = record.map(|record| record.size).or_else(|| there.as_ref().map(std::fs::Metadata::len));
+        let taken = Taken::Freed(if is_shared { 0 } else { size.unwrap_or(0) });
+        let is_small = there.as_ref().is_some_and(|there| there.len() <= CHUNK);
+        if is_small && self.disk.unlink(&path).is_ok() {
+            return Ok(taken);
+        }
         let moved = match self.disk.rename(&path, &trash) {
             Err(error) if error.kind() == io::ErrorKind::NotFound && there.is_some() => {
                 // The trash is missing.
@@ -139,7 +147,6 @@ impl Shelves {
             other => other,
         };
         drop(name);
-        let taken = Taken::Freed(if is_shared { 0 } else { size.unwrap_or(0) });
         match moved {
             Ok(()) => {
                 if let Err(error) = self.disk.unlink(&trash) {

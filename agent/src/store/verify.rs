@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use tokio::sync::watch;
-use tracing::{info, warn};
+use tracing::{debug, warn};
 
 use super::CHUNK;
 use super::errors::are_lost;
@@ -130,7 +130,7 @@ impl Shelves {
         if !is_theirs {
             self.to_sync.push(digest);
         }
-        info!(%digest, size, "a blob of which that was not known is whole");
+        debug!(%digest, size, "a blob of which that was not known is whole");
         Proof::Sound
     }
 

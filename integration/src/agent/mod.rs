@@ -81,6 +81,16 @@ impl Agent {
         Ok(Self { folder, environment, namespace, wrapper, http, process: None, ..*self })
     }
 
+    /// Gives its mirror another port, before it is started.
+    pub fn move_mirror(&mut self) -> Result<()> {
+        let before = self.address();
+        self.mirror = free_port()?;
+        let text = std::fs::read_to_string(self.config())?;
+        let moved = text.replacen(&format!("listen = \"{before}\""), &format!("listen = \"{}\"", self.address()), 1);
+        ensure!(moved != text, "the configuration has no {before}: {text}");
+        Ok(std::fs::write(self.config(), moved)?)
+    }
+
     /// Whether `larder status --probe` says so.
     pub async fn probe(&self, what: &str) -> Result<bool> {
         Ok(self.command(&["status", "--probe", what]).await?.status.success())

@@ -1,5 +1,6 @@
 //! Who is there: seeds, restarts, those who leave.
 
+use std::net::UdpSocket;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
@@ -49,6 +50,26 @@ fn seeds_come_from_a_name() {
         .await?;
         dns.set(&cluster.members().iter().map(|member| member.host.address()).collect::<Vec<_>>());
         cluster.settle().await
+    });
+}
+
+/// At a first start nobody is remembered, and the server that should know the others says nothing: nothing waits for it.
+#[test]
+fn a_silent_name_server_delays_nothing() {
+    run(async {
+        const AT_ONCE: Duration = Duration::from_secs(5);
+        let stage = Stage::with(&Image::one_layer(5, 1), None)?;
+        let host = stage.network.host(None)?;
+        let silent = host.namespace().inside(|| UdpSocket::bind((host.address(), 53)))?;
+        silent.set_nonblocking(true)?;
+        let server = silent.local_addr()?.to_string();
+        let builder = stage.nodes(1, None)?.seeds(&["dns:larder-peers.test:7441"]).configure(move |_, config| {
+            config.set_text("peers", "dns_server", &server);
+        });
+        let cluster = within(AT_ONCE, builder.launch()).await.context("starting")?;
+        within(AT_ONCE, cluster.member(0).pull(NAME)).await.context("pulling")?;
+        let is_asked = async || silent.recv(&mut [0; 512]).is_ok().then_some(());
+        larder_integration::until("the name is asked for", AT_ONCE, is_asked).await
     });
 }
 

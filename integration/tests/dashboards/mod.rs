@@ -51,7 +51,7 @@ async fn families() -> Result<BTreeMap<String, Family>> {
     builder.agent.set_path("peers", "ca", &files.certificate).set_path("peers", "key", &files.key);
     // A new owner of a budget waits for a little more than both before it lets anybody check.
     builder.agent.set_text("health", "interval", "2s").set_text("health", "timeout", "2s");
-    let helpers = helper(builder.folder())?;
+    let helpers = helper(builder.folder(), &registry.host())?;
     builder.agent.set("credentials", "docker_config", format!("[{:?}]", helpers.join("config.json")));
     builder.agent.set_path("credentials", "helpers_dir", &helpers);
     let node = builder.start().await?;
@@ -107,11 +107,11 @@ async fn count_pulls() -> Result<String> {
     Ok(url)
 }
 
-/// A credential helper for `reg.test` that has nothing to offer, and the Docker configuration that names it.
-fn helper(folder: &Path) -> Result<PathBuf> {
+/// A credential helper for a host that has nothing to offer, and the Docker configuration that names it.
+fn helper(folder: &Path, host: &str) -> Result<PathBuf> {
     let helpers = folder.join("helpers");
     std::fs::create_dir_all(&helpers)?;
-    std::fs::write(helpers.join("config.json"), r#"{"credHelpers": {"reg.test": "none"}}"#)?;
+    std::fs::write(helpers.join("config.json"), format!(r#"{{"credHelpers": {{"{host}": "none"}}}}"#))?;
     let program = helpers.join("docker-credential-none");
     std::fs::write(&program, "#!/bin/sh\necho 'credentials not found in native keychain'\nexit 1\n")?;
     std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755))?;

@@ -4,12 +4,16 @@ use std::os::unix::fs::MetadataExt as _;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use larder_integration::{FaultRegistry, Image, Machine, Network, Release, until};
+use larder_integration::{
+    Agent, AgentConfig, FaultRegistry, Folder, Image, LarderImage, Machine, Network, Release, until,
+};
 
-use super::package::package;
+use super::package::{package, repository};
 use crate::support::{ensure_only_the_agent_asked, run};
 
 const RELEASE: Release = Release::Trixie;
+const OURS: &str = "/var/lib/larder";
+const CONTAINERDS: &str = "/var/lib/containerd/io.containerd.content.v1.content";
 const DROP_IN: &str = "/etc/systemd/system/larder.service.d/test.conf";
 
 #[test]
@@ -50,11 +54,68 @@ fn installed_it_serves_and_purged_it_is_gone() {
         let journal = scene.machine.journal("larder").await?;
         ensure!(journal.contains("Started larder.service") && !journal.contains("larder.service: Failed"), "{journal}");
 
+        // Removed, it has let go of containerd; what it keeps stays for the day on which it is installed again.
+        scene.machine.run(&["dpkg", "--remove", "larder"]).await?;
+        ensure!(scene.machine.output(&["pgrep", "larder"]).await?.status.code() == Some(1), "it still runs");
+        let hosts = scene.machine.path("/etc/containerd/certs.d");
+        ensure!(
+            std::fs::read_to_string(hosts.join("reg.test/hosts.toml"))? == scene.hosts
+                && !hosts.join("_default").exists()
+        );
+        for stays in [blob(OURS, &image), blob(OURS, &other), "/etc/larder/larder.toml".to_owned()] {
+            ensure!(scene.machine.path(&stays).exists(), "{stays} is gone");
+        }
+        scene.forget("app").await?;
+        scene.pull("app").await.context("after it is removed")?;
+
         scene.machine.run(&["dpkg", "--purge", "larder"]).await?;
         let left = scene.machine.trace()?.since(&before);
         ensure!(left.is_empty(), "{}", left.join("\n"));
         ensure!(scene.machine.output(&["systemctl", "cat", "larder"]).await?.status.code() == Some(1));
         ensure!(!scene.machine.path("/run/larder").exists());
+        scene.pull("app").await.context("after it is gone")
+    });
+}
+
+/// Without a package: by the scripts behind `make install` and `make uninstall`, as their page says.
+#[test]
+fn installed_by_make_it_serves_and_uninstalled_it_is_gone() {
+    run(async {
+        let scene = Scene::new().await?;
+        let machine = &scene.machine;
+        let sources = "/tmp/larder";
+        let script = |name: &str| format!("{sources}/systemd/{name}");
+        std::fs::create_dir_all(machine.path(&script("")))?;
+        for file in ["install", "uninstall", "papers", "larder.service", "larder.toml"] {
+            std::fs::copy(repository().join("systemd").join(file), machine.path(&script(file)))?;
+        }
+        let program = format!("{sources}/larder");
+        std::fs::copy(LarderImage::binary().await?, machine.path(&program))?;
+
+        let before = machine.trace()?;
+        let said = machine.run(&[&script("install"), &program, "", "/usr/local"]).await?;
+        ensure!(said.contains("systemctl daemon-reload && systemctl enable --now larder"), "{said}");
+        machine.run(&["systemctl", "daemon-reload"]).await?;
+        machine.run(&["systemctl", "enable", "--now", "larder"]).await?;
+        is_active(machine).await?;
+        let started = machine.property("larder", "ExecStart").await?;
+        ensure!(started.contains("path=/usr/local/bin/larder ;"), "{started}");
+        let image = scene.image(4, "app");
+        scene.pull("app").await?;
+        ensure_only_the_agent_asked(&scene.registry)?;
+        scene.linked(&image).await?;
+
+        let said = machine.run(&[&script("uninstall"), "", "/usr/local"]).await?;
+        let [cache, configuration] = ["/var/lib/larder", "/etc/larder"];
+        ensure!(said.contains(cache) && said.contains(configuration), "what is left isn't named: {said}");
+        ensure!(machine.path(&blob(OURS, &image)).exists(), "the cache is gone");
+        ensure!(machine.path("/etc/larder/larder.toml").exists(), "the configuration is gone");
+        let mut left = machine.trace()?.since(&before);
+        left.retain(|line| ![cache, configuration].iter().any(|stays| line.starts_with(&format!("+ {stays}"))));
+        ensure!(left.is_empty(), "{}", left.join("\n"));
+        ensure!(machine.output(&["systemctl", "cat", "larder"]).await?.status.code() == Some(1));
+        ensure!(machine.output(&["pgrep", "larder"]).await?.status.code() == Some(1), "it still runs");
+        scene.forget("app").await?;
         scene.pull("app").await.context("after it is gone")
     });
 }
@@ -192,26 +253,45 @@ fn one_writable_path_is_what_links_need_and_volumes_come_free() {
     });
 }
 
-/// The CA and its key as systemd hands them over: the agent has them from nowhere else.
+/// The CA and its key as systemd hands them over: the agent has them from nowhere else, and is believed by another node.
 #[test]
 fn peers_are_joined_by_credentials() {
     run(async {
         let scene = Scene::new().await?;
         scene.install().await?;
         scene.machine.run(&["larder", "certs", "--dir", "/etc/larder/peers"]).await?;
+        // The other node has the same files, and knows nobody until this one comes.
+        let (host, folder) = (scene.network.host(None)?, Folder::new()?);
+        let [ca, key] = ["ca.pem", "ca.key"].map(|file| folder.path().join(file));
+        std::fs::copy(scene.machine.path("/etc/larder/peers/ca.pem"), &ca)?;
+        std::fs::copy(scene.machine.path("/etc/larder/peers/ca.key"), &key)?;
+        let mut config = AgentConfig::without_containerd(folder.path());
+        config.namespace = Some(host.namespace().clone());
+        config.set_path("peers", "ca", &ca).set_path("peers", "key", &key);
+        // Without seeds and without a route it can't tell by itself.
+        config.set("peers", "seeds", "[]").set_text("peers", "advertise", &host.address().to_string());
+        let other = Agent::start(&folder.path().join("larder"), &config).await?;
+
+        let seed = format!("{}:7441", host.address());
         scene.machine.write(
             DROP_IN,
-            "[Service]\nLoadCredential=ca.pem:/etc/larder/peers/ca.pem\nLoadCredential=ca.key:/etc/larder/peers/ca.key\n\
-             Environment=LARDER__PEERS__CA=%d/ca.pem LARDER__PEERS__KEY=%d/ca.key LARDER__PEERS__SEEDS=10.77.0.9:7441\n\
-             InaccessiblePaths=/etc/larder/peers\n",
+            &format!(
+                "[Service]\nLoadCredential=ca.pem:/etc/larder/peers/ca.pem\n\
+                 LoadCredential=ca.key:/etc/larder/peers/ca.key\n\
+                 Environment=LARDER__PEERS__CA=%d/ca.pem LARDER__PEERS__KEY=%d/ca.key LARDER__PEERS__SEEDS={seed}\n\
+                 InaccessiblePaths=/etc/larder/peers\n"
+            ),
         )?;
         scene.machine.run(&["systemctl", "daemon-reload"]).await?;
         scene.machine.run(&["systemctl", "restart", "larder"]).await?;
-        let peers = scene.machine.run(&["larder", "status", "--peers"]).await?;
-        let journal = scene.machine.journal("larder").await?;
-        ensure!(!journal.contains("no peers"), "{journal}");
-        ensure!(peers.contains("10.77.0.1:7441"), "{peers}");
-        Ok(())
+        until("each owns something in the other's eyes", Duration::from_secs(30), async || {
+            let here = scene.machine.run(&["larder", "status", "--peers"]).await.ok()?;
+            let there = other.say(&["status", "--peers"]).await.ok()?;
+            let owns = |shown: &str, at: &str| shown.lines().any(|line| line.contains(at) && line.contains(", owns "));
+            (owns(&here, &seed) && owns(&there, "10.77.0.1:7441")).then_some(())
+        })
+        .await
+        .context(other.log())
     });
 }
 
@@ -219,7 +299,9 @@ fn peers_are_joined_by_credentials() {
 struct Scene {
     machine: Machine,
     registry: FaultRegistry,
-    _network: Network,
+    /// What stands in the machine's own hosts.toml.
+    hosts: String,
+    network: Network,
 }
 
 impl Scene {
@@ -232,7 +314,7 @@ impl Scene {
         let hosts = format!("server = {url:?}\n\n[host.{url:?}]\n  capabilities = [\"pull\", \"resolve\"]\n");
         machine.write("/etc/containerd/certs.d/reg.test/hosts.toml", &hosts)?;
         machine.start_containerd(RELEASE).await?;
-        Ok(Self { machine, registry, _network: network })
+        Ok(Self { machine, registry, hosts, network })
     }
 
     /// Installs the package, or the same once more.
@@ -274,10 +356,8 @@ impl Scene {
 
     /// The files that hold the layer, ours and containerd's, by their numbers; `None` while one of them isn't there.
     fn held(&self, image: &Image) -> Result<Option<(u64, u64)>> {
-        let layer = image.largest().digest.replace(':', "/");
-        let number = |folder: &str| std::fs::metadata(self.machine.path(&format!("{folder}/blobs/{layer}"))).ok();
-        let ours = number("/var/lib/larder");
-        let theirs = number("/var/lib/containerd/io.containerd.content.v1.content");
+        let number = |store: &str| std::fs::metadata(self.machine.path(&blob(store, image))).ok();
+        let (ours, theirs) = (number(OURS), number(CONTAINERDS));
         Ok(ours.zip(theirs).map(|(ours, theirs)| (ours.ino(), theirs.ino())))
     }
 
@@ -289,6 +369,11 @@ impl Scene {
         })
         .await
     }
+}
+
+/// The file that holds the layer, in one of the two stores.
+fn blob(store: &str, image: &Image) -> String {
+    format!("{store}/blobs/{}", image.largest().digest.replace(':', "/"))
 }
 
 async fn install(machine: &Machine) -> Result<()> {

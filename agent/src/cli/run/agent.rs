@@ -89,7 +89,8 @@ async fn serve(config: &Config, mut teller: Teller) -> anyhow::Result<ExitCode> 
     let canary = Arc::new(Canary::new());
     let ends = peers::Ends { stop: stop.clone(), end: end.clone() };
     let watched = inventory::Metrics::default();
-    let inventory = inventory::watch(Arc::clone(&containerd), watched.clone(), &tasks, end.clone());
+    let (mirror, client) = (config.mirror.listen, Arc::clone(&containerd));
+    let inventory = inventory::watch(client, mirror, watched.clone(), &tasks, end.clone());
     let (peers, port) = join(config, &store, inventory.clone(), &tasks, &ends, has_waited).await.unzip();
     let pull = Pull::new(
         config,

@@ -1,5 +1,6 @@
 //! The task that follows containerd.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,8 +26,13 @@ const BEAT: Duration = Duration::from_secs(20);
 const SETTLED: Duration = Duration::from_secs(1);
 
 /// Follows containerd for ever.
-pub(super) async fn follow(client: &Client, metrics: &Metrics, told: &watch::Sender<Option<Arc<Inventory>>>) {
-    let mut follower = Follower { client, metrics, told, known: Known::default(), is_lost: None, version: None };
+pub(super) async fn follow(
+    client: &Client,
+    mirror: SocketAddr,
+    metrics: &Metrics,
+    told: &watch::Sender<Option<Arc<Inventory>>>,
+) {
+    let mut follower = Follower { client, metrics, told, known: Known::new(mirror), is_lost: None, version: None };
     let mut retry = FIRST_RETRY;
     loop {
         let began = Instant::now();

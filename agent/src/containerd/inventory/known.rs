@@ -1,6 +1,7 @@
 //! What is known of containerd, put together: whose names mean what, and who was made from it.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -17,8 +18,10 @@ type Key = (Arc<str>, String);
 /// A namespace, and what an image's names mean there.
 type Target = (Arc<str>, Digest);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Known {
+    /// The node's own, by which some images may be named.
+    mirror: SocketAddr,
     records: Vec<ImageRecord>,
     containers: Vec<Container>,
     /// `None` until containerd has told.
@@ -50,6 +53,19 @@ struct Image {
 }
 
 impl Known {
+    /// Nothing is known yet.
+    pub(super) fn new(mirror: SocketAddr) -> Self {
+        Self {
+            mirror,
+            records: Vec::new(),
+            containers: Vec::new(),
+            running: None,
+            contents: Contents::default(),
+            content_root: None,
+            origins: HashMap::new(),
+        }
+    }
+
     pub(super) fn contents(&self) -> &Contents {
         &self.contents
     }
@@ -70,7 +86,10 @@ impl Known {
             }
         }
         let Listing { images, containers, running, contents, content_root } = listing;
-        if let Some(images) = images {
+        if let Some(mut images) = images {
+            for image in &mut images {
+                image.name = image.name.take().map(|name| name.behind(self.mirror));
+            }
             let before: HashSet<(&str, &str)> = self.records.iter().map(|old| (&*old.namespace, &*old.text)).collect();
             let is_new = |new: &&ImageRecord| !before.contains(&(&*new.namespace, &*new.text));
             images.iter().filter(is_new).for_each(say_if_skipped);
@@ -113,7 +132,7 @@ impl Known {
             let mut origin =
                 known.unwrap_or(Origin { created: container.created, image: None, config: None, is_asked: false });
             if origin.image.is_none() {
-                origin.image = origin.find(container, &records);
+                origin.image = origin.find(container, &records, self.mirror);
             }
             if let Some(image) = &mut origin.image
                 && let Some(names) = names.get(&(Arc::clone(&container.namespace), image.target))
@@ -138,7 +157,7 @@ impl Known {
             // While the runtime interface can't be asked, what the name means now is the best guess.
             let guess = || (!origin.is_asked).then(|| names.get(&(&*container.namespace, &*container.image)).copied());
             let Some(target) = found.or_else(|| guess().flatten()) else {
-                let (namespace, image) = (Arc::clone(&container.namespace), container.image.parse().ok());
+                let (namespace, image) = (Arc::clone(&container.namespace), name_of(container, self.mirror));
                 strays.push(Stray { namespace, image, config: origin.config, user });
                 continue;
             };
@@ -208,7 +227,12 @@ impl Known {
 }
 
 impl Origin {
-    fn find(&self, container: &Container, records: &HashMap<(&str, &str), &ImageRecord>) -> Option<Image> {
+    fn find(
+        &self,
+        container: &Container,
+        records: &HashMap<(&str, &str), &ImageRecord>,
+        mirror: SocketAddr,
+    ) -> Option<Image> {
         let record = |name: &str| records.get(&(&*container.namespace, name)).copied();
         if let Some(config) = &self.config {
             return record(&config.to_string()).map(Image::of);
@@ -219,7 +243,7 @@ impl Origin {
             return (is_settled || is_sure(found, container)).then(|| Image::of(found));
         }
         // A name with a digest says all, with or without a record.
-        let name = container.image.parse::<ImageName>().ok()?;
+        let name = name_of(container, mirror)?;
         let target = *name.digest()?;
         Some(Image { target, media_type: MediaType::octet_stream(), names: vec![name] })
     }
@@ -230,6 +254,11 @@ impl Image {
         let names = record.name.iter().cloned().collect();
         Self { target: record.target, media_type: record.media_type.clone(), names }
     }
+}
+
+/// What a container's image was called when it was made; `None` where that is no name.
+fn name_of(container: &Container, mirror: SocketAddr) -> Option<ImageName> {
+    Some(container.image.parse::<ImageName>().ok()?.behind(mirror))
 }
 
 /// Whether the record meant, when the container was made, what it means now; or nobody could tell otherwise.

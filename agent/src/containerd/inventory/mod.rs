@@ -11,6 +11,7 @@ mod listing;
 mod metrics;
 mod words;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use tokio::sync::watch as channel;
@@ -23,14 +24,18 @@ use super::client::Client;
 
 /// The inventory and its changes, followed by a task until `stop`. `None` until containerd first answered; after that a new
 /// value whenever something changed, and none when nothing did. Changes within a moment come as one.
+///
+/// Names that begin with the node's own `mirror` are told as what they mean: see
+/// [`ImageName::behind`](crate::image::ImageName::behind).
 #[must_use]
 pub fn watch(
     client: Arc<Client>,
+    mirror: SocketAddr,
     metrics: Metrics,
     tasks: &TaskTracker,
     stop: CancellationToken,
 ) -> channel::Receiver<Option<Arc<Inventory>>> {
     let (told, inventories) = channel::channel(None);
-    tasks.spawn(async move { stop.run_until_cancelled(follow::follow(&client, &metrics, &told)).await });
+    tasks.spawn(async move { stop.run_until_cancelled(follow::follow(&client, mirror, &metrics, &told)).await });
     inventories
 }

@@ -13,8 +13,9 @@ use super::collect::Collector;
 use super::memory::{Memory, Remembered};
 use super::survey::Surveyor;
 use super::*;
-use crate::config::{Cache, Percent, Span};
+use crate::config::{self, Cache, Percent, Span};
 use crate::image::{Access, Digest, ImageName, MediaType};
+use crate::pull::Pace;
 use crate::store::{Blob, CommitError, Options, Store};
 
 const BLOB: usize = 200_000;
@@ -247,6 +248,21 @@ async fn what_nothing_has_used_for_long_expires_and_is_forgotten() {
     collector.expire().await;
     assert_eq!(store.usage().await.unwrap().blobs, 3, "what the one that is kept has too stays");
     assert_eq!(names(&surveyor.survey(None, &[]).await), ["r.test/kept:v1"]);
+}
+
+/// An index that was lost leaves all blobs unproven: to hash them is work like any other look for damage.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_look_for_damage_pays_for_what_it_hashes_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir_all(dir.path().join("blobs/sha256")).unwrap();
+    lay(dir.path(), (0..4).map(|n| (content(n), 100)));
+    let store = open(dir.path(), 100 * BLOB as u64);
+    found(&store, 4).await;
+    let rate = config::Bytes(4 << 20);
+    let begun = Instant::now();
+    assert_eq!(scrub::round(&store, &Pace::new(rate)).await, 0);
+    let paid = 4 * (BLOB as u64 + scrub::EACH);
+    assert!(begun.elapsed().as_secs_f64() >= paid as f64 / rate.0 as f64, "{:?}", begun.elapsed());
 }
 
 /// What was dropped for room isn't fetched again only to be dropped again.

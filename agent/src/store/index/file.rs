@@ -8,12 +8,17 @@ use redb::{Database, ReadableDatabase, StorageBackend};
 use tracing::{debug, info, warn};
 
 use super::tables;
+use crate::store::aside::step_aside;
 use crate::store::disk::Disk;
 use crate::store::layout::FileId;
 use crate::store::record::TagRecord;
 
 /// redb's own cache, in bytes; the kernel's is behind it.
 const CACHE: usize = 2 << 20;
+/// redb's pages, in bytes.
+const PAGE: u64 = 4096;
+/// How many are written, more or less, before others are let in.
+const PAGES_IN_ONE_GO: u64 = 32;
 /// After so many starts that died while they opened the index, it is the suspect, and is set aside. An opening takes
 /// milliseconds: hardly anything else kills a process twice in it.
 const MOST_OPENINGS: usize = 2;
@@ -45,6 +50,10 @@ impl StorageBackend for IndexFile {
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        // A large batch has pages by the thousand. Not for each: who is never let in again writes nothing.
+        if (offset / PAGE).is_multiple_of(PAGES_IN_ONE_GO) {
+            step_aside();
+        }
         self.disk.write_at(&self.file, offset, data)
     }
 }

@@ -5,6 +5,7 @@ use redb::{Database, ReadableDatabase, ReadableTable, ReadableTableMetadata, Tab
 use super::batch::{Batch, RowChange};
 use super::{Entry, Totals};
 use crate::image::{Digest, Registry, Repository, Tag};
+use crate::store::aside::step_aside;
 use crate::store::record::{BlobRecord, Openness, TagRecord, digest_of, key, seal, unseal};
 use crate::store::records::Records;
 
@@ -80,7 +81,10 @@ pub(super) fn apply(database: &Database, batch: &Batch, totals: Totals) -> Resul
     {
         let (mut blobs, mut checksums) = (write.open_table(BLOBS)?, write.open_table(CHECKSUMS)?);
         let (mut used, mut repositories) = (write.open_table(USED)?, write.open_table(REPOSITORIES)?);
-        for (digest, change) in &batch.blobs {
+        // In the order of the tables, in which neighbours share a page: redb's cache holds few of them.
+        let mut blob_changes: Vec<_> = batch.blobs.iter().collect();
+        blob_changes.sort_unstable_by_key(|(digest, _)| **digest);
+        for (digest, change) in blob_changes {
             let key = key(digest);
             match change {
                 RowChange::Put(record, sums) => {
@@ -100,7 +104,9 @@ pub(super) fn apply(database: &Database, batch: &Batch, totals: Totals) -> Resul
                 }
             }
         }
-        for (digest, time) in &batch.used {
+        let mut uses: Vec<_> = batch.used.iter().collect();
+        uses.sort_unstable();
+        for (digest, time) in uses {
             let key = key(digest);
             // A use can outlive its blob in the queue.
             if blobs.get(key.as_slice())?.is_some() {
@@ -272,6 +278,9 @@ pub(super) fn scan(database: &Database, after: Option<&Digest>, limit: usize) ->
         let used = next.as_ref().filter(|(of, _)| of.value() == key.value()).map_or(0, |(_, at)| time(at.value()));
         let (Some(digest), Some(record)) = (digest_of(key.value()), unseal(sealed.value())) else { continue };
         found.push(Entry { digest, record, used });
+        if found.len().is_multiple_of(64) {
+            step_aside();
+        }
         if found.len() >= limit {
             break;
         }

@@ -1,13 +1,21 @@
-//! Memory, and the time from start to service.
+//! Memory, CPU at rest, and the time from start to service.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
-use larder_integration::{Agent, AgentConfig, Fault, FaultRegistry, Folder, Image, When, digest_of, until};
+use anyhow::{Context, Result, ensure};
+use larder_integration::{
+    Agent, AgentConfig, Fault, FaultRegistry, Folder, Image, Node, Release, When, digest_of, until,
+};
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::TimeValLike as _;
 use tokio::task::JoinSet;
 
 use crate::raw::get;
 use crate::stats::Median;
+
+/// What the store of a busy node has.
+const BLOBS: u32 = 100_000;
 
 /// Idle, and with eight transfers of 512 MiB at once.
 pub(crate) async fn memory() -> Result<()> {
@@ -47,17 +55,77 @@ pub(crate) async fn memory() -> Result<()> {
     Ok(())
 }
 
-/// From the start of the process to the first blob, with 100,000 in the store.
-pub(crate) async fn start() -> Result<()> {
-    let folder = Folder::new()?;
-    let mut agent = Agent::prepare(&folder.path().join("agent"), &AgentConfig::without_containerd(folder.path()))?;
-    let blobs = agent.cache().join("blobs/sha256");
+/// What nobody pulls through costs: CPU of an agent with 100,000 blobs in its store and a containerd beside it, asked as a
+/// Pod is, by its two probes and by Prometheus.
+pub(crate) async fn rest() -> Result<()> {
+    let registry = FaultRegistry::start().await?;
+    let builder = Node::builder(Release::Sid)?.registry("reg.test", &registry.url())?;
+    fill(&builder.folder().join("larder/cache"))?;
+    let node = builder.start().await?;
+    for n in 0..8 {
+        registry.add(&Image::many_layers(n, 8, 100), &format!("acme/app{n}"), "v1");
+        node.containerd.pull(&format!("reg.test/acme/app{n}:v1")).await?;
+    }
+    let agent = node.agent()?;
+    // What no index knew is hashed first: an agent that was there before has that behind it.
+    let rechecked = async || agent.metrics().await.ok().map(|metrics| metrics.sum("larder_store_rechecked_total", &[]));
+    let is_done = async || {
+        let before = rechecked().await.filter(|count| *count > 0.0)?;
+        tokio::time::sleep(Duration::from_secs(20)).await;
+        (rechecked().await == Some(before)).then_some(())
+    };
+    let begun = Instant::now();
+    until("the agent knows its blobs", Duration::from_secs(900), is_done).await?;
+    let share = agent.process()?.cpu_time().as_secs_f64() / begun.elapsed().as_secs_f64();
+    println!("\nCPU while 100,000 blobs are hashed that no index knew: {:.0}m", share * 1000.0);
+
+    // Long enough for a whole listing of containerd, which comes every five minutes.
+    let watched = Duration::from_secs(330);
+    let (process, begun) = (agent.process()?, Instant::now());
+    let (before, probes_before) = (process.cpu_time(), of_ended_children()?);
+    let every = |seconds| tokio::time::interval(Duration::from_secs(seconds));
+    let (mut ready, mut live, mut figures) = (every(5), every(20), every(15));
+    while begun.elapsed() < watched {
+        tokio::select! {
+            _ = ready.tick() => ensure!(agent.probe("ready").await?),
+            _ = live.tick() => ensure!(agent.probe("live").await?),
+            _ = figures.tick() => drop(agent.metrics().await?),
+        }
+    }
+    let took = begun.elapsed().as_secs_f64();
+    let a_minute = |cpu: Duration| cpu.as_secs_f64() * 60.0 / took;
+    let (own, probes) = (a_minute(process.cpu_time() - before), a_minute(of_ended_children()? - probes_before));
+    println!(
+        "at rest with 100,000 blobs: {own:.2} s of CPU a minute by the agent, {probes:.2} by its probes: {:.1}m in all",
+        (own + probes) * 1000.0 / 60.0
+    );
+    Ok(())
+}
+
+/// The CPU time of what this process has started and waited for.
+fn of_ended_children() -> Result<Duration> {
+    let usage = getrusage(UsageWho::RUSAGE_CHILDREN)?;
+    let micros = usage.user_time().num_microseconds() + usage.system_time().num_microseconds();
+    Ok(Duration::from_micros(micros.try_into()?))
+}
+
+/// Puts small blobs into a cache that no agent has seen yet.
+fn fill(cache: &Path) -> Result<()> {
+    let blobs = cache.join("blobs/sha256");
     std::fs::create_dir_all(&blobs)?;
-    for n in 0..100_000 {
+    for n in 0..BLOBS {
         let content = format!("the content of blob {n}");
         let digest = digest_of(content.as_bytes());
         std::fs::write(blobs.join(digest.trim_start_matches("sha256:")), content)?;
     }
+    Ok(())
+}
+
+/// From the start of the process to the first blob, with 100,000 in the store.
+pub(crate) async fn start() -> Result<()> {
+    let folder = Folder::new()?;
+    let mut agent = Agent::prepare(&folder.path().join("agent"), &AgentConfig::without_containerd(folder.path()))?;
+    fill(&agent.cache())?;
     let (http, url) = (agent.http().clone(), format!("{}/v2/", agent.mirror()));
     let mut times = Vec::new();
     // The first start makes the index of what it finds.

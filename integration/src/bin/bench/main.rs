@@ -22,9 +22,9 @@ mod stats;
 
 use anyhow::{Result, bail, ensure};
 
-const ALL: [&str; 14] = [
-    "cold", "warm", "ranges", "raw", "head", "chain", "memory", "start", "collect", "install", "cluster", "apart",
-    "stream", "soak",
+const ALL: [&str; 15] = [
+    "cold", "warm", "ranges", "raw", "head", "chain", "memory", "rest", "start", "collect", "install", "cluster",
+    "apart", "stream", "soak",
 ];
 
 #[tokio::main]
@@ -51,6 +51,7 @@ async fn main() -> Result<()> {
             "collect" => collect::collect().await?,
             "install" => install::install().await?,
             "memory" => footprint::memory().await?,
+            "rest" => footprint::rest().await?,
             _ => footprint::start().await?,
         }
     }

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{Read as _, Seek as _, Write as _};
+use std::path::Path;
 use std::sync::OnceLock;
 
 use anyhow::{Context, Result, ensure};
@@ -40,6 +41,19 @@ pub(super) async fn fill() -> Result<()> {
         Ok(())
     })
     .await?
+}
+
+/// Reads all files in a folder and its folders: they are in the page cache then.
+pub(super) fn read_all(folder: &Path) -> Result<()> {
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            read_all(&entry.path())?;
+        } else {
+            std::io::copy(&mut File::open(entry.path())?, &mut std::io::sink())?;
+        }
+    }
+    Ok(())
 }
 
 fn make() -> Result<File> {

@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use larder_integration::{
     Agent, AgentConfig, Containerd, ContainerdConfig, Folder, Front, Image, Nginx, Registry, Release, tool, until,
 };
@@ -23,8 +23,12 @@ pub(super) const NAME: &str = "reg.test/acme/app:v1";
 pub(super) struct Arm {
     name: &'static str,
     containerd: Containerd,
+    /// What it is served from, where that lies in files.
+    served: Option<PathBuf>,
     pub(super) fetch: Vec<f64>,
     whole: Vec<f64>,
+    /// CPU seconds of the whole machine.
+    busy: Vec<f64>,
 }
 
 impl Arm {
@@ -38,7 +42,7 @@ impl Arm {
         }
         let config = ContainerdConfig::with_hosts(hosts_dir);
         let containerd = Containerd::start(release(), &folder.join(name), &config).await?;
-        Ok(Self { name, containerd, fetch: Vec::new(), whole: Vec::new() })
+        Ok(Self { name, containerd, served: None, fetch: Vec::new(), whole: Vec::new(), busy: Vec::new() })
     }
 
     /// Pulls, and notes, where it `counts`, the seconds until the last blob was in containerd's store, and until the
@@ -48,8 +52,12 @@ impl Arm {
         // What was written before this pull doesn't weigh on it.
         tokio::task::spawn_blocking(nix::unistd::sync).await?;
         memory::fill().await?;
+        if let Some(served) = self.served.clone() {
+            tokio::task::spawn_blocking(move || memory::read_all(&served)).await??;
+        }
         let blobs: Vec<_> = image.blobs().iter().map(|blob| self.containerd.blob(&blob.digest)).collect();
         let committed = Committed::watch(blobs)?;
+        let before = busy()?;
         let begun = Instant::now();
         let fetched = tokio::task::spawn_blocking(move || committed.all().map(|()| begun.elapsed()));
         self.containerd.pull(NAME).await.with_context(|| self.name.to_owned())?;
@@ -58,9 +66,20 @@ impl Arm {
         if counts {
             self.whole.push(whole.as_secs_f64());
             self.fetch.push(fetched.as_secs_f64());
+            self.busy.push(busy()? - before);
         }
         Ok(())
     }
+}
+
+/// CPU seconds that the machine has been busy since it started, by hundredths.
+fn busy() -> Result<f64> {
+    let stat = std::fs::read_to_string("/proc/stat")?;
+    let all: Vec<u64> = stat.split_whitespace().skip(1).take(7).map_while(|ticks| ticks.parse().ok()).collect();
+    let [user, nice, system, _idle, _waiting, interrupts, soft_interrupts] = all[..] else {
+        bail!("/proc/stat begins with another line than that of all CPUs");
+    };
+    Ok((user + nice + system + interrupts + soft_interrupts) as f64 / 100.0)
 }
 
 /// Waits for blobs to be in containerd's store. The kernel tells: to look every millisecond would take CPU from what is
@@ -169,9 +188,11 @@ pub(crate) async fn warm(pairs: usize) -> Result<()> {
         let hosts = |name: &str| folder.path().join(format!("hosts-{name}"));
         let mut nginx = Arm::new("nginx", folder.path(), &hosts("nginx"), Some(&files.url())).await?;
         let mut larder = Arm::new("larder", folder.path(), &hosts("larder"), Some(&registry.url())).await?;
-        let _agent = agent(folder.path(), &larder, &hosts("larder"), &registry.url()).await?;
+        let agent = agent(folder.path(), &larder, &hosts("larder"), &registry.url()).await?;
         larder.pull(&image, false).await?;
         registry.stop();
+        // Both from the page cache: without, one of them, now this and now that, would be read from the disk.
+        (nginx.served, larder.served) = (Some(files.folder().to_owned()), Some(agent.cache().join("blobs")));
         for pair in 0..=pairs {
             let mut arms = [&mut nginx, &mut larder];
             arms.rotate_left(pair % 2);
@@ -208,18 +229,20 @@ async fn proven(agent: &Agent) -> Result<()> {
 
 fn report(arms: &[&Arm], base: &Arm) {
     println!(
-        "  {:8} fetch {:.3} s, whole pull {:.3} s",
+        "  {:8} fetch {:.3} s, whole pull {:.3} s; machine busy {:.2} CPU s",
         base.name,
         Median::of(&base.fetch).middle,
-        Median::of(&base.whole).middle
+        Median::of(&base.whole).middle,
+        Median::of(&base.busy).middle
     );
     for arm in arms {
         let (fetch, whole) = (Median::of_ratios(&arm.fetch, &base.fetch), Median::of_ratios(&arm.whole, &base.whole));
         println!(
-            "  {:8} fetch {:.3} s: {fetch} of {}; whole pull {whole}",
+            "  {:8} fetch {:.3} s: {fetch} of {}; whole pull {whole}; machine busy {:.2} CPU s",
             arm.name,
             Median::of(&arm.fetch).middle,
-            base.name
+            base.name,
+            Median::of(&arm.busy).middle
         );
     }
 }

@@ -82,7 +82,7 @@ async fn agent(folder: &Folder, registry: &FaultRegistry, more: impl Fn(&mut Age
 }
 
 /// Until it has nothing more to do: the blob is synced to disk behind the reply.
-async fn agent_is_quiet(agent: &Agent) -> Result<()> {
+pub(crate) async fn agent_is_quiet(agent: &Agent) -> Result<()> {
     let process = agent.process()?;
     let mut before = process.cpu_time();
     larder_integration::until("the agent is quiet", Duration::from_secs(30), async || {

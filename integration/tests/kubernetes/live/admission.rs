@@ -5,7 +5,7 @@ use http::StatusCode;
 use larder_integration::kustomize;
 use serde_json::{Value, json};
 
-use super::super::render::{Helm, PRESETS, object};
+use super::super::render::{Helm, PRESETS, object, overlay};
 use super::{NAMESPACE, Site};
 use crate::support::run;
 
@@ -16,6 +16,14 @@ const MONITORING: [(&str, &str); 3] =
 /// Everything in the chart that can be switched on.
 const SWITCHES: &str = "namespace.create=true,metrics.serviceMonitor.enabled=true,metrics.podMonitor.enabled=true,\
     metrics.prometheusRule.enabled=true,metrics.dashboard.enabled=true";
+
+/// What the Pod can be given besides; each has its own rules at the apiserver.
+const RIGHTS: &str = "security.selinux.enabled=true,security.capabilities={CHOWN,DAC_OVERRIDE,FOWNER},\
+    security.appArmorProfile.type=Localhost,security.appArmorProfile.localhostProfile=larder,\
+    host.paths[0].path=/etc/pki/ca-trust/extracted,host.paths[0].type=Directory,\
+    host.paths[1].path=/etc/corp/ca.pem,host.paths[1].type=File,\
+    env[0].name=HTTPS_PROXY,env[0].value=http://proxy.corp:3128,env[1].name=NODE,\
+    env[1].valueFrom.fieldRef.fieldPath=spec.nodeName,imagePullSecrets[0].name=reg-corp,resourceQuota=true";
 
 /// Everything that can be installed, by the name of how.
 fn everything() -> Result<Vec<(String, Vec<Value>)>> {
@@ -29,6 +37,12 @@ fn everything() -> Result<Vec<(String, Vec<Value>)>> {
             let overlay = format!("{folder}/{preset}");
             all.push((format!("kustomize/{overlay}"), kustomize(&overlay)?));
         }
+    }
+    for helm in [Helm::Three, Helm::Four] {
+        all.push((format!("the chart with all rights by {helm:?}"), helm.template(&["--set", RIGHTS])?));
+    }
+    for folder in ["presets", "clean-up"] {
+        all.push((format!("kustomize/{folder}/plain for SELinux"), overlay(&format!("{folder}/plain"), "selinux")?));
     }
     Ok(all)
 }
@@ -96,10 +110,11 @@ fn the_apiserver_refuses_what_has_a_mistake() {
         let documents = kustomize("presets/plain")?;
         let right = object(&documents, "DaemonSet", "larder")?;
         site.control.api().try_apply(right).await??;
-        let mistakes: [(&str, Value); 3] = [
+        let mistakes: [(&str, Value); 4] = [
             ("/spec/template/spec/hostNetworks", json!(true)),
             ("/spec/updateStrategy/rollingUpdate/maxSurge", json!("one")),
             ("/spec/template/spec/containers/0/volumeMounts/0/mountPropagation", json!("FromHost")),
+            ("/spec/template/spec/containers/0/securityContext/appArmorProfile", json!({ "type": "Local" })),
         ];
         for (at, value) in mistakes {
             let mut wrong = right.clone();

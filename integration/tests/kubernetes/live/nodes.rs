@@ -194,6 +194,17 @@ async fn life(site: &Site) -> Result<()> {
     }
     let replaced = site.agents().await?;
     ensure!(replaced.len() == 2 && replaced.iter().all(|agent| !agents.contains(agent)), "{agents:?} {replaced:?}");
+
+    // Moved to another port, which no agent can hand over: it rolls out all the same.
+    let moved = [&["upgrade", "--set", "config.mirror.listen=127.0.0.1:7449"], waited.as_slice()].concat();
+    site.helm(Helm::Four, &moved).await?;
+    for node in &site.nodes {
+        until("the new port is named", SOON, async || {
+            let hosts = std::fs::read_to_string(node.hosts_dir().join("_default/hosts.toml")).ok()?;
+            (hosts.contains("127.0.0.1:7449") && !hosts.contains(":7439")).then_some(())
+        })
+        .await?;
+    }
     site.run_pod(second, "other", "reg.test/acme/other:v1").await?;
     ensure_only_agents_pulled(site)?;
 
@@ -250,6 +261,11 @@ async fn life_by_kustomize(site: &Site) -> Result<()> {
         site.apply(document).await?;
     }
     site.until("the agent is ready", &format!("{daemonsets}/larder"), is_everywhere).await?;
+    let said = site.logs();
+    ensure!(
+        said.contains("no peers: each blob comes from upstream") && said.contains("/etc/larder-peers/ca.pem"),
+        "{said}"
+    );
     site.run_pod(node, "app", "reg.test/acme/app:v1").await?;
     ensure_only_agents_pulled(site)?;
 

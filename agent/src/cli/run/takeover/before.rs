@@ -12,6 +12,16 @@ use zeroize::Zeroizing;
 use super::{DEADLINE, HOLD, door, socket};
 use crate::mirror::MOST_LEFT;
 
+/// Who has the store that is waited for.
+pub(super) enum Ahead {
+    /// A process that hands its door over.
+    Before(Before),
+    /// One whose door is at another address, where it serves until its end: `mirror.listen` has changed.
+    Elsewhere(SocketAddr),
+    /// Nobody who says so.
+    Nobody,
+}
+
 /// The process that serves now, and the copy of its door.
 pub(super) struct Before {
     door: TcpListener,
@@ -19,18 +29,33 @@ pub(super) struct Before {
     left: Option<Instant>,
 }
 
-impl Before {
+impl Ahead {
     /// Asks the process that serves from the store in `dir` for its door at `listen`.
-    pub(super) async fn find(dir: &Path, listen: SocketAddr) -> Option<Self> {
+    pub(super) async fn find(dir: &Path, listen: SocketAddr) -> Self {
         let dir: PathBuf = dir.to_owned();
         let asked = tokio::task::spawn_blocking(move || Self::ask(&dir, listen));
         match tokio::time::timeout(2 * DEADLINE, asked).await {
-            Ok(Ok(Ok(before))) => Some(before),
+            Ok(Ok(Ok(found))) => found,
             Ok(Ok(Err(error))) => {
                 tracing::debug!(%error, "no agent hands its door over");
-                None
+                Self::Nobody
             }
-            _ => None,
+            _ => Self::Nobody,
+        }
+    }
+
+    /// Asks again, unless the one whose door we hold is there still.
+    pub(super) async fn again(self, dir: &Path, listen: SocketAddr) -> Self {
+        let held = match self {
+            Self::Before(mut before) => match before.has_left() {
+                false => return Self::Before(before),
+                true => Some(before),
+            },
+            Self::Elsewhere(_) | Self::Nobody => None,
+        };
+        match (Self::find(dir, listen).await, held) {
+            (Self::Nobody, Some(before)) if before.is_awaited() => Self::Before(before),
+            (found, _) => found,
         }
     }
 
@@ -39,10 +64,10 @@ impl Before {
         let mut stream = UnixStream::connect(socket(&folder))?;
         stream.set_read_timeout(Some(DEADLINE))?;
         let door = TcpListener::from(door::receive(&stream)?);
+        // The socket itself tells, whichever agent it comes from.
         let at = door.local_addr()?;
         if at != listen {
-            // This one binds its own when it is its turn.
-            return Err(io::Error::other(format!("the agent before listens at {at}")));
+            return Ok(Self::Elsewhere(at));
         }
         stream.write_all(&[door::RECEIVED])?;
         // Its end may come at any moment, and from here on it knows of us.
@@ -52,9 +77,11 @@ impl Before {
             return Err(io::ErrorKind::InvalidData.into());
         }
         stream.set_nonblocking(true)?;
-        Ok(Self { door, stream, left: None })
+        Ok(Self::Before(Before { door, stream, left: None }))
     }
+}
 
+impl Before {
     /// Whether it lets nobody in any more: it ends, or was killed. Nobody answers at the door then until we have the
     /// store.
     pub(super) fn has_left(&mut self) -> bool {

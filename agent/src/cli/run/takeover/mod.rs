@@ -16,8 +16,8 @@
 //!
 //! The place where they meet is a Unix socket in the store's folder, which is the one folder that two Pods of a node have
 //! in common, and open to root alone. Where it can't be used (another version, a sandbox that forbids it), or the old
-//! process was killed, the new one binds the port when it has the store: connections are refused for a moment, on which
-//! containerd goes to its next host.
+//! process was killed, or listens elsewhere since `mirror.listen` has changed, the new one binds the port when it has the
+//! store: connections are refused for a moment, on which containerd goes to its next host.
 
 mod before;
 mod door;
@@ -33,7 +33,7 @@ use anyhow::Context as _;
 use tokio::sync::watch;
 use zeroize::Zeroizing;
 
-use self::before::Before;
+use self::before::Ahead;
 pub(super) use self::offer::Offer;
 use super::watch::answers;
 use super::word::{Teller, Word};
@@ -70,32 +70,35 @@ pub(super) async fn take(
     standing: &watch::Sender<Standing>,
     teller: &mut Teller,
 ) -> anyhow::Result<Taken> {
-    let dir = &config.cache.dir;
-    let mut before = Before::find(dir, config.mirror.listen).await;
-    let (mut has_waited, mut said) = (before.is_some(), None::<Instant>);
+    let (dir, listen) = (&config.cache.dir, config.mirror.listen);
+    let mut ahead = Ahead::find(dir, listen).await;
+    let (mut has_waited, mut said) = (!matches!(ahead, Ahead::Nobody), None::<Instant>);
     loop {
         let options = Options::from(&config.cache);
         // It tries for a second, so this is also what paces the loop.
         match tokio::task::spawn_blocking(move || Store::open(options)).await? {
             Ok(store) => {
-                let (door, left) = match before {
-                    Some(before) => Some(before.into_inheritance().await).unzip(),
-                    None => (None, None),
+                let (door, left) = match ahead {
+                    Ahead::Before(before) => Some(before.into_inheritance().await).unzip(),
+                    // It binds its own.
+                    Ahead::Elsewhere(_) | Ahead::Nobody => (None, None),
                 };
                 return Ok(Taken { store, door, left: left.unwrap_or_default(), has_waited });
             }
             Err(OpenError::Locked { .. }) => has_waited = true,
             Err(error) => return Err(error).with_context(|| format!("the cache in {}", dir.display())),
         }
-        if before.as_mut().is_none_or(Before::has_left) {
-            before = Before::find(dir, config.mirror.listen).await.or(before.filter(|before| before.is_awaited()));
-        }
-        let is_served = before.is_some() || answers(config.mirror.listen).await;
+        ahead = ahead.again(dir, listen).await;
+        let is_served = match ahead {
+            Ahead::Before(_) => true,
+            Ahead::Elsewhere(at) => answers(at).await,
+            Ahead::Nobody => answers(listen).await,
+        };
         standing.send_replace(Standing::Waiting { is_served });
         teller.say(Word::Waits);
         if said.is_none_or(|said| said.elapsed() >= AGAIN) {
             said = Some(Instant::now());
-            say(dir, before.is_some(), is_served);
+            say(dir, &ahead, is_served);
         }
     }
 }
@@ -105,14 +108,21 @@ fn socket(folder: &File) -> String {
     format!("/proc/self/fd/{}/{NAME}", folder.as_raw_fd())
 }
 
-fn say(dir: &Path, has_door: bool, is_served: bool) {
+fn say(dir: &Path, ahead: &Ahead, is_served: bool) {
     let cache = dir.display();
-    if has_door {
-        tracing::info!(%cache, "another agent serves this node: waiting to take over when it ends");
-    } else if is_served {
-        tracing::info!(%cache, "another process serves this node, and hands nothing over: waiting for its end");
-    } else {
-        tracing::warn!(%cache, "another process holds the cache, and nobody serves containerd: waiting for its end");
+    match ahead {
+        Ahead::Before(_) => {
+            tracing::info!(%cache, "another agent serves this node: waiting to take over when it ends");
+        }
+        Ahead::Elsewhere(at) if is_served => {
+            tracing::info!(%cache, %at, "another agent serves this node at another address: waiting for its end");
+        }
+        Ahead::Nobody if is_served => {
+            tracing::info!(%cache, "another process serves this node, and hands nothing over: waiting for its end");
+        }
+        Ahead::Elsewhere(_) | Ahead::Nobody => {
+            tracing::warn!(%cache, "another process holds the cache, and nobody serves containerd: waiting for its end");
+        }
     }
 }
 

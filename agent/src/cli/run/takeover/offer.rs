@@ -149,10 +149,18 @@ impl Drop for Follower {
 
 #[cfg(test)]
 mod tests {
-    use std::net::TcpListener;
+    use std::net::{SocketAddr, TcpListener};
 
-    use super::super::before::Before;
+    use super::super::before::{Ahead, Before};
     use super::*;
+
+    async fn who_hands_over(dir: &Path, listen: SocketAddr) -> Before {
+        match Ahead::find(dir, listen).await {
+            Ahead::Before(before) => before,
+            Ahead::Elsewhere(at) => panic!("a door at {at}"),
+            Ahead::Nobody => panic!("no door"),
+        }
+    }
 
     #[tokio::test(flavor = "multi_thread")]
     async fn a_door_changes_hands() {
@@ -162,10 +170,11 @@ mod tests {
         fs::create_dir(&dir).unwrap();
         let door = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = door.local_addr().unwrap();
-        assert!(Before::find(&dir, address).await.is_none());
+        assert!(matches!(Ahead::find(&dir, address).await, Ahead::Nobody));
         let mut offer = Offer::open(&dir, door.into()).unwrap();
-        assert!(Before::find(&dir, "127.0.0.1:1".parse().unwrap()).await.is_none(), "that is another door");
-        let mut before = Before::find(&dir, address).await.unwrap();
+        let other = Ahead::find(&dir, "127.0.0.1:1".parse().unwrap()).await;
+        assert!(matches!(other, Ahead::Elsewhere(at) if at == address), "that is another door");
+        let mut before = who_hands_over(&dir, address).await;
         assert!(!before.has_left());
         assert!(offer.end().await, "somebody follows");
         assert!(!dir.join(NAME).exists());
@@ -185,7 +194,7 @@ mod tests {
         let door = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = door.local_addr().unwrap();
         let mut offer = Offer::open(dir.path(), door.into()).unwrap();
-        drop(Before::find(dir.path(), address).await.unwrap());
+        drop(who_hands_over(dir.path(), address).await);
         while offer.followers.load(Ordering::Relaxed) > 0 {
             tokio::task::yield_now().await;
         }

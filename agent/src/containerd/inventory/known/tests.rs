@@ -1,8 +1,10 @@
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use super::*;
 
 const NAMESPACE: &str = "k8s.io";
+const MIRROR: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 7439);
 
 fn digest(n: u8) -> Digest {
     Digest::of(&[n])
@@ -57,7 +59,7 @@ fn images(known: &Known) -> Vec<(Digest, Vec<String>, Vec<String>)> {
 #[test]
 fn names_of_one_target_are_one_image() {
     let by_digest = format!("reg.test/app@{}", digest(1));
-    let mut known = Known::default();
+    let mut known = Known::new(MIRROR);
     let mut pinned = record(&digest(101).to_string(), 1, 1);
     pinned.is_pinned = true;
     let odd = record("overlaybd:///x y", 1, 1);
@@ -66,9 +68,38 @@ fn names_of_one_target_are_one_image() {
     assert!(known.inventory().images[0].is_pinned);
 }
 
+/// As kube-image-keeper has written them: one image with the same under its own name, and used under either.
+#[test]
+fn names_by_way_of_the_mirror_are_the_images_own() {
+    let mut known = Known::new(MIRROR);
+    let [own, old] = ["reg.test/app:v1", "localhost:7439/reg.test/app:v1"];
+    let (other, gone) = (format!("{old}5"), format!("localhost:7439/reg.test/gone@{}", digest(3)));
+    take(
+        &mut known,
+        &[record(own, 1, 1), record(old, 1, 1), record(&other, 2, 1)],
+        &[
+            container("a", old, 2),
+            container("b", own, 2),
+            container("c", &gone, 2),
+            container("d", "localhost:7439/x.y/z", 2),
+        ],
+    );
+    let used = |users: &[&str]| users.iter().map(|user| format!("shop/web/{user}")).collect::<Vec<_>>();
+    assert_eq!(
+        images(&known),
+        [
+            (digest(1), vec![own.to_owned()], used(&["a", "b"])),
+            (digest(2), vec!["reg.test/app:v15".to_owned()], vec![]),
+            (digest(3), vec![format!("reg.test/gone@{}", digest(3))], used(&["c"])),
+        ]
+    );
+    let strays = known.inventory().strays;
+    assert_eq!(strays[0].image.as_ref().map(ToString::to_string).as_deref(), Some("x.y/z:latest"));
+}
+
 #[test]
 fn an_image_without_names_is_there_and_used_by_its_id() {
-    let mut known = Known::default();
+    let mut known = Known::new(MIRROR);
     let id = digest(101).to_string();
     take(&mut known, &[record(&id, 1, 1)], &[container("a", &id, 2)]);
     assert_eq!(images(&known), [(digest(1), vec![], vec!["shop/web/a".to_owned()])]);
@@ -76,7 +107,7 @@ fn an_image_without_names_is_there_and_used_by_its_id() {
 
 #[test]
 fn the_canary_is_no_image_of_the_node() {
-    let mut known = Known::default();
+    let mut known = Known::new(MIRROR);
     let id = digest(101).to_string();
     take(&mut known, &[record("larder.invalid/canary:0", 1, 1), record(&id, 1, 1)], &[]);
     assert!(images(&known).is_empty());
@@ -84,7 +115,7 @@ fn the_canary_is_no_image_of_the_node() {
 
 #[test]
 fn a_container_stays_with_the_image_that_it_was_made_from() {
-    let mut known = Known::default();
+    let mut known = Known::new(MIRROR);
     let a = container("a", "reg.test/app:v1", 2);
     take(&mut known, &[record("reg.test/app:v1", 1, 1)], std::slice::from_ref(&a));
     // The tag moves, and a second container is made.
@@ -104,7 +135,7 @@ fn a_container_stays_with_the_image_that_it_was_made_from() {
 
 #[test]
 fn another_container_under_the_same_id_is_another() {
-    let mut known = Known::default();
+    let mut known = Known::new(MIRROR);
     take(&mut known, &[record("reg.test/app:v1", 1, 1)], &[container("a", "reg.test/app:v1", 2)]);
     take(&mut known, &[record("reg.test/app:v1", 2, 3)], &[container("a", "reg.test/app:v1", 4)]);
     assert_eq!(images(&known).len(), 1);
@@ -115,7 +146,7 @@ fn another_container_under_the_same_id_is_another() {
 fn where_a_tag_has_moved_since_the_id_decides() {
     let moved = record("reg.test/app:v1", 2, 9);
     let old = record(&digest(101).to_string(), 1, 1);
-    let mut known = Known::default();
+    let mut known = Known::new(MIRROR);
     take(&mut known, &[moved.clone(), old], &[container("a", "reg.test/app:v1", 2)]);
     assert!(known.needs_ids());
     // Until it is told, the name is the best guess.
@@ -125,7 +156,7 @@ fn where_a_tag_has_moved_since_the_id_decides() {
     assert_eq!(images(&known)[0].2, ["shop/web/a"]);
     assert!(images(&known)[1].2.is_empty());
 
-    let mut known = Known::default();
+    let mut known = Known::new(MIRROR);
     take(&mut known, &[moved], &[container("a", "reg.test/app:v1", 2)]);
     known.learn_ids(&HashMap::from([("a".to_owned(), digest(101))]));
     let inventory = known.inventory();
@@ -137,7 +168,7 @@ fn where_a_tag_has_moved_since_the_id_decides() {
 
 #[test]
 fn where_nobody_knows_the_id_the_name_decides() {
-    let mut known = Known::default();
+    let mut known = Known::new(MIRROR);
     take(&mut known, &[record("reg.test/app:v1", 2, 9)], &[container("a", "reg.test/app:v1", 2)]);
     known.learn_ids(&HashMap::new());
     assert_eq!(images(&known)[0].2, ["shop/web/a"]);
@@ -146,7 +177,7 @@ fn where_nobody_knows_the_id_the_name_decides() {
 
 #[test]
 fn a_name_with_a_digest_needs_no_record() {
-    let mut known = Known::default();
+    let mut known = Known::new(MIRROR);
     let name = format!("reg.test/app@{}", digest(1));
     take(&mut known, &[], &[container("a", &name, 2)]);
     assert_eq!(images(&known), [(digest(1), vec![name], vec!["shop/web/a".to_owned()])]);
@@ -154,7 +185,7 @@ fn a_name_with_a_digest_needs_no_record() {
 
 #[test]
 fn sandboxes_pin_and_tasks_tell_what_runs() {
-    let mut known = Known::default();
+    let mut known = Known::new(MIRROR);
     let sandbox = Container { is_sandbox: true, shown: "shop/web".to_owned(), ..container("s", "reg.test/pause:3", 2) };
     let containers = [sandbox, container("a", "reg.test/app:v1", 2)];
     take(&mut known, &[record("reg.test/pause:3", 1, 1), record("reg.test/app:v1", 2, 1)], &containers);
@@ -169,7 +200,7 @@ fn sandboxes_pin_and_tasks_tell_what_runs() {
 
 #[test]
 fn what_cannot_be_told_to_have_stopped_runs() {
-    let mut known = Known::default();
+    let mut known = Known::new(MIRROR);
     let (images, containers) = (Some(vec![record("a.test/a:1", 1, 1)]), Some(vec![container("a", "a.test/a:1", 2)]));
     known.take(Listing { images, containers, ..Listing::default() }, Tasks::new());
     assert!(!known.inventory().images[0].users[0].is_stopped);
