@@ -11,7 +11,9 @@ use super::nodes::{PODS, ensure_only_agents_pulled, on_two_nodes};
 /// Applied without a CA, pulled through, given one, deleted, cleaned up after.
 async fn life(site: &Site) -> Result<()> {
     let [first, second] = site.nodes.as_slice() else { bail!("two nodes") };
-    site.registry.add(&Image::runnable(1)?, "acme/app", "v1");
+    for (seed, name) in [(1, "app"), (2, "other")] {
+        site.registry.add(&Image::runnable(seed)?, &format!("acme/{name}"), "v1");
+    }
     let mut before = Vec::new();
     for node in &site.nodes {
         node.ctr(&["images", "import", &LarderImage::shared().await?.archive().display().to_string()]).await?;
@@ -56,10 +58,11 @@ async fn life(site: &Site) -> Result<()> {
     site.apply(&daemonset).await?;
     site.until("the agents are started anew", &format!("{daemonsets}/larder"), is_everywhere).await?;
     site.until_acquainted().await?;
-    let downloads =
-        || site.registry.requests().iter().filter(|request: &&Request| request.path().contains("/app/blobs/")).count();
+    site.run_pod(first, "other", "reg.test/acme/other:v1").await?;
+    let is_of_other = |request: &&Request| request.path().contains("/acme/other/blobs/");
+    let downloads = || site.registry.requests().iter().filter(is_of_other).count();
     let downloaded = downloads();
-    site.run_pod(second, "app-too", "reg.test/acme/app:v1").await?;
+    site.run_pod(second, "other-too", "reg.test/acme/other:v1").await?;
     ensure!(downloads() == downloaded && downloaded > 0, "the second node has downloaded for itself");
     ensure_only_agents_pulled(site)?;
 
