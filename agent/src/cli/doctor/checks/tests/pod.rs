@@ -87,7 +87,7 @@ fn folders_out_of_reach() {
         (Reach::Unmounted, "isn't mounted in this Pod"),
         (Reach::ReadOnly, "is read-only here"),
         (Reach::Denied(0), "runAsUser: 0"),
-        (Reach::Denied(1000), "DAC_OVERRIDE"),
+        (Reach::Denied(1000), "capabilities: [CHOWN, DAC_OVERRIDE, FOWNER]"),
     ] {
         facts.needs = vec![need("/var/lib/containerd/larder", reach)];
         has(&problem(&facts).1, &[said, "/var/lib/containerd/larder"]);
