@@ -205,6 +205,37 @@ fn doctor_mends_what_it_may_and_restarts_nothing() {
     });
 }
 
+/// A hosts folder that isn't root's: the unit's root has no capability for it, `doctor` sees that from outside, and what it
+/// says to add does.
+#[test]
+fn a_hosts_folder_of_somebody_elses_takes_what_doctor_says() {
+    run(async {
+        const ADDED: &str = "CapabilityBoundingSet=CAP_CHOWN CAP_DAC_OVERRIDE CAP_FOWNER";
+        let scene = Scene::new().await?;
+        let (machine, theirs) = (&scene.machine, "/etc/containerd/certs.d");
+        machine.run(&["chown", "--recursive", "1000:1000", theirs]).await?;
+        scene.install().await?;
+        is_active(machine).await?;
+        let hosts = || std::fs::read_to_string(machine.path(&format!("{theirs}/reg.test/hosts.toml")));
+        ensure!(hosts()? == scene.hosts, "it has written there");
+        let output = machine.output(&["larder", "doctor"]).await?;
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        ensure!(output.status.code() == Some(1) && said.contains(ADDED), "{said}");
+
+        machine.write(DROP_IN, &format!("[Service]\n{ADDED}\n"))?;
+        machine.run(&["systemctl", "daemon-reload"]).await?;
+        machine.run(&["systemctl", "restart", "larder"]).await?;
+        let entered = async || hosts().ok()?.contains("127.0.0.1:7439").then_some(());
+        until("the agent has entered itself", Duration::from_secs(20), entered).await?;
+        scene.image(6, "app");
+        scene.pull("app").await?;
+        ensure_only_the_agent_asked(&scene.registry)?;
+        let said = String::from_utf8_lossy(&machine.output(&["larder", "doctor"]).await?.stdout).into_owned();
+        ensure!(!said.contains(ADDED), "{said}");
+        Ok(())
+    });
+}
+
 /// What the unit says of mounts is so.
 #[test]
 fn one_writable_path_is_what_links_need_and_volumes_come_free() {

@@ -53,7 +53,12 @@ fn lacking(facts: &Facts, need: &Need) -> Option<Finding> {
                     "it takes capabilities: in the chart's values",
                     ["security:", "  capabilities: [CHOWN, DAC_OVERRIDE, FOWNER]"],
                 ),
-                (false, _) => Mend::new("run the agent as root", Vec::<String>::new()),
+                (false, 0) => Mend::new("run the agent as root", Vec::<String>::new()),
+                (false, _) => Mend::new(
+                    "it takes capabilities: systemctl edit larder",
+                    ["[Service]", "CapabilityBoundingSet=CAP_CHOWN CAP_DAC_OVERRIDE CAP_FOWNER"],
+                )
+                .then("systemctl restart larder"),
             };
             Some(problem(what).mended_by([mend]))
         }
