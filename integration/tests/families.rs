@@ -6,8 +6,8 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use http::StatusCode;
 use larder_integration::{
-    Agent, AgentConfig, Cluster, FaultRegistry, Folder, Host, Http, Image, Namespace, Network, Node, PEERS_PORT,
-    Release, until,
+    Agent, AgentConfig, Cluster, Fault, FaultRegistry, Folder, Host, Http, Image, Namespace, Network, Node, PEERS_PORT,
+    Release, When, until,
 };
 
 use crate::support::{Case, asked_by_agent, ensure_only_the_agent_asked, on_every_containerd, run};
@@ -170,6 +170,8 @@ fn peers_without_ipv4() {
         let registry = FaultRegistry::start_within(server.namespace(), (only_six(&server, 9)?, 80).into())?;
         let image = Image::one_layer(9, 12);
         registry.add(&image, "acme/app", "v1");
+        // Slower than the nodes are to each other, as registries are.
+        registry.fault(When::get(image.largest()), Fault::Trickle(6 << 20));
         let builder = Cluster::builder(&network, 2, None)?.registry("reg.test", &[&registry.url()]);
         let mut seeds = Vec::new();
         for (host, number) in builder.hosts().iter().zip(1..) {
@@ -198,6 +200,8 @@ fn peers_with_both_families() {
         let registry = FaultRegistry::start_on(&network.host(None)?)?;
         let image = Image::one_layer(10, 12);
         registry.add(&image, "acme/app", "v1");
+        // Slower than the nodes are to each other, as registries are.
+        registry.fault(When::get(image.largest()), Fault::Trickle(6 << 20));
         let builder = Cluster::builder(&network, 2, None)?.registry("reg.test", &[&registry.url()]);
         let mut addresses = Vec::new();
         for (host, number) in builder.hosts().iter().zip(1..) {
