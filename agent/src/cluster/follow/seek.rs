@@ -163,13 +163,19 @@ impl Follow {
     /// The parent names others, since it is full, or since this node is to read from them from now on.
     pub(super) fn sent_on(&mut self, now: Duration, others: &[NodeId]) {
         let Source::Peer(reading) = &self.source else { return };
-        let (parent, was_open) = (reading.opening.node, reading.is_open);
+        let (parent, was_open, instead_of) = (reading.opening.node, reading.is_open, reading.opening.instead_of);
         if !was_open {
             self.troubles.note(now, parent, Ailment::Full);
         }
-        for other in others.iter().filter(|other| **other != self.me).take(MAX_REFERRALS) {
-            self.troubles.forgive(*other, Ailment::Full);
-            self.candidates.push_front(Candidate::of(*other));
+        for other in others.iter().copied().filter(|other| *other != self.me).take(MAX_REFERRALS) {
+            self.troubles.forgive(other, Ailment::Full);
+            if self.troubles.is_silent(now, other) && instead_of != Some(other) {
+                // Whom it would send this node to has fallen silent, which it may not have missed yet.
+                self.troubles.forgive(parent, Ailment::Full);
+                self.candidates.push_front(Candidate { instead_of: Some(other), ..Candidate::of(parent) });
+            } else {
+                self.candidates.push_front(Candidate::of(other));
+            }
         }
         if !self.try_next(now) {
             self.seek_anew(now);

@@ -303,6 +303,21 @@ fn a_full_parent_sends_on_and_one_that_yields_leads_to_the_owner() {
 }
 
 #[test]
+fn a_full_parent_whose_reader_fell_silent_is_asked_for_that_ones_place() {
+    let mut follow = follow();
+    let [(number, ..)] = asks(&mut follow)[..] else { panic!() };
+    follow.answered(millis(1), number, read(50, &[11, 10, 9]));
+    follow.lost(millis(5), opening(&follow).number);
+    let to_10 = opening(&follow);
+    assert_eq!((to_10.node, to_10.instead_of), (node(10), None));
+    follow.parted(millis(6), to_10.number, &Parting::Full(vec![node(11)]));
+    let again = opening(&follow);
+    assert_eq!((again.node, again.instead_of), (node(10), Some(node(11))));
+    follow.parted(millis(7), again.number, &Parting::Full(vec![node(11)]));
+    assert_eq!(opening(&follow).node, node(9), "once");
+}
+
+#[test]
 fn a_parent_that_beats_and_brings_nothing_is_waited_for_two_seconds() {
     let (mut follow, first) = reading();
     let mut at = 1;

@@ -31,6 +31,11 @@ impl Troubles {
         self.0.get(&node).is_some_and(|(why, until)| now < *until && *why != Ailment::Slow)
     }
 
+    /// Was it lost, or has it said nothing?
+    pub(super) fn is_silent(&self, now: Duration, node: NodeId) -> bool {
+        self.0.get(&node).is_some_and(|(why, until)| now < *until && *why == Ailment::Silent)
+    }
+
     pub(super) fn list(&self, now: Duration) -> Vec<Trouble> {
         let lasting = self.0.iter().filter(|(_, (_, until))| now < *until);
         lasting.map(|(node, (why, _))| Trouble { node: *node, why: *why }).collect()
