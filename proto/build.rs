@@ -5,5 +5,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     tonic_prost_build::configure()
         .bytes(".larder.peers.v1.Data")
         .compile_protos(&["cri.proto", "peers.proto"], &["."])?;
+    tonic_prost_build::configure().build_client(false).compile_protos(&["snapshots.proto"], &["."])?;
     Ok(())
 }

@@ -71,6 +71,11 @@ impl DaemonSet {
             &format!("\n[[registry]]\nname = {name:?}\n[[registry.upstream]]\nurl = {url:?}\ninsecure = true\n");
     }
 
+    /// Gives its container these capabilities, as `security.capabilities` of the chart does.
+    pub fn add_capabilities(&mut self, capabilities: &[&str]) {
+        self.spec["containers"][0]["securityContext"]["capabilities"]["add"] = capabilities.into();
+    }
+
     /// The mirror's port.
     pub fn mirror_port(&self) -> u16 {
         self.mirror

@@ -1,7 +1,7 @@
 //! Folders that go away, with all that is mounted in them.
 
 use std::collections::BTreeMap;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -30,7 +30,7 @@ impl Folder {
     }
 }
 
-/// All that is below a folder, by name: kind, mode, and content or target. What `skip` names is left out with all that is
+/// All that is below a folder, by name: mode, owner and group, kind, and content or target. What `skip` names is left out with all that is
 /// below it.
 pub fn listing(folder: &Path, skip: &[&Path]) -> Result<BTreeMap<PathBuf, String>> {
     let (mut found, mut left) = (BTreeMap::new(), vec![folder.to_owned()]);
@@ -52,7 +52,8 @@ pub fn listing(folder: &Path, skip: &[&Path]) -> Result<BTreeMap<PathBuf, String
         } else {
             format!("{kind:?}")
         };
-        found.insert(path, format!("{:o} {what}", metadata.permissions().mode() & 0o7777));
+        let (mode, owner, group) = (metadata.permissions().mode() & 0o7777, metadata.uid(), metadata.gid());
+        found.insert(path, format!("{mode:o} {owner}:{group} {what}"));
     }
     Ok(found)
 }

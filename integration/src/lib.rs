@@ -43,7 +43,7 @@ mod wait;
 pub use agent::{Agent, AgentConfig, Metrics, Upstream, program};
 pub use browser::{Browser, Scheme};
 pub use cluster::{Answer, Authority, Cluster, ClusterBuilder, Files, Member, NameServer, PEERS_PORT};
-pub use containerd::{Containerd, ContainerdConfig, Ctr, HostMount, Labels, Login, Pod, StartedPod};
+pub use containerd::{Containerd, ContainerdConfig, Ctr, HostMount, Labels, Login, Pod, RemoteSnapshotter, StartedPod};
 pub use daemonset::DaemonSet;
 pub use failover::{Failover, Ill, Outcome, Place, Summary, Trial};
 pub use fault::{Challenge, Cut, Face, Fault, FaultRegistry, Request, Transport, When};

@@ -12,12 +12,16 @@ const APP: &str = "reg.test/acme/app:v1";
 /// An attempt is followed by another after 36 s at the latest, and that by one after 72 s.
 const TRIED: Duration = Duration::from_secs(120);
 
-/// An agent that is to keep the image, and has nobody else who asks for it.
-async fn keeper(folder: &Folder, registry: &FaultRegistry) -> Result<Agent> {
+/// For an agent that is to keep the image, and has nobody else who asks for it.
+fn to_keep_it(folder: &Folder, registry: &FaultRegistry) -> AgentConfig {
     let mut config = AgentConfig::without_containerd(folder.path());
     config.registry("reg.test", &[&registry.url()]).set("cache", "keep", format!("[{APP:?}]"));
     config.set_text("health", "interval", "0s");
-    Agent::start(&folder.path().join("larder"), &config).await
+    config
+}
+
+async fn keeper(folder: &Folder, registry: &FaultRegistry) -> Result<Agent> {
+    Agent::start(&folder.path().join("larder"), &to_keep_it(folder, registry)).await
 }
 
 /// From now on the registry says with every manifest that so many pulls of a hundred are left.
@@ -81,5 +85,31 @@ fn one_that_rests_is_asked_by_those_alone_who_wait() {
         registry.heal();
         agent.say(&["prefetch", APP]).await?;
         whole(&agent).await
+    });
+}
+
+/// The disk is fuller than its mark, by what others have on it: nothing is fetched that nobody waits for, nor by hand. A
+/// pull gets what it asks for.
+#[test]
+fn above_the_disks_mark_nothing_is_fetched() {
+    run(async {
+        let registry = FaultRegistry::start().await?;
+        let image = Image::one_layer(32, 2);
+        registry.add(&image, "acme/app", "v1");
+        let folder = Folder::new()?;
+        let mut config = to_keep_it(&folder, &registry);
+        config.set("cache", "max_disk_percent", "1");
+        let agent = Agent::start(&folder.path().join("larder"), &config).await?;
+        let why = "there is no room below cache.max_disk_percent";
+        until("it says why it isn't fetched", TRIED, async || agent.log().contains(why).then_some(())).await?;
+        let prefetched = agent.command(&["prefetch", APP]).await?;
+        let said = String::from_utf8_lossy(&prefetched.stderr).into_owned();
+        ensure!(!prefetched.status.success() && said.contains(why), "{said}");
+        ensure!(registry.count("GET", "") == 0, "{:?}", registry.requests());
+        let layer = image.largest();
+        let reply =
+            agent.http().get(&format!("{}/v2/acme/app/blobs/{}?ns=reg.test", agent.mirror(), layer.digest)).await?;
+        ensure!(reply.status == 200 && reply.body == layer.bytes, "who waits gets {}", reply.status);
+        Ok(())
     });
 }

@@ -1,13 +1,13 @@
 //! Nodes with IPv6 alone, with IPv4 alone, and with both of which one is dead.
 
-use std::net::{Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use http::StatusCode;
 use larder_integration::{
-    Agent, AgentConfig, Cluster, FaultRegistry, Folder, Host, Http, Image, Namespace, Network, Node, PEERS_PORT,
-    Release, until,
+    Agent, AgentConfig, Cluster, Fault, FaultRegistry, Folder, Host, Http, Image, Namespace, Network, Node, PEERS_PORT,
+    Release, When, until,
 };
 
 use crate::support::{Case, asked_by_agent, ensure_only_the_agent_asked, on_every_containerd, run};
@@ -170,6 +170,8 @@ fn peers_without_ipv4() {
         let registry = FaultRegistry::start_within(server.namespace(), (only_six(&server, 9)?, 80).into())?;
         let image = Image::one_layer(9, 12);
         registry.add(&image, "acme/app", "v1");
+        // Slower than the nodes are to each other, as registries are.
+        registry.fault(When::get(image.largest()), Fault::Trickle(6 << 20));
         let builder = Cluster::builder(&network, 2, None)?.registry("reg.test", &[&registry.url()]);
         let mut seeds = Vec::new();
         for (host, number) in builder.hosts().iter().zip(1..) {
@@ -185,6 +187,45 @@ fn peers_without_ipv4() {
         ensure!(registry.copies(&image) <= 1.0, "{} copies", registry.copies(&image));
         let peers = cluster.member(0).agent.say(&["status", "--peers"]).await?;
         ensure!(seeds.iter().all(|seed| peers.contains(seed)), "{peers}");
+        Ok(())
+    });
+}
+
+/// Nodes of both families, found as a headless Service lists them: by all addresses, a node's own second one among them,
+/// which is no twin of it. Whichever family a node tells of itself, the others reach it there.
+#[test]
+fn peers_with_both_families() {
+    run(async {
+        let network = Network::new()?;
+        let registry = FaultRegistry::start_on(&network.host(None)?)?;
+        let image = Image::one_layer(10, 12);
+        registry.add(&image, "acme/app", "v1");
+        // Slower than the nodes are to each other, as registries are.
+        registry.fault(When::get(image.largest()), Fault::Trickle(6 << 20));
+        let builder = Cluster::builder(&network, 2, None)?.registry("reg.test", &[&registry.url()]);
+        let mut addresses = Vec::new();
+        for (host, number) in builder.hosts().iter().zip(1..) {
+            let six = Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 2, number);
+            host.namespace().ip(&format!("addr add {six}/64 dev eth0 nodad\n"))?;
+            addresses.push([IpAddr::from(host.address()), six.into()]);
+        }
+        let seeds: Vec<String> =
+            addresses.iter().flatten().map(|ip| SocketAddr::new(*ip, PEERS_PORT).to_string()).collect();
+        let told = [addresses[0][0], addresses[1][1]];
+        let builder = builder.seeds(&seeds.iter().map(String::as_str).collect::<Vec<_>>());
+        let builder = builder.configure(move |number, config| {
+            config.set_text("peers", "listen", &format!("[::]:{PEERS_PORT}"));
+            config.set_text("peers", "advertise", &told[number].to_string());
+        });
+        let cluster = builder.start().await?;
+        cluster.pull(NAME, &image).await?;
+        ensure!(registry.copies(&image) <= 1.0, "{} copies", registry.copies(&image));
+        for number in 0..2 {
+            let peers = cluster.member(number).agent.say(&["status", "--peers"]).await?;
+            let shown = told.iter().all(|ip| peers.contains(&SocketAddr::new(*ip, PEERS_PORT).to_string()));
+            ensure!(shown, "{peers}");
+        }
+        ensure!(cluster.sum("larder_peer_member_events_total", &["event=\"twin\""]).await == 0.0);
         Ok(())
     });
 }

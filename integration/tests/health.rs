@@ -3,13 +3,19 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use larder_integration::{Agent, AgentConfig, Challenge, Fault, FaultRegistry, Folder, Image, Registry, When, until};
+use larder_integration::{
+    Agent, AgentConfig, Challenge, Fault, FaultRegistry, Folder, Image, Login, Registry, When, until,
+};
 use serde_json::{Value, json};
 
 use crate::keep::{collect, gone_at_containerd};
 use crate::support::{Case, on_every_containerd, run};
 
-on_every_containerd!(over tls: says_what_a_registry_says, says_what_is_protected_without_it);
+on_every_containerd!(over tls:
+    says_what_a_registry_says,
+    says_what_is_protected_without_it,
+    says_what_is_protected_of_what_is_private,
+);
 on_every_containerd!(over tls by one: says_what_is_lost);
 
 const APP: &str = "reg.test/acme/app:v1";
@@ -93,6 +99,37 @@ async fn says_what_is_protected_without_it(case: Case) -> Result<()> {
     registry.stop();
     has_status(node.agent()?, "Unreachable").await?;
     shows(node.agent()?, "larder_image_protected", &[], 1.0).await
+}
+
+/// The agent has no credentials of its own: whether the registry has it is known by pulls alone, and no alarm. What was
+/// pulled past the agent nobody could be let in to, until somebody's credentials were seen to open it.
+async fn says_what_is_protected_of_what_is_private(case: Case) -> Result<()> {
+    let mut registry = FaultRegistry::start().await?;
+    let image = Image::one_layer(5, 1);
+    registry.add(&image, "acme/app", "v1");
+    registry.challenge(Some(Challenge::bearer().account("alice", "secret", "acme/app")));
+    let mut builder = case.builder()?.without_agent().registry("reg.test", &registry.url())?;
+    often(&mut builder.agent);
+    let mut node = builder.start().await?;
+    let alice = Login::password("alice", "secret");
+    node.containerd.pull_as(APP, &alice).await?;
+    node.install_agent().await?;
+    let agent = node.agent()?;
+    has_status(agent, "NoCredentials").await?;
+    shows(agent, "larder_image_copies", &[], 1.0).await?;
+    shows(agent, "larder_image_protected", &[], 0.0).await?;
+
+    node.containerd.pull_as(APP, &alice).await?;
+    shows(agent, "larder_image_protected", &[], 1.0).await?;
+    has_status(agent, "NoCredentials").await?;
+    shows(agent, "larder_image_protected", &[], 1.0).await?;
+    shows(agent, "larder_image_lost", &[], 0.0).await?;
+    registry.refuse();
+    has_status(agent, "Unreachable").await?;
+    shows(agent, "larder_image_protected", &[], 1.0).await?;
+    node.containerd.wipe().await?;
+    ensure!(node.containerd.pull(APP).await.is_err(), "it was given to nobody in particular");
+    node.containerd.pull_as(APP, &alice).await.context("without the registry").map(drop)
 }
 
 /// containerd has unpacked it and discarded its layers, and the registry has it no more: it runs, and nobody has it.

@@ -3,14 +3,15 @@
 use std::os::unix::fs::MetadataExt;
 
 use anyhow::{Context, Result, ensure};
-use larder_integration::{FaultRegistry, Image, Labels, until};
+use larder_integration::{Fault, FaultRegistry, Image, Labels, RemoteSnapshotter, When, until};
 
 use crate::disk::flip;
 use crate::keep::{ADOPTED, GONE, TRIED_AGAIN, collect, gone_at_containerd, kept, remove, stored, whole};
-use crate::support::{Case, on_every_containerd};
+use crate::support::{Case, ensure_only_the_agent_asked, on_every_containerd};
 
 on_every_containerd!(over tls:
     what_layers_were_discarded_of_is_unprotected_until_it_is_mended,
+    what_is_mounted_from_afar_is_fetched,
     what_runs_is_mended,
 );
 on_every_containerd!(over tls by one: rot_is_found_with_nobody_reading);
@@ -60,6 +61,59 @@ async fn what_layers_were_discarded_of_is_unprotected_until_it_is_mended(case: C
     registry.refuse();
     remove(&node, "acme/rests", &images[1].1).await?;
     node.containerd.pull("reg.test/acme/rests:v1").await.context("without the registry")?;
+    Ok(())
+}
+
+/// A remote snapshotter mounts the layers, and containerd asks nobody for them: until they were fetched with nobody
+/// waiting for them, the image is unprotected. Then it comes from here, and what the snapshotter reads of it too.
+async fn what_is_mounted_from_afar_is_fetched(case: Case) -> Result<()> {
+    const APP: &str = "reg.test/acme/app:v1";
+    let mut registry = FaultRegistry::start().await?;
+    let image = Image::many_layers(35, 2, 700);
+    let layers = &image.blobs()[1..];
+    registry.add(&image, "acme/app", "v1");
+    for layer in layers {
+        registry.fault(When::get(layer), Fault::status(503));
+    }
+    let mut builder = case.builder()?.registry("reg.test", &registry.url())?;
+    let snapshotter = RemoteSnapshotter::start(&builder.folder().join("snapshotter.sock"))?;
+    builder.containerd.snapshotter = Some(snapshotter.socket().to_owned());
+    let node = builder.start().await?;
+    let agent = node.agent()?;
+    let is_protected = async || -> Option<f64> {
+        let metrics = agent.metrics().await.ok()?;
+        let image = format!("image={APP:?}");
+        let is_watched = metrics.sum("larder_image_status", &[&image]) == 1.0;
+        is_watched.then(|| metrics.sum("larder_image_protected", &[&image]))
+    };
+    node.containerd.pull(APP).await.context("whose layers nobody gives")?;
+    ensure!(snapshotter.mounted() >= layers.len(), "{snapshotter:?}");
+    until("it is said to be unprotected", ADOPTED, async || (is_protected().await? == 0.0).then_some(())).await?;
+    ensure!(kept(agent, APP).await.is_some_and(|image| image["whole"] == false), "it is whole");
+
+    registry.heal();
+    until("it is fetched, and protected", TRIED_AGAIN, async || (is_protected().await? == 1.0).then_some(())).await?;
+    whole(agent, APP).await?;
+    ensure_only_the_agent_asked(&registry)?;
+    ensure!(registry.copies(&image) == 1.0, "{}", registry.shown("/blobs/"));
+    let content = node.containerd.content().await?;
+    ensure!(!layers.iter().any(|layer| content.contains(&layer.digest)), "containerd has a layer");
+    // Dropping them would free them, and nobody else has them.
+    let bytes: usize = layers.iter().map(|layer| layer.bytes.len()).sum();
+    until("they count as the store's own", ADOPTED, async || {
+        let own = agent.metrics().await.ok()?.sum("larder_store_bytes", &[]);
+        (own >= bytes as f64).then_some(())
+    })
+    .await?;
+
+    registry.refuse();
+    remove(&node, "acme/app", &image).await?;
+    let manifest = node.containerd.blob(&image.root().digest);
+    until("containerd has dropped it", GONE, async || (!manifest.exists()).then_some(())).await?;
+    node.containerd.pull(APP).await.context("without the registry")?;
+    let url = format!("{}/v2/acme/app/blobs/{}?ns=reg.test", agent.mirror(), layers[1].digest);
+    let read = agent.http().get_range(&url, "bytes=100000-100999").await?;
+    ensure!(read.status == 206 && read.body == layers[1].bytes[100_000..101_000], "{}", read.status);
     Ok(())
 }
 

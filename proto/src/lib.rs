@@ -15,3 +15,9 @@ pub mod peers {
     #![allow(missing_docs, unused_qualifications, clippy::all, clippy::use_self, clippy::semicolon_if_nothing_returned)]
     tonic::include_proto!("larder.peers.v1");
 }
+
+/// What containerd asks of a snapshotter, for one that tests bring.
+pub mod snapshots {
+    #![allow(missing_docs, unused_qualifications, clippy::all, clippy::use_self, clippy::semicolon_if_nothing_returned)]
+    tonic::include_proto!("containerd.services.snapshots.v1");
+}

@@ -129,6 +129,12 @@ mod tests {
         let own = of("ghcr.io");
         assert_eq!((own.parallel, own.method, own.interval.as_secs()), (3, Method::Get, 3600));
         assert!(health.check().is_ok());
+        let entry = |line: &str| {
+            let text = format!("[[registry]]\nname = \"docker.io\"\n{line}");
+            let health: Health = toml::from_str(&text).unwrap();
+            health.budget(&"docker.io".parse().unwrap()).max_per_interval
+        };
+        assert_eq!((entry("interval = \"6h\""), entry("max_per_interval = 20")), (6, 20));
         let none: Health = toml::from_str("parallel = 0").unwrap();
         assert!(none.check().is_err());
     }

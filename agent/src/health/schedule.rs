@@ -33,6 +33,8 @@ struct Lane {
     under_way: HashSet<Item>,
     /// Nothing before this.
     rests_until: Duration,
+    /// Upstreams that are near their limits, and since when each is left alone.
+    spared: HashMap<String, Duration>,
 }
 
 #[derive(Debug)]
@@ -40,8 +42,6 @@ struct Slot {
     /// When its state was last found out.
     last: Option<Duration>,
     due: Duration,
-    /// Since when it waits for the upstream to be far from its limit.
-    spared_since: Option<Duration>,
 }
 
 impl Schedule {
@@ -70,11 +70,15 @@ impl Schedule {
             };
             lane.slots.insert(item, slot);
         }
+        for lane in self.lanes.values_mut() {
+            let Lane { slots, spared, .. } = lane;
+            spared.retain(|upstream, _| slots.keys().any(|item| item.upstream == *upstream));
+        }
         self.lanes.retain(|_, lane| !(lane.slots.is_empty() && lane.under_way.is_empty()));
     }
 
     /// What to check now, if anything: what was never checked, then what was longest ago. It is under way from then on.
-    /// `is_spared`: its upstream is near a limit, and waits; for one interval, and then it is asked how it is.
+    /// `is_spared`: its upstream is near a limit, and waits; once in an interval, by one check, it is asked how it is.
     pub(super) fn next(&mut self, now: Duration, is_spared: impl Fn(&Item) -> bool) -> Option<Item> {
         self.lanes.values_mut().find_map(|lane| lane.next(now, &is_spared))
     }
@@ -91,7 +95,7 @@ impl Schedule {
         let interval = lane.budget.interval;
         let after = if is_settled { interval } else { interval / 8 };
         let jitter = after.mul_f64(rng.random_range(0.0..0.1));
-        *slot = Slot { last: Some(at), due: at + after + jitter, spared_since: None };
+        *slot = Slot { last: Some(at), due: at + after + jitter };
     }
 
     /// A check has ended, whatever was found.
@@ -111,7 +115,13 @@ impl Schedule {
 
 impl Lane {
     fn new(budget: Budget) -> Self {
-        Self { budget, slots: BTreeMap::new(), under_way: HashSet::new(), rests_until: Duration::ZERO }
+        Self {
+            budget,
+            slots: BTreeMap::new(),
+            under_way: HashSet::new(),
+            rests_until: Duration::ZERO,
+            spared: HashMap::new(),
+        }
     }
 
     fn has_room(&self) -> bool {
@@ -122,12 +132,19 @@ impl Lane {
         if !self.has_room() || now < self.rests_until {
             return None;
         }
-        let Self { budget, slots, under_way, .. } = self;
+        let Self { budget, slots, under_way, spared, .. } = self;
         let due = slots.iter_mut().filter(|(item, slot)| slot.due <= now && !under_way.contains(*item));
         let mut due: Vec<_> = due.collect();
         due.sort_by_key(|(_, slot)| slot.last);
-        let chosen =
-            due.into_iter().find_map(|(item, slot)| slot.has_turn(now, budget, is_spared(item)).then_some(item));
+        let chosen = due.into_iter().find_map(|(item, slot)| {
+            if !is_spared(item) {
+                spared.remove(&item.upstream);
+            } else if !is_asked_how_it_is(spared, &item.upstream, now, budget.interval) {
+                slot.due = now + (budget.interval / 20).max(Duration::from_secs(1));
+                return None;
+            }
+            Some(item)
+        });
         let item = chosen?.clone();
         self.under_way.insert(item.clone());
         Some(item)
@@ -149,24 +166,24 @@ impl Slot {
             Some(last) => last + interval.mul_f64(rng.random_range(1.0..1.1)),
             None => now + (interval / 20).min(SPREAD).mul_f64(rng.random_range(0.0..1.0)),
         };
-        Self { last, due, spared_since: None }
+        Self { last, due }
     }
+}
 
-    /// Whether it is checked now that it is due. What an upstream says of its quota comes with its answers: without any, it
-    /// would be near its limit for ever.
-    fn has_turn(&mut self, now: Duration, budget: &Budget, is_spared: bool) -> bool {
-        if !is_spared {
-            self.spared_since = None;
-            return true;
-        }
-        let since = *self.spared_since.get_or_insert(now);
-        if now >= since + budget.interval {
-            self.spared_since = Some(now);
-            return true;
-        }
-        self.due = now + (budget.interval / 20).max(Duration::from_secs(1));
-        false
+/// Whether an upstream near its limit is asked all the same: what it says of its quota comes with its answers, and without
+/// any it would be near its limit for ever.
+fn is_asked_how_it_is(
+    spared: &mut HashMap<String, Duration>,
+    upstream: &str,
+    now: Duration,
+    interval: Duration,
+) -> bool {
+    let since = spared.entry(upstream.to_owned()).or_insert(now);
+    let is_time = now >= *since + interval;
+    if is_time {
+        *since = now;
     }
+    is_time
 }
 
 #[cfg(test)]
@@ -316,6 +333,28 @@ mod tests {
     }
 
     #[test]
+    fn checks_are_spread() {
+        let mut rng = SmallRng::seed_from_u64(1);
+        let (interval, most) = (Duration::from_secs(1_000), Duration::from_secs(1_100));
+        let dues = |schedule: &Schedule| {
+            let slots = schedule.lanes.values().flat_map(|lane| lane.slots.values());
+            let dues: HashSet<Duration> = slots.map(|slot| slot.due).collect();
+            assert!(dues.len() > 10, "{dues:?}");
+            dues
+        };
+        let mut schedule = Schedule::default();
+        schedule.set(Duration::ZERO, &mut rng, items(20), |_| budget(9));
+        assert!(dues(&schedule).into_iter().all(|due| due <= SPREAD), "what was never checked is checked soon");
+        (0..20).for_each(|n| schedule.found(&mut rng, &item(n), Duration::ZERO, true));
+        assert!(dues(&schedule).into_iter().all(|due| (interval..most).contains(&due)));
+        // The same for who begins anew.
+        let mut schedule = Schedule::default();
+        let known = items(20).into_iter().map(|(item, _)| (item, Some(Duration::ZERO)));
+        schedule.set(Duration::from_secs(1), &mut rng, known, |_| budget(9));
+        assert!(dues(&schedule).into_iter().all(|due| (interval..most).contains(&due)));
+    }
+
+    #[test]
     fn what_others_found_is_not_checked_again() {
         let mut rng = SmallRng::seed_from_u64(1);
         let mut schedule = Schedule::default();
@@ -336,18 +375,31 @@ mod tests {
 
     #[test]
     fn an_upstream_near_its_limit_is_spared_and_asked_once_in_an_interval() {
-        let mut rng = SmallRng::seed_from_u64(1);
-        let mut schedule = Schedule::default();
-        schedule.set(Duration::ZERO, &mut rng, items(1), |_| budget(9));
-        let mut now = Duration::from_secs(60);
-        let mut asked = Vec::new();
-        while now < Duration::from_secs(4_000) {
-            if let Some(next) = schedule.next(now, |_| true) {
-                asked.push(now);
+        for images in [1, 9] {
+            let mut rng = SmallRng::seed_from_u64(1);
+            let mut schedule = Schedule::default();
+            schedule.set(Duration::ZERO, &mut rng, items(images), |_| budget(9));
+            let mut now = Duration::from_secs(60);
+            let mut asked = Vec::new();
+            while now < Duration::from_secs(5_000) {
+                while let Some(next) = schedule.next(now, |_| true) {
+                    asked.push(now);
+                    schedule.found(&mut rng, &next, now, true);
+                    schedule.ended(&next);
+                }
+                now = schedule.next_deadline().unwrap().max(now + Duration::from_secs(1));
+            }
+            assert!((3..=4).contains(&asked.len()), "{images} images: {asked:?}");
+            assert!(asked.windows(2).all(|pair| pair[1] - pair[0] >= Duration::from_secs(1_000)), "{asked:?}");
+            // Far from its limit again, all that waited are asked.
+            now += Duration::from_secs(100);
+            let mut others = 0;
+            while let Some(next) = schedule.next(now, |_| false) {
+                others += 1;
+                schedule.found(&mut rng, &next, now, true);
                 schedule.ended(&next);
             }
-            now = schedule.next_deadline().unwrap().max(now + Duration::from_secs(1));
+            assert!(others + 4 >= images, "{others} of {images}");
         }
-        assert!((2..=4).contains(&asked.len()), "{asked:?}");
     }
 }

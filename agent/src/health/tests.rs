@@ -36,6 +36,8 @@ struct Registry {
 struct Shared {
     /// To HEAD, and to GET.
     statuses: Mutex<(u16, u16)>,
+    /// What it says is left of a hundred pulls.
+    left: Mutex<Option<u32>>,
     asked: Mutex<Vec<String>>,
 }
 
@@ -43,7 +45,8 @@ impl Registry {
     async fn start(head: u16, get: u16) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
-        let shared = Arc::new(Shared { statuses: Mutex::new((head, get)), asked: Mutex::default() });
+        let (left, asked) = (Mutex::default(), Mutex::default());
+        let shared = Arc::new(Shared { statuses: Mutex::new((head, get)), left, asked });
         let mut accepting = JoinSet::new();
         let serving = Arc::clone(&shared);
         accepting.spawn(async move {
@@ -64,6 +67,10 @@ impl Registry {
 
     fn says(&self, status: u16) {
         *self.shared.statuses.lock().unwrap() = (status, status);
+    }
+
+    fn has_left(&self, pulls: u32) {
+        *self.shared.left.lock().unwrap() = Some(pulls);
     }
 }
 
@@ -87,8 +94,11 @@ async fn serve(mut stream: TcpStream, shared: &Shared) -> Option<()> {
         let length = if status == 200 { 8 } else { 0 };
         let digest =
             if is_head { format!("Docker-Content-Digest: {}\r\n", Digest::of(b"manifest")) } else { String::new() };
+        let left = *shared.left.lock().unwrap();
+        let quota = left.map(|left| format!("RateLimit-Limit: 100;w=21600\r\nRateLimit-Remaining: {left};w=21600\r\n"));
+        let quota = quota.unwrap_or_default();
         let reply = format!(
-            "HTTP/1.1 {status} As Told\r\nContent-Length: {length}\r\nContent-Type: {MANIFEST}\r\n{digest}\r\n{body}"
+            "HTTP/1.1 {status} As Told\r\nContent-Length: {length}\r\nContent-Type: {MANIFEST}\r\n{digest}{quota}\r\n{body}"
         );
         stream.write_all(reply.as_bytes()).await.ok()?;
     }
@@ -296,4 +306,22 @@ async fn a_restart_frees_no_budget_and_forgets_no_result() {
     // Longer than the first checks of what was never checked take to begin.
     assert!(timeout(Duration::from_secs(6), node.report.wait_for(|report| checked(report) > 3)).await.is_err());
     assert_eq!(registry.asked("HEAD"), 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_left_of_a_quota_is_left_to_pulls() {
+    let registry = Registry::start(200, 200).await;
+    registry.has_left(20);
+    let mut node = Node::new(&[registry.address], "interval = \"100s\"");
+    node.runs(["v1", "v2", "v3", "v4", "v5"].map(|tag| image(tag, b"manifest", Held::Missing)).to_vec());
+    let checked = |report: &Report| report.images.iter().filter(|image| image.status() != Status::Scheduled).count();
+    timeout(PATIENCE, node.report.wait_for(|report| checked(report) == 1)).await.unwrap().unwrap();
+    // Longer than it takes until all were checked that were never before.
+    assert!(timeout(Duration::from_secs(7), node.report.wait_for(|report| checked(report) > 1)).await.is_err());
+    assert_eq!(registry.asked("HEAD"), 1);
+    // A pull brings news of the quota.
+    registry.has_left(90);
+    let place = Place { registry: "reg.test".parse().unwrap(), repository: "acme/app".parse().unwrap() };
+    node.pull.resolve(&place, &Grant::Anonymous, &"other".parse().unwrap()).await.unwrap();
+    timeout(PATIENCE, node.report.wait_for(|report| checked(report) == 5)).await.unwrap().unwrap();
 }

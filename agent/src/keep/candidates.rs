@@ -128,7 +128,10 @@ impl From<&crate::containerd::inventory::ImageUser> for User {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
+    use crate::containerd::client::Content;
     use crate::containerd::inventory::ImageUser;
 
     fn name(text: &str) -> ImageName {
@@ -171,6 +174,24 @@ mod tests {
         assert_eq!((of("r.test/app:v1").used, of("r.test/app:latest").used), (Some(7), None));
         assert!(!of("r.test/gone").in_use && !of("r.test/gone").in_runtime, "containerd knows better");
         assert!(candidates(None, memory.into(), &[])[&name("r.test/gone")].in_use, "nobody knows better");
+    }
+
+    #[test]
+    fn what_is_pinned_is_in_use() {
+        let images = vec![RuntimeImage { is_pinned: true, ..image("pause", &["r.test/pause:3"], &[]) }];
+        let inventory = Inventory { images, ..Inventory::default() };
+        assert!(candidates(Some(&inventory), BTreeMap::new(), &[])[&name("r.test/pause:3")].in_use);
+    }
+
+    #[test]
+    fn what_has_no_name_is_called_by_where_it_came_from() {
+        let target = Digest::of(b"nameless");
+        let content = Content::from_repository(target, "r.test", "acme/app");
+        let (images, contents) = (vec![image("nameless", &[], &["pod"])], Arc::new([(target, content)].into()));
+        let inventory = Inventory { images, contents, ..Inventory::default() };
+        let found = candidates(Some(&inventory), BTreeMap::new(), &[]);
+        let candidate = &found[&name(&format!("r.test/acme/app@{target}"))];
+        assert!(found.len() == 1 && candidate.target == target && candidate.in_use);
     }
 
     #[test]

@@ -80,7 +80,7 @@ pub enum FetchError {
     #[error("{0} came, and was not stored: the disk is full or read-only, or it is larger than cache.max_bytes")]
     NotStored(Digest),
     /// For so many bytes there is no room.
-    #[error("there is no room for {bytes} bytes more below {}", bound(.reason))]
+    #[error("there is no room below {} for what is missing, {bytes} bytes as far as is known", bound(.reason))]
     NoRoom {
         /// Bytes that are missing.
         bytes: u64,

@@ -90,7 +90,7 @@ impl Metrics {
         registry.register("adoptions_wrong", wrong, self.adoptions_wrong.clone());
         registry.register("scrubbed_bytes", "Bytes read to look for damage", self.scrubbed_bytes.clone());
         registry.register("rotten", "Blobs found damaged on disk and set aside", self.rotten.clone());
-        registry.register("rechecked", "Blobs hashed again before use, after a crash or found", self.rechecked.clone());
+        registry.register("rechecked", "Blobs hashed whole to prove them: after a crash or where the index didn't know them, and by `larder cache verify`", self.rechecked.clone());
         registry.register("index_failures", "Writes of the index that failed", self.index_failures.clone());
     }
 

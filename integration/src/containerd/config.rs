@@ -20,6 +20,8 @@ pub struct ContainerdConfig {
     pub images: String,
     /// Whether layers are dropped once they are unpacked.
     pub discards_layers: bool,
+    /// The socket of a [snapshotter](crate::RemoteSnapshotter) that images are to be mounted by.
+    pub snapshotter: Option<PathBuf>,
     /// More tables, of other plugins.
     pub tables: String,
     /// Files that are read after this one.
@@ -54,16 +56,23 @@ impl ContainerdConfig {
         let config_path = self.config_path.as_ref().map_or_else(String::new, |path| format!("config_path = {path:?}"));
         let Self { registry, images: more, tables, imports, .. } = self;
         let discard = if self.discards_layers { "discard_unpacked_layers = true" } else { "" };
+        let (snapshotter, plugin) = match &self.snapshotter {
+            Some(socket) => (
+                "snapshotter = \"remote\"\ndisable_snapshot_annotations = false",
+                format!("[proxy_plugins.remote]\ntype = \"snapshot\"\naddress = {socket:?}"),
+            ),
+            None => ("", String::new()),
+        };
         // To lower a process's score takes a capability that root in a container may lack.
         let restricted = "restrict_oom_score_adj = true";
         let (runtime, of_images) = match version {
             2 => (
-                format!("[plugins.{cri:?}.containerd]\n{discard}"),
+                format!("[plugins.{cri:?}.containerd]\n{discard}\n{snapshotter}"),
                 format!("{restricted}\nsandbox_image = {SANDBOX:?}"),
             ),
             _ => (
                 format!("[plugins.{cri:?}]\n{restricted}"),
-                format!("{discard}\npinned_images = {{ sandbox = {SANDBOX:?} }}"),
+                format!("{discard}\n{snapshotter}\npinned_images = {{ sandbox = {SANDBOX:?} }}"),
             ),
         };
         // Only what runs containers needs it.
@@ -100,6 +109,7 @@ imports = {imports:?}
 {config_path}
 {registry}
 {tables}
+{plugin}
 "#
         ))
     }
@@ -112,6 +122,7 @@ impl Default for ContainerdConfig {
             registry: String::new(),
             images: String::new(),
             discards_layers: false,
+            snapshotter: None,
             tables: String::new(),
             imports: Vec::new(),
             environment: Vec::new(),

@@ -5,6 +5,7 @@ mod cri;
 mod ctr;
 mod pod;
 mod run;
+mod snapshotter;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -16,6 +17,7 @@ pub use cri::Login;
 pub use ctr::Ctr;
 pub use pod::{HostMount, Pod, StartedPod};
 pub use run::Labels;
+pub use snapshotter::RemoteSnapshotter;
 
 use crate::{Namespace, Process, Release, until};
 use cri::Cri;

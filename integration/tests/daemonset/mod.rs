@@ -3,6 +3,7 @@
 
 mod doctor;
 mod install;
+mod rights;
 mod upgrade;
 mod volumes;
 

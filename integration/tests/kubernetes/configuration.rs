@@ -28,6 +28,7 @@ fn environment(pod: &Value, api: &str, zone: &str) -> Vec<(String, String)> {
     let variable = |variable: &Value| {
         let field = variable.pointer("/valueFrom/fieldRef/fieldPath").and_then(Value::as_str);
         let value = match field {
+            Some("status.hostIP") if api.contains(':') => "fd00::7".to_owned(),
             Some("status.hostIP") => "192.168.7.7".to_owned(),
             Some("metadata.labels['topology.kubernetes.io/zone']") => zone.to_owned(),
             Some(other) => panic!("{other} isn't known here"),
@@ -107,6 +108,32 @@ fn every_key_can_be_a_value() {
             assert_eq!(&rendered[section][key], value, "{section}.{key}");
         }
     }
+}
+
+/// Who has given the agent other ports finds it there: other agents, and Prometheus.
+#[test]
+#[cfg_attr(not(renderers), ignore = "helm and kustomize aren't built: Go isn't here")]
+fn other_ports_are_told_to_everyone() {
+    let found = |settings: &str| {
+        let all = format!("metrics.serviceMonitor.enabled=true,metrics.podMonitor.enabled=true,{settings}");
+        let objects = Helm::Four.template(&["--set", &all]).unwrap();
+        let config: toml::Table = text(&objects).unwrap().parse().unwrap();
+        let ports = |name: &str| -> Vec<i64> {
+            let service = object(&objects, "Service", name).unwrap();
+            list(service, "/spec/ports").iter().map(|port| port["port"].as_i64().unwrap()).collect()
+        };
+        let monitor = object(&objects, "PodMonitor", "larder").unwrap();
+        let relabelings = list(monitor, "/spec/podMetricsEndpoints/0/relabelings");
+        let addresses: Vec<&str> = relabelings.iter().filter_map(|rule| rule["replacement"].as_str()).collect();
+        json!([config["peers"]["seeds"][0].as_str(), ports("larder-peers"), ports("larder-metrics"), addresses])
+    };
+    let expected = |peers: u16, metrics: u16| {
+        let seed = format!("dns:larder-peers.larder.svc.cluster.local:{peers}");
+        json!([seed, [peers, peers], [metrics], [format!("${{1}}:{metrics}"), format!("[${{1}}]:{metrics}")]])
+    };
+    assert_eq!(found("preset=plain"), expected(7441, 7442));
+    assert_eq!(found("config.peers.listen=[::]:7541,config.metrics.listen=0.0.0.0:7542"), expected(7541, 7542));
+    assert_eq!(found("config.peers.zone=a,config.log.level=debug"), expected(7441, 7442));
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use anyhow::{Context, Result, ensure};
-use larder_integration::kustomize;
+use larder_integration::{Folder, kustomize};
 use serde_json::Value;
 
 use super::render::{PRESETS, chart, daemonset, object};
@@ -101,6 +101,28 @@ fn every_preset_is_described() -> Result<()> {
         let _ = writeln!(table, "| `{name}` | {} |", cells.join(" | "));
     }
     hold("presets", "chart/larder/presets", &table)
+}
+
+/// Word for word, beside the folder that it names; and over what cleans up, as it is told there.
+#[test]
+#[cfg_attr(not(renderers), ignore = "helm and kustomize aren't built: Go isn't here")]
+fn the_overlay_of_the_readme_names_another_registry() {
+    let readme = std::fs::read_to_string(daemonset().join("README.md")).unwrap();
+    let (_, overlay) = readme.split_once("```yaml\n# overlay/kustomization.yaml\n").unwrap();
+    let (overlay, _) = overlay.split_once("```").unwrap();
+    let folder = Folder::new().unwrap();
+    let at = folder.path().join("overlay");
+    std::fs::create_dir(&at).unwrap();
+    std::os::unix::fs::symlink(daemonset(), folder.path().join("daemonset")).unwrap();
+    for (text, name) in [(overlay, "larder"), (&overlay.replace("/presets/", "/clean-up/"), "larder-clean-up")] {
+        std::fs::write(at.join("kustomization.yaml"), text).unwrap();
+        let objects = kustomize(&at.to_string_lossy()).unwrap();
+        let pod = &object(&objects, "DaemonSet", name).unwrap()["spec"]["template"]["spec"];
+        assert_eq!(pod["containers"][0]["image"], concat!("reg.corp/larder:", env!("CARGO_PKG_VERSION")));
+        let root =
+            pod["volumes"].as_array().unwrap().iter().find(|volume| volume["name"] == "containerd-root").unwrap();
+        assert_eq!(root["hostPath"]["path"], "/var/lib/rancher/k3s/agent/containerd");
+    }
 }
 
 #[test]

@@ -112,6 +112,7 @@ fn what_is_no_value_is_refused_by_name() {
         ("config.cache.max_disk_percent=101", "max_disk_percent"),
         ("config.registry[0].name=a.b,config.registry[0].upstream[0].uri=https://m", "uri"),
         ("config.health.interval=often", "interval"),
+        ("config.peers.listen=0.0.0.0", "listen"),
         ("peers.dnsserver=10.43.0.10", "dnsserver"),
         ("containerd.root=relative", "root"),
         ("host.paths[0].path=/etc/x", "type"),

@@ -1,20 +1,13 @@
 //! The package on a machine with systemd: installed it serves, within its sandbox, and purged it is gone.
 
-use std::os::unix::fs::MetadataExt as _;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use larder_integration::{
-    Agent, AgentConfig, FaultRegistry, Folder, Image, LarderImage, Machine, Network, Release, until,
-};
+use larder_integration::{LarderImage, Machine, Network, until};
 
-use super::package::{package, repository};
+use super::package::repository;
+use super::scene::{DROP_IN, OURS, RELEASE, Scene, blob, install};
 use crate::support::{ensure_only_the_agent_asked, run};
-
-const RELEASE: Release = Release::Trixie;
-const OURS: &str = "/var/lib/larder";
-const CONTAINERDS: &str = "/var/lib/containerd/io.containerd.content.v1.content";
-const DROP_IN: &str = "/etc/systemd/system/larder.service.d/test.conf";
 
 #[test]
 fn installed_it_serves_and_purged_it_is_gone() {
@@ -212,6 +205,37 @@ fn doctor_mends_what_it_may_and_restarts_nothing() {
     });
 }
 
+/// A hosts folder that isn't root's: the unit's root has no capability for it, `doctor` sees that from outside, and what it
+/// says to add does.
+#[test]
+fn a_hosts_folder_of_somebody_elses_takes_what_doctor_says() {
+    run(async {
+        const ADDED: &str = "CapabilityBoundingSet=CAP_CHOWN CAP_DAC_OVERRIDE CAP_FOWNER";
+        let scene = Scene::new().await?;
+        let (machine, theirs) = (&scene.machine, "/etc/containerd/certs.d");
+        machine.run(&["chown", "--recursive", "1000:1000", theirs]).await?;
+        scene.install().await?;
+        is_active(machine).await?;
+        let hosts = || std::fs::read_to_string(machine.path(&format!("{theirs}/reg.test/hosts.toml")));
+        ensure!(hosts()? == scene.hosts, "it has written there");
+        let output = machine.output(&["larder", "doctor"]).await?;
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        ensure!(output.status.code() == Some(1) && said.contains(ADDED), "{said}");
+
+        machine.write(DROP_IN, &format!("[Service]\n{ADDED}\n"))?;
+        machine.run(&["systemctl", "daemon-reload"]).await?;
+        machine.run(&["systemctl", "restart", "larder"]).await?;
+        let entered = async || hosts().ok()?.contains("127.0.0.1:7439").then_some(());
+        until("the agent has entered itself", Duration::from_secs(20), entered).await?;
+        scene.image(6, "app");
+        scene.pull("app").await?;
+        ensure_only_the_agent_asked(&scene.registry)?;
+        let said = String::from_utf8_lossy(&machine.output(&["larder", "doctor"]).await?.stdout).into_owned();
+        ensure!(!said.contains(ADDED), "{said}");
+        Ok(())
+    });
+}
+
 /// What the unit says of mounts is so.
 #[test]
 fn one_writable_path_is_what_links_need_and_volumes_come_free() {
@@ -251,135 +275,6 @@ fn one_writable_path_is_what_links_need_and_volumes_come_free() {
         scene.machine.run(&["systemctl", "restart", "larder"]).await?;
         scene.linked(&image).await.context("with one path again")
     });
-}
-
-/// The CA and its key as systemd hands them over: the agent has them from nowhere else, and is believed by another node.
-#[test]
-fn peers_are_joined_by_credentials() {
-    run(async {
-        let scene = Scene::new().await?;
-        scene.install().await?;
-        scene.machine.run(&["larder", "certs", "--dir", "/etc/larder/peers"]).await?;
-        // The other node has the same files, and knows nobody until this one comes.
-        let (host, folder) = (scene.network.host(None)?, Folder::new()?);
-        let [ca, key] = ["ca.pem", "ca.key"].map(|file| folder.path().join(file));
-        std::fs::copy(scene.machine.path("/etc/larder/peers/ca.pem"), &ca)?;
-        std::fs::copy(scene.machine.path("/etc/larder/peers/ca.key"), &key)?;
-        let mut config = AgentConfig::without_containerd(folder.path());
-        config.namespace = Some(host.namespace().clone());
-        config.set_path("peers", "ca", &ca).set_path("peers", "key", &key);
-        // Without seeds and without a route it can't tell by itself.
-        config.set("peers", "seeds", "[]").set_text("peers", "advertise", &host.address().to_string());
-        let other = Agent::start(&folder.path().join("larder"), &config).await?;
-
-        let seed = format!("{}:7441", host.address());
-        scene.machine.write(
-            DROP_IN,
-            &format!(
-                "[Service]\nLoadCredential=ca.pem:/etc/larder/peers/ca.pem\n\
-                 LoadCredential=ca.key:/etc/larder/peers/ca.key\n\
-                 Environment=LARDER__PEERS__CA=%d/ca.pem LARDER__PEERS__KEY=%d/ca.key LARDER__PEERS__SEEDS={seed}\n\
-                 InaccessiblePaths=/etc/larder/peers\n"
-            ),
-        )?;
-        scene.machine.run(&["systemctl", "daemon-reload"]).await?;
-        scene.machine.run(&["systemctl", "restart", "larder"]).await?;
-        until("each owns something in the other's eyes", Duration::from_secs(30), async || {
-            let here = scene.machine.run(&["larder", "status", "--peers"]).await.ok()?;
-            let there = other.say(&["status", "--peers"]).await.ok()?;
-            let owns = |shown: &str, at: &str| shown.lines().any(|line| line.contains(at) && line.contains(", owns "));
-            (owns(&here, &seed) && owns(&there, "10.77.0.1:7441")).then_some(())
-        })
-        .await
-        .context(other.log())
-    });
-}
-
-/// A machine with containerd, and a registry beside it that the machine's own hosts.toml names.
-struct Scene {
-    machine: Machine,
-    registry: FaultRegistry,
-    /// What stands in the machine's own hosts.toml.
-    hosts: String,
-    network: Network,
-}
-
-impl Scene {
-    async fn new() -> Result<Self> {
-        let network = Network::new()?;
-        let (here, there) = (network.host(None)?, network.host(None)?);
-        let registry = FaultRegistry::start_on(&there)?;
-        let machine = Machine::boot(here.namespace()).await?;
-        let url = registry.url();
-        let hosts = format!("server = {url:?}\n\n[host.{url:?}]\n  capabilities = [\"pull\", \"resolve\"]\n");
-        machine.write("/etc/containerd/certs.d/reg.test/hosts.toml", &hosts)?;
-        machine.start_containerd(RELEASE).await?;
-        Ok(Self { machine, registry, hosts, network })
-    }
-
-    /// Installs the package, or the same once more.
-    async fn install(&self) -> Result<()> {
-        install(&self.machine).await
-    }
-
-    async fn main_pid(&self) -> Result<String> {
-        self.machine.property("larder", "MainPID").await
-    }
-
-    /// Waits until another process than this is up; returns which.
-    async fn started_again(&self, old: &str) -> Result<String> {
-        until("the agent is started again", Duration::from_secs(30), async || {
-            let state = self.machine.property("larder", "ActiveState").await.ok()?;
-            let new = self.main_pid().await.ok()?;
-            (state == "active" && new != old && new != "0").then_some(new)
-        })
-        .await
-    }
-
-    /// An image of one layer, in the registry.
-    fn image(&self, seed: u64, repository: &str) -> Image {
-        let image = Image::one_layer(seed, 4);
-        self.registry.add(&image, repository, "v1");
-        image
-    }
-
-    async fn pull(&self, repository: &str) -> Result<()> {
-        self.machine.pull(RELEASE, &format!("reg.test/{repository}:v1")).await
-    }
-
-    /// Removes the image from containerd.
-    async fn forget(&self, repository: &str) -> Result<()> {
-        let ctr = format!("/opt/tools/{RELEASE}/usr/bin/ctr");
-        let name = format!("reg.test/{repository}:v1");
-        self.machine.run(&[&ctr, "--namespace", "k8s.io", "images", "rm", "--sync", &name]).await.map(drop)
-    }
-
-    /// The files that hold the layer, ours and containerd's, by their numbers; `None` while one of them isn't there.
-    fn held(&self, image: &Image) -> Result<Option<(u64, u64)>> {
-        let number = |store: &str| std::fs::metadata(self.machine.path(&blob(store, image))).ok();
-        let (ours, theirs) = (number(OURS), number(CONTAINERDS));
-        Ok(ours.zip(theirs).map(|(ours, theirs)| (ours.ino(), theirs.ino())))
-    }
-
-    /// Waits until both are one file.
-    async fn linked(&self, image: &Image) -> Result<()> {
-        until("the layer is linked", Duration::from_secs(20), async || {
-            let (ours, theirs) = self.held(image).ok()??;
-            (ours == theirs).then_some(())
-        })
-        .await
-    }
-}
-
-/// The file that holds the layer, in one of the two stores.
-fn blob(store: &str, image: &Image) -> String {
-    format!("{store}/blobs/{}", image.largest().digest.replace(':', "/"))
-}
-
-async fn install(machine: &Machine) -> Result<()> {
-    std::fs::copy(package().await?, machine.path("/tmp/larder.deb"))?;
-    machine.run(&["dpkg", "--install", "/tmp/larder.deb"]).await?;
-    Ok(std::fs::remove_file(machine.path("/tmp/larder.deb"))?)
 }
 
 /// Whether the agent is up at this moment, and said so itself.

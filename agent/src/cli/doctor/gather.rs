@@ -103,7 +103,7 @@ impl Told {
             is_port_open: inspect::is_open(config.mirror.listen),
             taken_ports: sockets.iter().map(|(address, _)| address.port()).collect(),
             disk: disk(&config.cache.dir, &containerd_root),
-            needs: inspect::needs(&config, &surroundings, &containerd_root),
+            needs: inspect::needs(&config, &surroundings, &containerd_root, agent_process),
             surroundings,
             selinux: inspect::selinux(agent_process),
             trusted: Authorities::look(),

@@ -29,18 +29,26 @@ pub(super) fn surroundings() -> Surroundings {
     Surroundings::new(&mountinfo, has_service, is_root, kernel.trim().to_owned())
 }
 
-/// The folders that the agent has to get at, and how far it would.
-pub(super) fn needs(config: &Config, surroundings: &Surroundings, containerd: &Path) -> Vec<Need> {
+/// The folders that the agent has to get at, and how far it would: as far as we, and no further than its own process.
+pub(super) fn needs(config: &Config, surroundings: &Surroundings, containerd: &Path, agent: Option<i32>) -> Vec<Need> {
+    let is_bound = agent.is_some_and(is_bound_by_modes);
+    let need = |path: &Path, purpose, access| {
+        let mut need = need(surroundings, path, purpose, access);
+        if need.reach == Reach::Granted && is_bound && access.contains(Access::WRITE_OK) && !is_roots(path) {
+            need.reach = Reach::Denied(owner(path));
+        }
+        need
+    };
     let content = containerd.join("io.containerd.content.v1.content");
     let socket = config.containerd.socket.parent().unwrap_or(Path::new("/"));
     let mut needs = vec![
-        need(surroundings, socket, "containerd's socket", Access::EXEC_OK),
-        need(surroundings, &content, "what containerd holds, to be linked", Access::READ_OK | Access::EXEC_OK),
-        need(surroundings, existing(&config.cache.dir), "the cache", Access::WRITE_OK | Access::EXEC_OK),
+        need(socket, "containerd's socket", Access::EXEC_OK),
+        need(&content, "what containerd holds, to be linked", Access::READ_OK | Access::EXEC_OK),
+        need(existing(&config.cache.dir), "the cache", Access::WRITE_OK | Access::EXEC_OK),
     ];
     if !config.containerd.registries.is_empty() {
         let hosts = existing(&config.containerd.hosts_dir);
-        needs.push(need(surroundings, hosts, "the entries in hosts.toml", Access::WRITE_OK | Access::EXEC_OK));
+        needs.push(need(hosts, "the entries in hosts.toml", Access::WRITE_OK | Access::EXEC_OK));
     }
     needs
 }
@@ -60,6 +68,22 @@ fn need(surroundings: &Surroundings, path: &Path, purpose: &'static str, access:
         Err(_) => Reach::Denied(owner(path)),
     };
     Need { path: path.to_owned(), purpose, reach }
+}
+
+/// Whether a process is root without the capability that makes root's word count everywhere, as the unit has it.
+fn is_bound_by_modes(pid: i32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/status")).is_ok_and(|status| proc::is_bound_root(&status))
+}
+
+/// Whether root may write there by owner, group and mode alone.
+fn is_roots(folder: &Path) -> bool {
+    let Ok(metadata) = folder.metadata() else { return true };
+    let class = match (metadata.uid(), metadata.gid()) {
+        (0, _) => 0o200,
+        (_, 0) => 0o020,
+        _ => 0o002,
+    };
+    metadata.mode() & class != 0
 }
 
 fn owner(path: &Path) -> u32 {

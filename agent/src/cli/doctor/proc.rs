@@ -58,6 +58,16 @@ pub(super) fn proxies(environ: &[u8]) -> Proxies {
     })
 }
 
+/// Whether `/proc/<pid>/status` is that of root without `CAP_DAC_OVERRIDE`.
+pub(super) fn is_bound_root(status: &str) -> bool {
+    const DAC_OVERRIDE: u64 = 1 << 1;
+    let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name));
+    // Real, effective, saved, and of the file system.
+    let user = field("Uid:").and_then(|users| users.split_ascii_whitespace().nth(1));
+    let effective = field("CapEff:").and_then(|set| u64::from_str_radix(set.trim(), 16).ok());
+    user == Some("0") && effective.is_some_and(|set| set & DAC_OVERRIDE == 0)
+}
+
 /// The file that a containerd was started with, by `/proc/<pid>/cmdline`; `None`: it takes its own default.
 pub(super) fn config_argument(command_line: &[u8]) -> Option<PathBuf> {
     let mut words = command_line.split(|b| *b == 0).map(String::from_utf8_lossy).skip(1);
@@ -134,6 +144,17 @@ mod tests {
    0: 00000000000000000000000000000000:1D0F 00000000000000000000000000000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 77 1 0000000000000000 100 0 0 10 0
    1: 0000000000000000FFFF00000100007F:0050 00000000000000000000000000000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 78 1 0000000000000000 100 0 0 10 0
 ";
+
+    #[test]
+    fn root_is_bound_without_its_capability() {
+        let status = |user: u32, set: u64| {
+            format!("Name:\tlarder\nUid:\t{user}\t{user}\t{user}\t{user}\nCapPrm:\t{set:016x}\nCapEff:\t{set:016x}\n")
+        };
+        assert!(is_bound_root(&status(0, 0)) && is_bound_root(&status(0, 0b1001)));
+        assert!(!is_bound_root(&status(0, 0x1ff_ffff_ffff)) && !is_bound_root(&status(0, 0b1011)));
+        // What another user may do is said by owners and modes that aren't looked at; what can't be read says nothing.
+        assert!(!is_bound_root(&status(1000, 0)) && !is_bound_root("") && !is_bound_root("Uid:\nCapEff:\tx\n"));
+    }
 
     #[test]
     fn listening_sockets() {

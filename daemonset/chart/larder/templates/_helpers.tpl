@@ -41,13 +41,22 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name (.Chart.Version | replace "+" "_") 
 {{- end -}}
 {{- end }}
 
+{{/* The port on which the agent listens for peers, or for Prometheus: by the section of its configuration. */}}
+{{- define "larder.port" -}}
+{{- $default := get (dict "peers" "7441" "metrics" "7442") .section -}}
+{{- dig .section "listen" "" .config | regexFind "[0-9]+$" | default $default -}}
+{{- end }}
+{{- define "larder.port.peers" }}{{ include "larder.port" (dict "section" "peers" "config" .Values.config) }}{{ end }}
+{{- define "larder.port.metrics" }}{{ include "larder.port" (dict "section" "metrics" "config" .Values.config) }}{{ end }}
+
 {{/* The configuration: what the chart knows, with the values' before it, as JSON. */}}
 {{- define "larder.config" -}}
 {{- $node := include "larder.node" . | fromJson -}}
 {{- $containerd := dict "socket" $node.socket "hosts_dir" $node.hostsDir "config" $node.config -}}
 {{- $config := dict "cache" (dict "dir" (printf "%s/larder" $node.root)) "containerd" $containerd -}}
 {{- if .Values.peers.enabled -}}
-{{- $name := printf "dns:larder-peers.%s.svc.%s:7441" .Release.Namespace .Values.peers.clusterDomain -}}
+{{- $host := printf "larder-peers.%s.svc.%s" .Release.Namespace .Values.peers.clusterDomain -}}
+{{- $name := printf "dns:%s:%s" $host (include "larder.port.peers" .) -}}
 {{- $_ := set $config "peers" (dict "ca" "/etc/larder-peers/ca.pem" "key" "/etc/larder-peers/ca.key" "seeds" (list $name)) -}}
 {{- end -}}
 {{- mustMergeOverwrite $config (deepCopy .Values.config) | toJson -}}

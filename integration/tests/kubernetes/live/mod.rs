@@ -1,6 +1,7 @@
 //! On a real cluster: what the apiserver takes, and what becomes of it on nodes.
 
 mod admission;
+mod kustomize;
 mod nodes;
 mod releases;
 

@@ -6,9 +6,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use bytes::Bytes;
 use http::Method;
-use larder_integration::{
-    Fault, Http, Image, KubernetesNode, LarderImage, Metrics, Request, When, kustomize, listing, until,
-};
+use larder_integration::{Fault, Http, Image, KubernetesNode, LarderImage, Metrics, Request, When, listing, until};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
@@ -22,7 +20,7 @@ const LIMIT: Duration = Duration::from_secs(400);
 /// The machine's own disk may be fuller than a node's should be, on which less is kept.
 const ROOM: [&str; 2] = ["--set", "config.cache.max_disk_percent=99"];
 
-const PODS: &str = "/api/v1/namespaces/larder/pods";
+pub(super) const PODS: &str = "/api/v1/namespaces/larder/pods";
 
 /// A Pod of that name, on that node, of an image.
 fn pod(name: &str, node: &KubernetesNode, image: &str) -> Value {
@@ -42,7 +40,7 @@ fn pod(name: &str, node: &KubernetesNode, image: &str) -> Value {
 
 impl Site {
     /// Runs an image of the registry as a Pod of that name on a node, and waits until it does.
-    async fn run_pod(&self, node: &KubernetesNode, name: &str, image: &str) -> Result<()> {
+    pub(super) async fn run_pod(&self, node: &KubernetesNode, name: &str, image: &str) -> Result<()> {
         // Pods are refused until the controllers have made the namespace's account.
         self.until("an account", "/api/v1/namespaces/default/serviceaccounts/default", |_| true).await?;
         self.apply(&pod(name, node, image)).await?;
@@ -62,7 +60,7 @@ impl Site {
     }
 
     /// Waits until each node's agent knows the other's.
-    async fn until_acquainted(&self) -> Result<()> {
+    pub(super) async fn until_acquainted(&self) -> Result<()> {
         for node in &self.nodes {
             until("the nodes know each other", SOON, async || {
                 let settled = metrics(node).await.ok()?.sum("larder_peer_members", &["state=\"settled\""]);
@@ -91,7 +89,7 @@ impl Site {
     }
 
     /// What Larder's containers have written, on every node.
-    fn logs(&self) -> String {
+    pub(super) fn logs(&self) -> String {
         self.nodes.iter().map(|node| node.logs_of("larder")).collect()
     }
 }
@@ -104,7 +102,7 @@ async fn metrics(node: &KubernetesNode) -> Result<Metrics> {
 }
 
 /// Fails when a node's containerd has gone past its agent.
-fn ensure_only_agents_pulled(site: &Site) -> Result<()> {
+pub(super) fn ensure_only_agents_pulled(site: &Site) -> Result<()> {
     let requests = site.registry.requests();
     let past = requests.iter().find(|request| request.path().contains("/acme/") && !asked_by_agent(request));
     ensure!(past.is_none(), "containerd went past the agent: {past:?}");
@@ -227,7 +225,7 @@ async fn life(site: &Site) -> Result<()> {
 }
 
 /// Runs it in a cluster of two nodes, whose logs are shown where it fails.
-fn on_two_nodes(life: impl AsyncFnOnce(&mut Site) -> Result<()>) {
+pub(super) fn on_two_nodes(life: impl AsyncFnOnce(&mut Site) -> Result<()>) {
     run_within(LIMIT, async {
         let mut site = Site::with_nodes(2).await?;
         let lived = life(&mut site).await;
@@ -242,59 +240,6 @@ fn on_two_nodes(life: impl AsyncFnOnce(&mut Site) -> Result<()>) {
 #[cfg_attr(not(kubernetes), ignore = "Kubernetes isn't built: Go isn't here")]
 fn larder_is_installed_upgraded_and_removed() {
     on_two_nodes(async |site| life(site).await);
-}
-
-/// The same by kustomize, without a CA: applied, pulled through, deleted, cleaned up after.
-async fn life_by_kustomize(site: &Site) -> Result<()> {
-    let [node] = site.nodes.as_slice() else { anyhow::bail!("one node") };
-    site.registry.add(&Image::runnable(1)?, "acme/app", "v1");
-    node.ctr(&["images", "import", &LarderImage::shared().await?.archive().display().to_string()]).await?;
-    let before = listing(&node.hosts_dir(), &[])?;
-    let is_everywhere = |daemonset: &Value| {
-        let status = &daemonset["status"];
-        status["numberReady"] == 1 && status["updatedNumberScheduled"] == 1
-    };
-    let daemonsets = "/apis/apps/v1/namespaces/larder/daemonsets";
-
-    let (agents, cleaners) = (kustomize("presets/plain")?, kustomize("clean-up/plain")?);
-    for document in &agents {
-        site.apply(document).await?;
-    }
-    site.until("the agent is ready", &format!("{daemonsets}/larder"), is_everywhere).await?;
-    let said = site.logs();
-    ensure!(
-        said.contains("no peers: each blob comes from upstream") && said.contains("/etc/larder-peers/ca.pem"),
-        "{said}"
-    );
-    site.run_pod(node, "app", "reg.test/acme/app:v1").await?;
-    ensure_only_agents_pulled(site)?;
-
-    let api = site.control.api();
-    for document in agents.iter().filter(|document| document["kind"] != "Namespace") {
-        api.delete(&api.path_of(document).await?).await?;
-    }
-    site.until("the agent is gone", PODS, |pods| pods["items"].as_array().is_some_and(Vec::is_empty)).await?;
-    ensure!(listing(&node.hosts_dir(), &[])? != before, "an agent that ends has taken itself back");
-    for document in &cleaners {
-        site.apply(document).await?;
-    }
-    site.until("the node is clean", &format!("{daemonsets}/larder-clean-up"), is_everywhere).await?;
-    ensure!(listing(&node.hosts_dir(), &[])? == before);
-    ensure!(!node.machine().path("/var/lib/containerd/larder").exists(), "the cache is left");
-    Ok(())
-}
-
-#[test]
-#[cfg_attr(not(kubernetes), ignore = "Kubernetes isn't built: Go isn't here")]
-fn larder_is_applied_and_cleaned_up_after_by_kustomize() {
-    run_within(LIMIT, async {
-        let site = Site::with_nodes(1).await?;
-        let lived = life_by_kustomize(&site).await;
-        if lived.is_err() {
-            println!("{}", site.logs());
-        }
-        lived
-    });
 }
 
 /// The cluster's DNS is down, and all agents are started anew: they know each other still, and serve.

@@ -55,6 +55,10 @@ async fn a_release_comes_changes_and_goes(helm: Helm) -> Result<()> {
     let config = api.get("/api/v1/namespaces/larder/configmaps/larder").await?["data"]["larder.toml"].clone();
     ensure!(config.as_str().is_some_and(|text| text.contains("stall_timeout = \"7s\"")), "{config}");
     ensure!(api.get(SECRET).await?["data"] == secret, "an upgrade has changed the CA");
+    // To a newer chart, as the README says: what was set before stays.
+    helm(&["upgrade", "larder", &chart, "--reset-then-reuse-values"]).await?;
+    ensure!(api.get(DAEMONSET).await?["spec"] == changed["spec"], "what was set before is lost");
+    ensure!(api.get(SECRET).await?["data"] == secret, "an upgrade has changed the CA");
     helm(&["rollback", "larder", "1"]).await?;
     let back = api.get(DAEMONSET).await?;
     ensure!(back["spec"]["updateStrategy"]["rollingUpdate"]["maxSurge"] == 1);
@@ -141,9 +145,10 @@ fn the_notes_say_why_peers_are_off() {
         ensure!(secrets.iter().all(|(_, name)| name.starts_with("sh.helm.release")), "{secrets:?}");
 
         // Nobody is told to make a CA that isn't read.
-        let notes = set(&["upgrade"], "peers.enabled=false").await?;
+        let notes = set(&["upgrade"], "peers.enabled=false,config.metrics.listen=0.0.0.0:7542").await?;
         ensure_is_told(&notes, &["Peers are off (`peers.enabled`)"])?;
         ensure!(!notes.contains("larder certs"), "{notes}");
+        ensure!(notes.contains("Prometheus reads 7542"), "another port than the agent's: {notes}");
         Ok(())
     });
 }

@@ -50,10 +50,15 @@ fn lacking(facts: &Facts, need: &Need) -> Option<Finding> {
             let mend = match (facts.surroundings.is_pod, owner) {
                 (true, 0) => Mend::new("the Pod has to run as root", ["securityContext:", "  runAsUser: 0"]),
                 (true, _) => Mend::new(
-                    "it takes a capability: in the chart's values",
-                    ["security:", "  capabilities: [DAC_OVERRIDE, FOWNER]"],
+                    "it takes capabilities: in the chart's values",
+                    ["security:", "  capabilities: [CHOWN, DAC_OVERRIDE, FOWNER]"],
                 ),
-                (false, _) => Mend::new("run the agent as root", Vec::<String>::new()),
+                (false, 0) => Mend::new("run the agent as root", Vec::<String>::new()),
+                (false, _) => Mend::new(
+                    "it takes capabilities: systemctl edit larder",
+                    ["[Service]", "CapabilityBoundingSet=CAP_CHOWN CAP_DAC_OVERRIDE CAP_FOWNER"],
+                )
+                .then("systemctl restart larder"),
             };
             Some(problem(what).mended_by([mend]))
         }

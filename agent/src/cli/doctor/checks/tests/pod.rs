@@ -87,7 +87,7 @@ fn folders_out_of_reach() {
         (Reach::Unmounted, "isn't mounted in this Pod"),
         (Reach::ReadOnly, "is read-only here"),
         (Reach::Denied(0), "runAsUser: 0"),
-        (Reach::Denied(1000), "DAC_OVERRIDE"),
+        (Reach::Denied(1000), "capabilities: [CHOWN, DAC_OVERRIDE, FOWNER]"),
     ] {
         facts.needs = vec![need("/var/lib/containerd/larder", reach)];
         has(&problem(&facts).1, &[said, "/var/lib/containerd/larder"]);
@@ -97,6 +97,11 @@ fn folders_out_of_reach() {
     has(&problem(&facts).1, &["--set preset=k3s"]);
     facts.needs = vec![need("/var/lib/containerd/larder", Reach::Missing)];
     assert_eq!(Outcome::of(&all(&facts)), Outcome::Fine);
+
+    let mut host = sound();
+    host.surroundings.is_root = true;
+    host.needs = vec![need("/etc/containerd/certs.d", Reach::Denied(1000))];
+    has(&problem(&host).1, &["CapabilityBoundingSet=CAP_CHOWN CAP_DAC_OVERRIDE CAP_FOWNER", "systemctl edit larder"]);
 }
 
 #[test]
