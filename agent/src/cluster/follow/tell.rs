@@ -48,14 +48,15 @@ impl Follow {
         self.actions.push(Action::Report { owner, report: Box::new(report) });
     }
 
-    /// The owner that gave the lease doesn't answer: the other one is told, and takes it over.
+    /// The owner that gave the lease doesn't answer: the other one is told, and takes it over. Where neither answers, it is
+    /// told when the next report is due: who failed a moment ago isn't called, so a report to it at once would fail at once,
+    /// and so on.
     pub(super) fn report_elsewhere(&mut self, now: Duration) {
         let Source::Lease(range) = &mut self.source else { return };
         let owner = range.owner;
         self.ranks.failed(now, owner);
-        if let Some(other) = self.ranks.best(now, Some(owner)) {
-            range.owner = other;
-        }
+        let Some(other) = self.ranks.best(now, Some(owner)) else { return };
+        range.owner = other;
         self.report_lease(now);
     }
 

@@ -318,6 +318,27 @@ fn a_full_parent_whose_reader_fell_silent_is_asked_for_that_ones_place() {
 }
 
 #[test]
+fn who_fetches_and_reaches_neither_owner_tells_them_no_sooner_than_ever() {
+    let mut follow = follow();
+    let [(number, ..)] = asks(&mut follow)[..] else { panic!() };
+    follow.answered(millis(1), number, answered(Answer::Fetch { ticket: ticket(50), lease: Lease(7), upto: 4 << 20 }));
+    let owners = |follow: &mut Follow| reports(follow).iter().map(|(owner, _)| *owner).collect::<Vec<_>>();
+    follow.actions();
+    follow.tick(millis(201));
+    assert_eq!(owners(&mut follow), [node(100)]);
+    follow.unreported(millis(201), node(100), Lease(7));
+    assert_eq!(owners(&mut follow), [node(101)]);
+    // Were they told at once, and failed so, this would never end.
+    follow.unreported(millis(201), node(101), Lease(7));
+    assert_eq!(owners(&mut follow), []);
+    assert_eq!(follow.next_deadline(), Some(millis(401)));
+    follow.tick(millis(401));
+    assert_eq!(owners(&mut follow), [node(101)]);
+    follow.unreported(millis(401), node(101), Lease(7));
+    assert_eq!(owners(&mut follow), []);
+}
+
+#[test]
 fn a_parent_that_beats_and_brings_nothing_is_waited_for_two_seconds() {
     let (mut follow, first) = reading();
     let mut at = 1;

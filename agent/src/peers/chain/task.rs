@@ -5,6 +5,7 @@ use std::sync::Arc;
 use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
+use tokio::task::coop::consume_budget;
 use tokio::time::Instant;
 
 use super::Chain;
@@ -39,6 +40,8 @@ impl Chain {
         ring.mark_unchanged();
         let mut calls = FuturesUnordered::new();
         while let Some(next) = self.next(number) {
+            // A call to who failed a moment ago fails at once: whatever follows from that, others have their turn.
+            consume_budget().await;
             for action in next.outbox {
                 calls.push(self.perform(action, next.trace.clone()));
             }
