@@ -57,14 +57,19 @@ impl Follow {
     /// Is there a reason to complain at this time?
     pub(super) fn is_to_complain(&self, now: Duration) -> bool {
         let is_hungry = self.hungry_at().is_some_and(|at| now >= at);
-        is_hungry || (now >= self.patience_until() && self.may_complain())
+        is_hungry || (now >= self.patience_until() && self.may_complain(now))
     }
 
     /// Who has had nothing at all, or gets nothing after a complaint, helps himself.
-    fn may_complain(&self) -> bool {
+    fn may_complain(&self, now: Duration) -> bool {
         let most_in_vain = if self.delay().is_zero() { 0 } else { MOST_IN_VAIN };
         let is_heard = self.complaint.at != Some(self.frontier) || self.complaint.in_vain < most_in_vain;
-        self.frontier > 0 && is_heard && self.complaint.count < MOST && self.pending.is_empty()
+        self.frontier > 0 && is_heard && self.complaint.count < MOST && self.somebody_hears(now)
+    }
+
+    /// Is there an owner to complain to, and has it answered all that it was asked?
+    fn somebody_hears(&self, now: Duration) -> bool {
+        self.pending.is_empty() && self.ranks.best(now, None).is_some()
     }
 
     /// When hunger makes this node complain, if nothing comes.
@@ -100,7 +105,7 @@ impl Follow {
         self.complaint.looked = now;
         if self.rate(now) >= LITTLE {
             self.complaint.looks = 0;
-        } else if self.pending.is_empty() {
+        } else if self.somebody_hears(now) {
             self.complaint.looks += 1;
             self.ask_for_another(now, parent);
         }
@@ -108,6 +113,10 @@ impl Follow {
 
     fn ask_for_another(&mut self, now: Duration, parent: NodeId) {
         self.troubles.note(now, parent, Ailment::Slow);
+        // Who asks and has nobody to ask fetches for itself.
+        if self.ranks.best(now, None).is_none() {
+            return;
+        }
         self.complaint.number = self.numbers + 1;
         self.ask(now);
     }

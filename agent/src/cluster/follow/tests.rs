@@ -411,6 +411,21 @@ fn who_gets_little_of_a_large_blob_asks_for_another_and_reads_on_meanwhile() {
 }
 
 #[test]
+fn who_gets_little_and_reaches_no_owner_reads_on() {
+    let (mut follow, first) = reading();
+    follow.ranks.failed(millis(1), node(100));
+    follow.ranks.failed(millis(1), node(101));
+    for at in (100..=4_500).step_by(100) {
+        follow.arrived(millis(at), at << 8);
+        follow.beat(millis(at), first.number, beat([64 << 10, 128 << 10, 128 << 10], [1000, 1000, 1000]));
+        follow.tick(millis(at));
+        assert_eq!(opening(&follow), first);
+        assert!(follow.next_deadline() > Some(millis(at)), "it waits");
+    }
+    assert_eq!(asks(&mut follow).len(), 0);
+}
+
+#[test]
 fn who_gets_much_asks_for_nobody_else() {
     let (mut follow, first) = reading();
     for at in (100..=3_000).step_by(100) {
