@@ -55,8 +55,8 @@ pub(crate) async fn memory() -> Result<()> {
     Ok(())
 }
 
-/// What nobody pulls through costs: CPU of an agent with 100,000 blobs in its store and a containerd beside it, asked as a
-/// Pod is, by its two probes and by Prometheus.
+/// What nobody pulls through costs: CPU of an agent with 100,000 blobs in its store, which it looks through for damage, and
+/// a containerd beside it, asked as a Pod is, by its two probes and by Prometheus.
 pub(crate) async fn rest() -> Result<()> {
     let registry = FaultRegistry::start().await?;
     let builder = Node::builder(Release::Sid)?.registry("reg.test", &registry.url())?;
@@ -67,17 +67,13 @@ pub(crate) async fn rest() -> Result<()> {
         node.containerd.pull(&format!("reg.test/acme/app{n}:v1")).await?;
     }
     let agent = node.agent()?;
-    // What no index knew is hashed first: an agent that was there before has that behind it.
-    let rechecked = async || agent.metrics().await.ok().map(|metrics| metrics.sum("larder_store_rechecked_total", &[]));
-    let is_done = async || {
-        let before = rechecked().await.filter(|count| *count > 0.0)?;
-        tokio::time::sleep(Duration::from_secs(20)).await;
-        (rechecked().await == Some(before)).then_some(())
+    // The slow look for damage goes on meanwhile, and hashes what no index knew: 64 of them a second.
+    let is_known = async || {
+        let metrics = agent.metrics().await.ok()?;
+        let looks = metrics.sum("larder_store_rechecked_total", &[]) > 0.0;
+        (looks && metrics.sum("larder_store_blobs", &[]) >= f64::from(BLOBS)).then_some(())
     };
-    let begun = Instant::now();
-    until("the agent knows its blobs", Duration::from_secs(900), is_done).await?;
-    let share = agent.process()?.cpu_time().as_secs_f64() / begun.elapsed().as_secs_f64();
-    println!("\nCPU while 100,000 blobs are hashed that no index knew: {:.0}m", share * 1000.0);
+    until("the agent knows its blobs", Duration::from_secs(120), is_known).await?;
 
     // Long enough for a whole listing of containerd, which comes every five minutes.
     let watched = Duration::from_secs(330);
