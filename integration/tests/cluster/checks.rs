@@ -12,6 +12,8 @@ use crate::support::run;
 const IMAGES: u64 = 4;
 const MOST: usize = 2;
 const INTERVAL: Duration = Duration::from_secs(12);
+/// What one found is told a second later at most, and by an owner that takes two more; who has got leave meanwhile checks too.
+const NEWS: Duration = Duration::from_secs(3);
 
 /// How many of the nodes show this of all images.
 async fn showing(cluster: &Cluster, name: &str, labels: &[&str], sum: f64) -> usize {
@@ -63,8 +65,8 @@ fn one_checks_for_all_within_one_budget() {
             checks.retain(|request| request.method == "GET" && request.path().ends_with(&path));
             for pair in checks.windows(2) {
                 let between = pair[1].at.duration_since(pair[0].at);
-                let is_due = between >= jiff::SignedDuration::try_from(INTERVAL)?;
-                ensure!(is_due || pair[0].from == pair[1].from, "{between:#} later:{}", stage.registry.shown(&path));
+                let may_be = between >= INTERVAL.try_into()? || between < NEWS.try_into()?;
+                ensure!(may_be || pair[0].from == pair[1].from, "{between:#} later:{}", stage.registry.shown(&path));
             }
         }
         // Whoever owns the budget, and whoever checks, is killed in its turn and comes back.
