@@ -16,10 +16,10 @@ use super::calls::NODE_HEADER;
 use super::frames::{Frames, Malformed, Part, framed};
 use crate::image::NodeId;
 
-/// A peer sends something every 200 ms. One that has been silent for so long, while it is waited for, is left.
-const SILENCE: Duration = Duration::from_millis(600);
-/// To connect, and to the head of an answer.
-const OPENING: Duration = Duration::from_secs(1);
+/// A peer sends something every 200 ms. How long it may be silent, by how long answers take at present, is for the machine
+/// to say ([`Follow`](crate::cluster::follow::Follow)), which leaves it sooner; no stream waits longer. Also to connect, and
+/// to the head of an answer.
+const SILENCE: Duration = Duration::from_secs(5);
 
 /// Messages of one peer.
 pub(super) struct Incoming {
@@ -44,7 +44,7 @@ impl Incoming {
             .header(NODE_HEADER, own.to_string())
             .body(Body::new(Full::new(framed(ask))))
             .map_err(|e| unreachable(e.to_string()))?;
-        let response = timeout(OPENING, channel.oneshot(request)).await.map_err(|_| PeerError::Silent { node })?;
+        let response = timeout(SILENCE, channel.oneshot(request)).await.map_err(|_| PeerError::Silent { node })?;
         let response = response.map_err(|e| unreachable(chain_of(&e)))?;
         if let Some(status) = Status::from_header_map(response.headers()) {
             return Err(unreachable(said(&status)));

@@ -227,7 +227,11 @@ impl Chain {
             at_once,
         };
         match self.leases.progress(now, progress, rates) {
-            Some(Judged::GoOn(upto)) => Verdict::GoOn { upto },
+            Some(Judged::GoOn(upto)) => {
+                // One that does well asks for nothing, however long it fetches.
+                self.readers.heard_of(now, from);
+                Verdict::GoOn { upto }
+            }
             Some(Judged::Ended { poor }) => {
                 if let Some(reader) = self.readers.of_mut(from) {
                     reader.leaving = true;

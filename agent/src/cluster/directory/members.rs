@@ -123,6 +123,13 @@ impl Readers {
         }
     }
 
+    /// `node` is still here.
+    pub(super) fn heard_of(&mut self, now: Duration, node: NodeId) {
+        if let Some(reader) = self.of_mut(node) {
+            reader.heard = now;
+        }
+    }
+
     /// `node` reads from `parent` now.
     pub(super) fn attach(&mut self, now: Duration, node: NodeId, parent: Option<NodeId>) {
         let Some(ticket) = self.by_node.get(&node).copied() else { return };

@@ -142,7 +142,7 @@ impl Directory {
             }
         }
         if report.state == State::Whole {
-            self.shelves.became_whole(now, from, key);
+            self.shelves.became_whole(now, &self.ring, from, key);
         }
         let leap = owners.first != Some(self.me);
         let begins = matches!(report.state, State::Fetching | State::Reading);
@@ -174,7 +174,7 @@ impl Directory {
             let bucket = shelf.bucket;
             if !self.ring.owners(bucket).contains(self.me) {
                 announced.not_owned.push(bucket);
-            } else if !self.shelves.told(now, from, shelf) {
+            } else if !self.shelves.told(now, &self.ring, from, shelf) {
                 announced.unknown.push(bucket);
             }
         }

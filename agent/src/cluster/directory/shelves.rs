@@ -3,15 +3,15 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use crate::cluster::Bucket;
 use crate::cluster::chain::Key;
-use crate::image::{Access, Digest, NodeId, Registry};
+use crate::cluster::{Bucket, Ring};
+use crate::image::{Access, Digest, NodeId, Registry, Zone};
 
 use super::words::{Holding, Shelf};
 
 /// How long a shelf stands without being renewed.
 const LIFE: Duration = Duration::from_secs(15 * 60);
-/// The most holders remembered of one digest: a newcomer needs one.
+/// The most holders remembered of one digest: a newcomer needs one, of its own zone where there is any.
 const MAX_HOLDERS: usize = 256;
 /// The most holdings in all; what is beyond isn't known, and costs a second copy.
 const MAX_HOLDINGS: usize = 2_000_000;
@@ -46,9 +46,25 @@ impl Holder {
     }
 }
 
+/// Who is to make room for `node` in a list that is full: one of the zone that has most, if that is more than its own will
+/// have. Else a zone whose first comes late would fetch across again and again.
+fn spare(ring: &Ring, holders: &[Holder], node: NodeId) -> Option<usize> {
+    let zone_of = |node: NodeId| ring.member(node).map(|member| &member.zone);
+    let mut zones: HashMap<Option<&Zone>, usize> = HashMap::new();
+    for holder in holders {
+        *zones.entry(zone_of(holder.node)).or_default() += 1;
+    }
+    let own = zones.get(&zone_of(node)).copied().unwrap_or_default();
+    let (most, count) = zones.into_iter().max_by_key(|(_, count)| *count)?;
+    if own + 1 >= count {
+        return None;
+    }
+    holders.iter().rposition(|holder| zone_of(holder.node) == most)
+}
+
 impl Shelves {
     /// Takes in what `node` says of a shelf. False: all of it has to be told.
-    pub(super) fn told(&mut self, now: Duration, node: NodeId, shelf: Shelf) -> bool {
+    pub(super) fn told(&mut self, now: Duration, ring: &Ring, node: NodeId, shelf: Shelf) -> bool {
         let place = (node, shelf.bucket);
         let expires = now + LIFE;
         if shelf.all {
@@ -78,21 +94,21 @@ impl Shelves {
             self.drop_holder(node, digest);
         }
         for holding in shelf.added {
-            self.add(node, holding, None);
+            self.add(ring, node, holding, None);
         }
         true
     }
 
     /// `node` has just become whole; its shelf will say so too, later.
-    pub(super) fn became_whole(&mut self, now: Duration, node: NodeId, key: &Key) {
+    pub(super) fn became_whole(&mut self, now: Duration, ring: &Ring, node: NodeId, key: &Key) {
         let registries = match key.access {
             Access::Anonymous => Vec::new(),
             Access::Authorized => vec![key.registry.clone()],
         };
-        self.add(node, Holding { digest: key.digest, registries }, Some(now + LIFE));
+        self.add(ring, node, Holding { digest: key.digest, registries }, Some(now + LIFE));
     }
 
-    fn add(&mut self, node: NodeId, holding: Holding, expires: Option<Duration>) {
+    fn add(&mut self, ring: &Ring, node: NodeId, holding: Holding, expires: Option<Duration>) {
         let holders = self.holders.entry(holding.digest).or_default();
         if let Some(holder) = holders.iter_mut().find(|holder| holder.node == node) {
             // What anybody may have stays so, whoever else gave it; and a shelf's word outlives a report's.
@@ -104,7 +120,15 @@ impl Shelves {
                 holder.registries.clear();
             }
             holder.expires = holder.expires.and(expires);
-        } else if holders.len() < MAX_HOLDERS && self.holdings < MAX_HOLDINGS {
+            return;
+        }
+        if holders.len() >= MAX_HOLDERS
+            && let Some(spare) = spare(ring, holders, node)
+        {
+            holders.swap_remove(spare);
+            self.holdings -= 1;
+        }
+        if holders.len() < MAX_HOLDERS && self.holdings < MAX_HOLDINGS {
             holders.push(Holder { node, registries: holding.registries, expires });
             self.holdings += 1;
         }

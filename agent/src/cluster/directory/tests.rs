@@ -126,6 +126,37 @@ fn the_first_fetches_and_each_other_reads_from_the_one_before() {
 }
 
 #[test]
+fn a_zones_first_is_known_however_many_have_it_elsewhere() {
+    let numbered = |number: u16| {
+        let [high, low] = number.to_be_bytes();
+        NodeId::new([9, high, low, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0])
+    };
+    let zone_of = |number: u16| zone(if number < 300 { "a" } else { "b" });
+    let member = |node: NodeId, zone: Zone, settled: bool| Member {
+        node,
+        addr: "127.0.0.1:7441".parse().unwrap(),
+        zone,
+        start: 1,
+        settled,
+    };
+    let others = (0..310).map(|number| member(numbered(number), zone_of(number), false));
+    let ring = Ring::new(node(0), others.chain([member(node(0), zone("a"), true)]));
+    let mut table = Table::new();
+    table.directory = Directory::new(node(0), Arc::new(ring), 7 << 48);
+    let becomes_whole = |table: &mut Table, number: u16| {
+        let report = Table::reports(Ticket { number: 1, issuer: 0 }, None, 1 << 30, State::Whole);
+        table.directory.report(table.now, numbered(number), &Report { zone: zone_of(number), ..report });
+    };
+    (0..300).for_each(|number| becomes_whole(&mut table, number));
+    becomes_whole(&mut table, 300);
+    let ask = Ask { zone: zone("b"), ..Table::asks(1) };
+    let effects = table.directory.ask(table.now, &mut table.rng, AskId(1), numbered(301), &ask);
+    let [Effect::Answer { answered, .. }] = &effects[..] else { panic!("{effects:?}") };
+    let Answer::Read { parents, .. } = &answered.answer else { panic!("{:?}", answered.answer) };
+    assert_eq!(parents[..], [numbered(300)]);
+}
+
+#[test]
 fn a_zone_stands_together_and_the_slow_stand_last() {
     let mut table = Table::new();
     let (first, ..) = table.fetches(1, &Table::asks(1));
@@ -335,6 +366,20 @@ fn a_holder_alone_keeps_its_lease_however_slow() {
         let verdict = table.report(1, &Table::reports(ticket, Some(lease), step * 1_000, State::Fetching));
         assert!(matches!(verdict, Verdict::GoOn { .. }), "{verdict:?}");
     }
+}
+
+#[test]
+fn who_comes_reads_from_a_holder_however_long_that_one_fetches() {
+    let mut table = Table::new();
+    let (ticket, lease, _) = table.fetches(1, &Table::asks(1));
+    // 170 s for a GiB over 50 Mbit/s.
+    for step in 1..500 {
+        table.pass(300);
+        let verdict = table.report(1, &Table::reports(ticket, Some(lease), step * 2 * MIB, State::Fetching));
+        assert!(matches!(verdict, Verdict::GoOn { .. }), "{verdict:?}");
+    }
+    let (_, parents) = table.parents(2, &Table::asks(2));
+    assert_eq!(parents, [node(1)]);
 }
 
 #[test]

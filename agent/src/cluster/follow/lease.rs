@@ -27,8 +27,10 @@ pub(super) struct Range {
 }
 
 impl Range {
-    pub(super) const fn new(now: Duration, owner: NodeId, lease: Lease, from: u64, upto: u64) -> Self {
-        Self { lease, owner, from, upto, told_half: false, reported: now, waits: None, has_ended: false }
+    /// From `frontier` on. It may be at its end already: while the answer was under way, this node fetched for itself.
+    pub(super) fn new(now: Duration, owner: NodeId, lease: Lease, frontier: u64, upto: u64) -> Self {
+        let waits = (frontier >= upto).then_some(now);
+        Self { lease, owner, from: frontier, upto, told_half: false, reported: now, waits, has_ended: false }
     }
 }
 

@@ -234,12 +234,17 @@ impl Follow {
         }
         match answered.answer {
             Answer::NotOwner(Some(owner)) if pending.redirects < seek::MAX_REDIRECTS && owner != self.me => {
-                self.ask_owner(now, owner, pending.redirects + 1);
+                self.redirected(now, &pending, owner);
             }
-            Answer::NotOwner(_) => self.owner_failed(now, pending.owner),
+            Answer::NotOwner(_) => self.owner_failed(now, &pending),
             Answer::Fetch { ticket, lease, upto } => {
                 self.place(ticket);
-                self.source = Source::Lease(Range::new(now, pending.owner, lease, self.frontier, upto));
+                let range = Range::new(now, pending.owner, lease, self.frontier, upto);
+                let is_over = range.waits.is_some();
+                self.source = Source::Lease(range);
+                if is_over {
+                    self.report_lease(now);
+                }
             }
             Answer::Read { ticket, parents, ahead } => {
                 self.place(ticket);
@@ -261,7 +266,7 @@ impl Follow {
     pub fn unanswered(&mut self, now: Duration, number: u64) {
         let Some(at) = self.pending.iter().position(|pending| pending.number == number) else { return };
         let pending = self.pending.swap_remove(at);
-        self.owner_failed(now, pending.owner);
+        self.owner_failed(now, &pending);
     }
 
     /// The owners of the blob have changed. The new ones are told what this node does.
@@ -303,7 +308,7 @@ impl Follow {
         let has_all = self.has_all();
         match &mut self.source {
             Source::Lease(range) => {
-                let is_half = frontier - range.from >= (range.upto - range.from) / 2;
+                let is_half = frontier.saturating_sub(range.from) >= range.upto.saturating_sub(range.from) / 2;
                 let is_end = frontier >= range.upto;
                 if has_all {
                     // What is left to say is that all of it holds.
@@ -321,7 +326,8 @@ impl Follow {
                 // Nobody has helped meanwhile: on without a pause.
                 if frontier.saturating_add(*span / 2) >= *upto {
                     *span = (*span * 2).min(LONGEST_PIECE);
-                    *upto = upto.saturating_add(*span);
+                    // It may have leapt, over what a reader far ahead or an earlier process had fetched.
+                    *upto = (*upto).max(piece_after(frontier)).saturating_add(*span);
                 }
             }
             Source::Peer(reading) => {
@@ -368,6 +374,12 @@ impl Follow {
     pub fn rate(&self, now: Duration) -> u64 {
         // Truncating: nobody needs parts of a byte.
         self.meter.rate(now) as u64
+    }
+
+    /// Whether that node was left within seconds because nothing was heard of it.
+    #[must_use]
+    pub fn takes_for_silent(&self, now: Duration, node: NodeId) -> bool {
+        self.troubles.is_silent(now, node)
     }
 
     /// Whether an owner has said what it knows of the blob.

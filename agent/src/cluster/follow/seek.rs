@@ -24,6 +24,8 @@ pub(super) struct Pending {
     pub(super) number: u64,
     pub(super) owner: NodeId,
     pub(super) redirects: u32,
+    /// Who sent this node to that owner, since it isn't one in its own view.
+    via: Option<NodeId>,
     at: Duration,
     /// It is late, and the other owner was asked.
     is_late: bool,
@@ -50,12 +52,21 @@ impl Follow {
             return;
         }
         match self.ranks.best(now, None) {
-            Some(owner) => self.ask_owner(now, owner, 0),
+            Some(owner) => self.ask_owner(now, owner),
             None => self.go_alone(now),
         }
     }
 
-    pub(super) fn ask_owner(&mut self, now: Duration, owner: NodeId, redirects: u32) {
+    fn ask_owner(&mut self, now: Duration, owner: NodeId) {
+        self.ask_by_way_of(now, owner, None, 0);
+    }
+
+    /// Whom `pending` was sent to says that it is no owner, and who is.
+    pub(super) fn redirected(&mut self, now: Duration, pending: &Pending, owner: NodeId) {
+        self.ask_by_way_of(now, owner, Some(pending.via.unwrap_or(pending.owner)), pending.redirects + 1);
+    }
+
+    fn ask_by_way_of(&mut self, now: Duration, owner: NodeId, via: Option<NodeId>, redirects: u32) {
         self.numbers += 1;
         let number = self.numbers;
         let ask = Ask {
@@ -68,16 +79,20 @@ impl Follow {
             to_the_tail: self.to_the_tail,
             slow: self.slow,
             troubles: self.troubles.list(now),
-            owner_failed: redirects == 0 && self.ranks.is_second(owner),
+            owner_failed: via.is_none() && self.ranks.is_second(owner),
         };
         self.asked = Some(now);
-        self.pending.push(Pending { number, owner, redirects, at: now, is_late: false });
+        self.pending.push(Pending { number, owner, redirects, via, at: now, is_late: false });
         self.actions.push(Action::Ask { number, owner, ask: Box::new(ask) });
     }
 
-    /// An owner is no use: the other one is asked.
-    pub(super) fn owner_failed(&mut self, now: Duration, owner: NodeId) {
-        self.ranks.failed(now, owner);
+    /// An owner is no use: the other one is asked. Neither is one whose word led to it: it believes in an owner that has
+    /// gone, and would say so again at once.
+    pub(super) fn owner_failed(&mut self, now: Duration, pending: &Pending) {
+        self.ranks.failed(now, pending.owner);
+        if let Some(via) = pending.via {
+            self.ranks.failed(now, via);
+        }
         if !self.is_over && !self.is_served(now) {
             self.ask(now);
         }
@@ -88,19 +103,22 @@ impl Follow {
         let given_up = self.pending.iter().position(|pending| now.saturating_sub(pending.at) >= ASK_FAILS);
         if let Some(at) = given_up {
             let pending = self.pending.swap_remove(at);
-            self.owner_failed(now, pending.owner);
+            self.owner_failed(now, &pending);
         }
         let after = self.late;
         let is_late = |pending: &&mut Pending| !pending.is_late && now.saturating_sub(pending.at) >= after;
         let Some(late) = self.pending.iter_mut().find(is_late) else { return };
         late.is_late = true;
-        let owner = late.owner;
+        let (owner, via) = (late.owner, late.via);
         let is_asked = |node: NodeId, pending: &[Pending]| pending.iter().any(|pending| pending.owner == node);
+        if let Some(via) = via {
+            self.ranks.failed(now, via);
+        }
         let other = self.ranks.best(now, Some(owner)).filter(|other| !is_asked(*other, &self.pending));
         // From its silence for now: its answer is taken if it comes before the other's.
         if let Some(other) = other.filter(|_| !self.is_served(now)) {
             self.ranks.failed(now, owner);
-            self.ask_owner(now, other, 0);
+            self.ask_owner(now, other);
         }
     }
 

@@ -98,6 +98,49 @@ fn a_late_owner_is_passed_over_and_then_a_piece_is_fetched() {
 }
 
 #[test]
+fn who_sends_to_an_owner_that_is_gone_is_not_asked_again() {
+    let mut follow = follow();
+    // The first one's ring is behind: for it, 200 is an owner still.
+    let [(first, ..)] = asks(&mut follow)[..] else { panic!() };
+    follow.answered(millis(1), first, answered(Answer::NotOwner(Some(node(200)))));
+    let [(gone, owner, _)] = asks(&mut follow)[..] else { panic!() };
+    assert_eq!(owner, node(200));
+    follow.unanswered(millis(1), gone);
+    let [(second, owner, ref ask)] = asks(&mut follow)[..] else { panic!() };
+    assert_eq!((owner, ask.owner_failed), (node(101), true));
+    // Neither is the second one, if it says the same: a piece, and no more asks for now.
+    follow.answered(millis(2), second, answered(Answer::NotOwner(Some(node(200)))));
+    let [(gone, ..)] = asks(&mut follow)[..] else { panic!() };
+    follow.unanswered(millis(2), gone);
+    assert_eq!((asks(&mut follow), follow.turn()), (Vec::new(), Turn::Upstream { upto: PIECE }));
+}
+
+#[test]
+fn who_fetches_for_itself_has_work_however_far_the_frontier_leaps() {
+    let mut follow = follow();
+    let [(number, ..)] = asks(&mut follow)[..] else { panic!() };
+    follow.answered(millis(1), number, answered(Answer::Alone { absent: false }));
+    assert_eq!(follow.turn(), Turn::Upstream { upto: PIECE });
+    // What a reader far ahead had, up to there.
+    follow.arrived(millis(2), 80 << 20);
+    assert!(matches!(follow.turn(), Turn::Upstream { upto } if upto > 80 << 20), "{:?}", follow.turn());
+}
+
+#[test]
+fn a_lease_that_is_over_when_it_comes_is_reported_at_once() {
+    let mut follow = follow();
+    let [(number, ..)] = asks(&mut follow)[..] else { panic!() };
+    follow.arrived(millis(1), 6 << 20);
+    let lease = Answer::Fetch { ticket: ticket(1), lease: Lease(5), upto: 4 << 20 };
+    follow.answered(millis(2), number, answered(lease));
+    let [(owner, ref report)] = reports(&mut follow)[..] else { panic!() };
+    assert_eq!((owner, report.lease, report.frontier), (node(100), Some(Lease(5)), 6 << 20));
+    follow.arrived(millis(3), 7 << 20);
+    follow.reported(millis(3), Lease(5), Verdict::GoOn { upto: 15 << 20 });
+    assert_eq!(follow.turn(), Turn::Upstream { upto: 15 << 20 });
+}
+
+#[test]
 fn over_full_links_answers_and_peers_are_waited_for_longer() {
     let mut follow = follow();
     let [(number, ..)] = asks(&mut follow)[..] else { panic!() };

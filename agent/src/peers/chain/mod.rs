@@ -93,8 +93,10 @@ impl Chains {
     fn leave(&self, chain: &Chain) {
         let mut chains = held(&self.0);
         let state = held(&chain.state);
-        if state.readings.is_empty() && state.readers.is_empty() {
-            drop(state);
+        let is_over = state.readings.is_empty() && state.readers.is_empty();
+        drop(state);
+        // The one that is known by now may be another: a pull that is tried again begins one while this one ends.
+        if is_over && chains.get(&chain.key).is_some_and(|known| std::ptr::eq(Arc::as_ptr(known), chain)) {
             chains.remove(&chain.key);
         }
     }
@@ -225,8 +227,16 @@ impl Chain {
         if let follow::Turn::Peer(left) = before
             && reading.size != Some(reading.frontier)
         {
+            let is_silent = reading.machine.takes_for_silent(self.inner.now(), left.node);
             let is_slow = matches!(after, follow::Turn::Peer(opening) if opening.instead_of == Some(left.node));
-            let reason = if is_slow { "slow" } else { reading.cause };
+            let reason = match reading.cause {
+                "other" if is_silent => "dead",
+                _ if is_slow && !is_silent => "slow",
+                cause => cause,
+            };
+            if is_silent {
+                self.inner.doubt(left.node);
+            }
             self.inner.metrics.moved(reason);
             tracing::debug!(%pull, %digest, peer = %left.node, reason, at = reading.frontier, "moves on from a peer");
         }

@@ -119,3 +119,18 @@ async fn damaged_bytes_are_not_taken() {
     let mut stream = peer.open(0, None).await.unwrap();
     assert_eq!(stream.frame().await, Err(PeerError::Damaged { node: liar.node }));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn how_long_a_peer_may_be_silent_is_for_the_machine_to_say() {
+    let world = World::new(2);
+    let bytes = content(5, 100_000);
+    let digest = Digest::of(&bytes);
+    let data = Data { checksum: crc32fast::hash(&bytes), bytes: Bytes::from(bytes.clone()) };
+    let parts = [read_reply::Part::Head(head(bytes.len())), read_reply::Part::Data(data)];
+    let replies = parts.map(|part| framed(&ReadReply { part: Some(part) }).into());
+    // Over full links, beats and bytes come as late as this.
+    let _impostor = Impostor::start_pausing(&world, digest, replies, Duration::from_millis(1_000));
+    let (peer, _follow) = world.peer_for(digest).await;
+    let mut stream = peer.open(0, None).await.unwrap();
+    assert_eq!(stream.frame().await, Ok(Some(Bytes::from(bytes))));
+}

@@ -5,8 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::{StreamExt as _, stream};
 use http::{Request, Response};
-use hyper::body::Incoming;
+use http_body_util::StreamBody;
+use hyper::body::{Frame, Incoming};
 use larder_proto::peers::Head;
 use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -40,12 +42,23 @@ impl Impostor {
     /// Takes its place among the members. It owns nothing, has told all owners that it has the blob, and answers every
     /// request with these replies.
     pub(super) fn start(world: &World, digest: Digest, replies: Vec<u8>) -> Self {
+        Self::start_pausing(world, digest, [replies, Vec::new()], Duration::ZERO)
+    }
+
+    /// The same, with a pause between the first replies and the others.
+    pub(super) fn start_pausing(world: &World, digest: Digest, replies: [Vec<u8>; 2], pause: Duration) -> Self {
         let identity = Identity::open(&world.config(), &world.path().join("impostor")).unwrap();
         let listener = PeerListener::bind(([127, 0, 0, 1], 0).into()).unwrap();
         let (node, addr) = (identity.node(), listener.local_addr().unwrap());
-        let replies = Bytes::from(replies);
+        let replies = replies.map(Bytes::from);
         let service = tower::service_fn(move |_: Request<Incoming>| {
-            let body = Body::new(http_body_util::Full::new(replies.clone()));
+            let [first, others] = replies.clone();
+            let others = async move {
+                tokio::time::sleep(pause).await;
+                others
+            };
+            let frames = stream::once(std::future::ready(first)).chain(stream::once(others));
+            let body = Body::new(StreamBody::new(frames.map(|bytes| Ok::<_, Infallible>(Frame::data(bytes)))));
             let response = Response::builder().header("content-type", "application/grpc").body(body);
             async move { Ok::<_, Infallible>(response.unwrap()) }
         });
