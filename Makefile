@@ -14,7 +14,7 @@ INSTALLED := $(or $(BINARY),$(TARGET)/release/larder)
 DESTDIR ?=
 PREFIX ?= /usr/local
 
-.PHONY: help setup test lint demo build papers deb install uninstall image bench
+.PHONY: help setup test lint demo build papers deb install uninstall image bench simulate
 
 help:
 	@echo 'make setup   packages for the build, and into .tools/ what the tests run (containerd in four versions, a registry)'
@@ -24,6 +24,7 @@ help:
 	@echo 'make deb     a Debian package of it, by cargo-deb'
 	@echo 'make demo    a pull through Larder, the registry stopped, the pull again: seconds, after the build'
 	@echo 'make image   the container image, as an OCI archive below target/image/; ARCH=arm64 BINARY=… for a binary built elsewhere'
+	@echo 'make simulate   clusters of up to 5,000 nodes, simulated: figures, and 10,000 schedules; half an hour'
 	@echo 'make bench   what a pull costs with Larder, without it, and with nginx, and a soak: more than an hour'
 
 setup:
@@ -61,6 +62,13 @@ bench:
 	integration/setup --bench
 	$(BUILD) --release
 	$(TARGET)/release/bench
+
+# Prints its figures. Optimised, but for what takes the linker minutes.
+simulate:
+	integration/setup --build
+	CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
+	$(CARGO) test --workspace --release --lib --target-dir $(TARGET)/simulate -- \
+		--ignored --nocapture --test-threads=2 cluster::sim::published cluster::members::tests::crowd
 
 build:
 	integration/setup --build

@@ -25,8 +25,8 @@ mod members;
 mod mix;
 mod ring;
 pub mod serve;
-#[cfg(any(test, feature = "simulation"))]
-pub mod sim;
+#[cfg(test)]
+mod sim;
 
 pub use delays::Delays;
 pub use members::{BadPacket, Effect, Identity, Member, Members, Run, Search};

@@ -6,17 +6,17 @@ use super::plan::{Cluster, Fault, When};
 
 /// A scenario with a name.
 #[derive(Debug, Clone)]
-pub struct Figure {
+pub(super) struct Figure {
     /// What is simulated, in words.
-    pub name: &'static str,
+    pub(super) name: &'static str,
     /// The same, in numbers.
-    pub cluster: Cluster,
+    pub(super) cluster: Cluster,
 }
 
 impl Figure {
     /// So many nodes that pull 1 GiB at once over links of 1 Gbit/s: without fault, and with each fault by itself.
     #[must_use]
-    pub fn herd(nodes: usize, seed: u64) -> Vec<Self> {
+    pub(super) fn herd(nodes: usize, seed: u64) -> Vec<Self> {
         let cluster = Cluster::herd(nodes, seed);
         let middle = nodes / 2;
         let with =
@@ -42,7 +42,7 @@ impl Figure {
 
     /// One node at a fifth of its rate, wherever it may stand, where small messages wait behind what fills a link.
     #[must_use]
-    pub fn narrow(nodes: usize, seed: u64) -> Vec<Self> {
+    pub(super) fn narrow(nodes: usize, seed: u64) -> Vec<Self> {
         let with = |name, when, node| {
             let faults = vec![(when, Fault::Slow(node, 0.2))];
             Self { name, cluster: Cluster { faults, ..Cluster::narrow(nodes, seed) } }
@@ -59,7 +59,7 @@ impl Figure {
     /// One node at a fifth of its rate, wherever it may stand, and an image of one large and 40 small blobs, all of them at
     /// once, where small messages wait behind what fills a link.
     #[must_use]
-    pub fn image(nodes: usize, seed: u64) -> Vec<Self> {
+    pub(super) fn image(nodes: usize, seed: u64) -> Vec<Self> {
         let cluster = Cluster {
             nodes,
             queue: Duration::from_millis(50),
@@ -82,7 +82,7 @@ impl Figure {
 
     /// A tenth of the nodes changes for others while they pull; the cluster falls in two, and heals.
     #[must_use]
-    pub fn unrest(nodes: usize, seed: u64) -> Vec<Self> {
+    pub(super) fn unrest(nodes: usize, seed: u64) -> Vec<Self> {
         let cluster = Cluster::herd(nodes, seed);
         let churn = (0..nodes / 10).map(|at| {
             let when = When::At(Duration::from_millis(500 + 6_000 * at as u64 / (nodes / 10) as u64));
@@ -103,7 +103,7 @@ impl Figure {
 
     /// Eight nodes at 100 Mbit/s that pull many small blobs, three at a time.
     #[must_use]
-    pub fn many_small(seed: u64) -> Vec<Self> {
+    pub(super) fn many_small(seed: u64) -> Vec<Self> {
         let cluster = Cluster::many_small(seed);
         vec![
             Self { name: "100 blobs of 512 KiB", cluster: cluster.clone() },

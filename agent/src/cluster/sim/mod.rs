@@ -11,12 +11,11 @@ mod node;
 mod owners;
 mod peers;
 mod plan;
+mod published;
+mod tests;
 mod watch;
 mod world;
 
-#[cfg(test)]
-mod tests;
-
-pub use figures::Figure;
-pub use plan::{Cluster, Fault, Outcome, Pull, When};
-pub use world::run;
+use figures::Figure;
+use plan::{Cluster, Fault, Outcome, When};
+use world::run;

@@ -8,48 +8,48 @@ use rand::{RngExt, SeedableRng};
 
 /// A cluster, its upstream, and what its nodes pull.
 #[derive(Debug, Clone)]
-pub struct Cluster {
+pub(super) struct Cluster {
     /// All chance comes from it.
-    pub seed: u64,
+    pub(super) seed: u64,
     /// How many nodes.
-    pub nodes: usize,
+    pub(super) nodes: usize,
     /// The blobs of the image, in bytes each, pulled in this order.
-    pub blobs: Vec<u64>,
+    pub(super) blobs: Vec<u64>,
     /// How many a node pulls at a time.
-    pub at_once: usize,
+    pub(super) at_once: usize,
     /// Each direction of each node's link, in bytes a second.
-    pub link: f64,
+    pub(super) link: f64,
     /// That of upstream.
-    pub upstream_link: f64,
+    pub(super) upstream_link: f64,
     /// From node to node, one way.
-    pub delay: Duration,
+    pub(super) delay: Duration,
     /// How long what is small waits at each end of a link that is full, behind at least 64 KiB; zero: it doesn't.
-    pub queue: Duration,
+    pub(super) queue: Duration,
     /// Of what waits there, so much is lost, and comes 200 ms later.
-    pub lost: f64,
+    pub(super) lost: f64,
     /// From a request to upstream to its first byte.
-    pub upstream_delay: Duration,
+    pub(super) upstream_delay: Duration,
     /// What is forwarded at a time, in bytes.
-    pub piece: u64,
+    pub(super) piece: u64,
     /// When each node begins: within this time, at random.
-    pub begin_within: Duration,
+    pub(super) begin_within: Duration,
     /// Nodes that have everything from the start.
-    pub whole: usize,
+    pub(super) whole: usize,
     /// How many zones the nodes stand in, one after the other.
-    pub zones: usize,
+    pub(super) zones: usize,
     /// How long after a node's end the others know.
-    pub noticed_after: Duration,
+    pub(super) noticed_after: Duration,
     /// What goes wrong.
-    pub faults: Vec<(When, Fault)>,
+    pub(super) faults: Vec<(When, Fault)>,
     /// When to give up.
-    pub at_most: Duration,
+    pub(super) at_most: Duration,
     /// Whether all invariants are looked after at each event.
-    pub checked: bool,
+    pub(super) checked: bool,
 }
 
 /// When something goes wrong.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum When {
+pub(super) enum When {
     /// That long after the beginning.
     At(Duration),
     /// When the first node has this part of the first blob.
@@ -59,7 +59,7 @@ pub enum When {
 /// Something that goes wrong. Nodes are by number; [`Fault::HOLDER`] is who holds a lease at that moment, or the first, and
 /// [`Fault::OWNER`] the owner of the first blob.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Fault {
+pub(super) enum Fault {
     /// A node goes dark: nobody is told.
     Dark(usize),
     /// A node's process ends: its connections break.
@@ -86,59 +86,57 @@ pub enum Fault {
 
 impl Fault {
     /// In the place of a node's number: who holds a lease at that moment.
-    pub const HOLDER: usize = usize::MAX;
+    pub(super) const HOLDER: usize = usize::MAX;
     /// In the place of a node's number: the owner of the first blob.
-    pub const OWNER: usize = usize::MAX - 1;
+    pub(super) const OWNER: usize = usize::MAX - 1;
 }
 
 /// How one node's pull went.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Pull {
+pub(super) struct Pull {
     /// When it began.
-    pub began: Duration,
+    pub(super) began: Duration,
     /// When all of it was there.
-    pub done: Option<Duration>,
+    pub(super) done: Option<Duration>,
     /// It was neither slow nor dead.
-    pub is_healthy: bool,
+    pub(super) is_healthy: bool,
     /// The longest time without a byte.
-    pub longest_gap: Duration,
+    pub(super) longest_gap: Duration,
 }
 
 /// What came of it.
 #[derive(Debug, Clone)]
-pub struct Outcome {
+pub(super) struct Outcome {
     /// By node.
-    pub pulls: Vec<Pull>,
+    pub(super) pulls: Vec<Pull>,
     /// What upstream sent, divided by what there is.
-    pub copies: f64,
+    pub(super) copies: f64,
     /// Requests to upstream.
-    pub upstream_requests: u64,
+    pub(super) upstream_requests: u64,
     /// Bytes divided by the link's rate: no node can be faster.
-    pub ideal: Duration,
+    pub(super) ideal: Duration,
     /// Small messages in all, and their bytes, about.
-    pub messages: u64,
+    pub(super) messages: u64,
     /// Bytes of small messages, about.
-    pub message_bytes: u64,
-    /// Asks, and streams that were opened to peers.
-    pub asks: u64,
+    pub(super) message_bytes: u64,
+    /// Asks of owners.
+    pub(super) asks: u64,
     /// Streams that were opened to peers.
-    pub streams: u64,
+    pub(super) streams: u64,
     /// Bytes of content that crossed from one zone to another.
-    pub crossed: u64,
+    pub(super) crossed: u64,
     /// Small messages within the second after everybody was done, a grace of two seconds past.
-    pub messages_at_rest: u64,
-    /// How long it took in all, and how many events.
-    pub took: Duration,
-    /// How many events.
-    pub events: u64,
+    pub(super) messages_at_rest: u64,
+    /// How long it took in all.
+    pub(super) took: Duration,
     /// What shouldn't be, in words.
-    pub wrong: Vec<String>,
+    pub(super) wrong: Vec<String>,
 }
 
 impl Outcome {
     /// When the last healthy node was done, since the first began, divided by the ideal. Infinite if one wasn't.
     #[must_use]
-    pub fn last_healthy(&self) -> f64 {
+    pub(super) fn last_healthy(&self) -> f64 {
         let began = self.pulls.iter().map(|pull| pull.began).min().unwrap_or_default();
         let healthy = self.pulls.iter().filter(|pull| pull.is_healthy);
         let last = healthy.map(|pull| pull.done.map_or(f64::INFINITY, |done| (done - began).as_secs_f64()));
@@ -147,13 +145,13 @@ impl Outcome {
 
     /// Small messages for each node and second.
     #[must_use]
-    pub fn messages_per_second(&self) -> f64 {
+    pub(super) fn messages_per_second(&self) -> f64 {
         self.messages as f64 / self.pulls.len() as f64 / self.took.as_secs_f64().max(1e-9)
     }
 
     /// Their bytes.
     #[must_use]
-    pub fn message_bytes_per_second(&self) -> f64 {
+    pub(super) fn message_bytes_per_second(&self) -> f64 {
         self.message_bytes as f64 / self.pulls.len() as f64 / self.took.as_secs_f64().max(1e-9)
     }
 }
@@ -161,7 +159,7 @@ impl Outcome {
 impl Cluster {
     /// So many nodes that pull one blob of 1 GiB at once, over links of 1 Gbit/s with half a millisecond between them.
     #[must_use]
-    pub fn herd(nodes: usize, seed: u64) -> Self {
+    pub(super) fn herd(nodes: usize, seed: u64) -> Self {
         Self {
             seed,
             nodes,
@@ -186,7 +184,7 @@ impl Cluster {
 
     /// Eight nodes that pull 100 blobs of 512 KiB at once, three at a time, over links of 100 Mbit/s.
     #[must_use]
-    pub fn many_small(seed: u64) -> Self {
+    pub(super) fn many_small(seed: u64) -> Self {
         Self {
             blobs: vec![512 << 10; 100],
             at_once: 3,
@@ -200,7 +198,7 @@ impl Cluster {
     /// Eight nodes that pull an image of one large and 40 small blobs, all of them at once, over links of 100 Mbit/s that
     /// are full: what is small waits behind what is large, and takes as long as their queues are.
     #[must_use]
-    pub fn cold(seed: u64) -> Self {
+    pub(super) fn cold(seed: u64) -> Self {
         let small = std::iter::repeat_n(512 << 10, 40);
         Self {
             blobs: std::iter::once(44 << 20).chain(small).collect(),
@@ -217,7 +215,7 @@ impl Cluster {
     /// So many nodes that pull one blob of 12 MiB at once over links of 40 Mbit/s, behind whose queues small messages wait:
     /// of a node at a fifth of that, answers are late as long as bytes flow.
     #[must_use]
-    pub fn narrow(nodes: usize, seed: u64) -> Self {
+    pub(super) fn narrow(nodes: usize, seed: u64) -> Self {
         Self {
             blobs: vec![12 << 20],
             link: 5e6,
@@ -231,7 +229,7 @@ impl Cluster {
 
     /// Something small, with everything that can go wrong, by chance.
     #[must_use]
-    pub fn random(seed: u64) -> Self {
+    pub(super) fn random(seed: u64) -> Self {
         let mut rng = SmallRng::seed_from_u64(seed);
         let nodes = rng.random_range(2..=12);
         let blobs = (0..rng.random_range(1..=2)).map(|_| rng.random_range(1..=(24 << 20))).collect();

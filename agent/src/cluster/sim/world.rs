@@ -61,9 +61,8 @@ pub(super) struct World {
 
 /// Runs a cluster until everybody who can has everything, and a little longer.
 #[must_use]
-pub fn run(cluster: &Cluster) -> Outcome {
+pub(super) fn run(cluster: &Cluster) -> Outcome {
     let mut world = World::new(cluster);
-    let mut events = 0;
     let mut ends = cluster.at_most;
     let mut done_at = None;
     let mut looked = Duration::ZERO;
@@ -72,7 +71,6 @@ pub fn run(cluster: &Cluster) -> Outcome {
             break;
         }
         world.now = at;
-        events += 1;
         world.happens(event);
         if cluster.checked {
             world.watch();
@@ -87,7 +85,7 @@ pub fn run(cluster: &Cluster) -> Outcome {
             ends = at + GRACE + QUIET;
         }
     }
-    world.outcome(done_at, events)
+    world.outcome(done_at)
 }
 
 impl World {
@@ -577,7 +575,7 @@ impl World {
         }
     }
 
-    fn outcome(mut self, done: Option<Duration>, events: u64) -> Outcome {
+    fn outcome(mut self, done: Option<Duration>) -> Outcome {
         let total: u64 = self.cluster.blobs.iter().sum();
         if done.is_none() {
             let missing: Vec<String> = (0..self.nodes.len())
@@ -610,7 +608,6 @@ impl World {
             crossed: self.crossed,
             messages_at_rest: self.messages_at_rest,
             took,
-            events,
             wrong: self.wrong,
         }
     }

@@ -124,13 +124,13 @@ fn a_few_nodes_live_together() {
 }
 
 #[test]
-#[ignore = "takes a minute: make bench runs it"]
+#[ignore = "takes a minute: make simulate"]
 fn a_thousand_nodes_live_together() {
     life(1000, 1);
 }
 
 #[test]
-#[ignore = "takes long: run it in a release build"]
+#[ignore = "takes minutes: make simulate"]
 fn five_thousand_nodes_live_together() {
     life(5000, 1);
 }

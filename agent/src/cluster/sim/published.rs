@@ -1,0 +1,72 @@
+//! The figures that are published, and many more schedules than every run of the tests has time for: `make simulate`.
+//!
+//! All of them print their seeds.
+
+use std::time::Instant;
+
+use super::{Cluster, Figure, run};
+
+/// One line for each scenario: what came of it.
+fn show(nodes: usize, seed: u64, figures: Vec<Figure>) {
+    for Figure { name, cluster } in figures {
+        let began = Instant::now();
+        let outcome = run(&cluster);
+        println!(
+            "{nodes} nodes, seed {seed}: {name}: last healthy node {:.3} of the ideal, {:.3} copies in {} requests, {:.1} \
+             messages and {:.0} bytes of them a node and second, {:.1} asks and {:.1} streams a node, {:.3} of a copy \
+             between zones ({:.0} s)",
+            outcome.last_healthy(),
+            outcome.copies,
+            outcome.upstream_requests,
+            outcome.messages_per_second(),
+            outcome.message_bytes_per_second(),
+            outcome.asks as f64 / nodes as f64,
+            outcome.streams as f64 / nodes as f64,
+            outcome.crossed as f64 / cluster.blobs.iter().sum::<u64>() as f64,
+            began.elapsed().as_secs_f64()
+        );
+        assert_eq!(outcome.wrong, Vec::<String>::new(), "{name}");
+    }
+}
+
+#[test]
+#[ignore = "takes minutes: make simulate"]
+fn a_large_layer_for_all_at_once() {
+    for nodes in [8, 50, 100] {
+        show(nodes, 1, Figure::herd(nodes, 1));
+    }
+    show(1_000, 1, Figure::herd(1_000, 1).into_iter().take(6).collect());
+    // Pieces of four times the size keep the run short, and cost each hop four times as much.
+    let coarse = |figure: Figure| Figure { cluster: Cluster { piece: 256 << 10, ..figure.cluster }, ..figure };
+    show(5_000, 1, Figure::herd(5_000, 1).into_iter().take(1).map(coarse).collect());
+}
+
+#[test]
+#[ignore = "takes minutes: make simulate"]
+fn nodes_that_come_and_go_and_a_cluster_in_two() {
+    for nodes in [10, 100, 1_000] {
+        show(nodes, 1, Figure::unrest(nodes, 1));
+    }
+}
+
+#[test]
+#[ignore = "takes minutes: make simulate"]
+fn one_slow_node_where_small_messages_wait() {
+    for nodes in [5, 8, 50] {
+        show(nodes, 1, Figure::narrow(nodes, 1));
+        show(nodes, 1, Figure::image(nodes, 1));
+    }
+    show(8, 1, Figure::many_small(1));
+}
+
+/// `LARDER_SIM_SCHEDULES` says how many, 10,000 if it doesn't.
+#[test]
+#[ignore = "takes minutes: make simulate"]
+fn nobody_is_stuck_in_ten_thousand_schedules() {
+    let schedules = std::env::var("LARDER_SIM_SCHEDULES").map_or(10_000, |text| text.parse().unwrap());
+    let wrong: Vec<(u64, String)> = (0..schedules)
+        .filter_map(|seed| run(&Cluster::random(seed)).wrong.into_iter().next().map(|what| (seed, what)))
+        .collect();
+    println!("{} of {schedules} schedules went wrong", wrong.len());
+    assert_eq!(wrong, []);
+}
