@@ -75,6 +75,8 @@ impl Chain {
                     racers.retain(|racer| !Arc::ptr_eq(&racer.upstream, &upstream));
                     let error = match outcome {
                         Ok(answer) => {
+                            // First the requests: where they were given up is known then.
+                            drop(requests);
                             settle(&racers);
                             return Ok((upstream, answer));
                         }
@@ -83,6 +85,7 @@ impl Chain {
                     let decided = decides(&error);
                     errors.push(Arc::new(error));
                     if decided {
+                        drop(requests);
                         settle(&racers);
                         return Err(errors);
                     }
@@ -140,9 +143,9 @@ async fn answer<T, E>(
     (upstream, outcome)
 }
 
-/// Another upstream has answered. Those who wait for their turn, by their own `max_connections`, are no slower for it.
+/// Another upstream has answered.
 fn settle(racers: &[Racer]) {
-    for racer in racers.iter().filter(|racer| racer.is_raced && !racer.upstream.exchange.is_full()) {
-        racer.upstream.exchange.record.lost_race(racer.began);
+    for racer in racers.iter().filter(|racer| racer.is_raced) {
+        racer.upstream.lost_race(racer.began);
     }
 }

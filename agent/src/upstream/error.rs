@@ -41,7 +41,7 @@ pub enum ErrorKind {
     /// A status that says nothing about the content: 5xx, 408, and all that have no place here.
     #[error("status {0}")]
     Server(StatusCode),
-    /// The body paused for longer than `stall_timeout`.
+    /// The body paused for longer than `stall_timeout`, or for less where another upstream may do better.
     #[error("no byte for {}", humantime::format_duration(*.0))]
     Stalled(Duration),
     /// The body ended early.

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, RANGE, USER_AGENT};
+use http::uri::Authority;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri};
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -56,6 +57,12 @@ pub(super) struct Limit {
     pub(super) most: usize,
 }
 
+/// Where redirects have led a request. Dropped before the answer, it says where the request was given up.
+struct Led<'a> {
+    record: &'a Record,
+    to: Option<Authority>,
+}
+
 /// The part of a blob that is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Part {
@@ -96,9 +103,11 @@ impl Exchange {
         let mut authorization = call.authorization.as_ref();
         let mut is_home = self.home.is_trusted_at(&uri);
         let mut place = if is_home { self.place(call.deadline).await? } else { None };
+        let mut led = Led { record: &self.record, to: None };
         for _ in 0..=MAX_REDIRECTS {
             let response = self.send(call, &uri, authorization, is_home).await?;
             let Some(next) = redirect::target(&uri, response.status(), response.headers()) else {
+                led.to = None;
                 let response = response.map(|incoming| Received::new(incoming, place.take()));
                 return Ok(Reply { response, is_home: self.home.is_at(&uri), uri });
             };
@@ -110,6 +119,7 @@ impl Exchange {
             drain(Received::new(response.into_body(), None)).await;
             tracing::debug!(upstream = %self.name, to = next.host(), "redirected");
             uri = next;
+            led.to = uri.authority().filter(|_| !self.home.is_at(&uri)).cloned();
         }
         Err(self.error(&uri, ErrorKind::Protocol(format!("more than {MAX_REDIRECTS} redirects"))))
     }
@@ -200,6 +210,14 @@ impl Exchange {
         match &self.named {
             Some(named) if self.home.is_trusted_at(uri) => named,
             _ => &self.guarded,
+        }
+    }
+}
+
+impl Drop for Led<'_> {
+    fn drop(&mut self) {
+        if let Some(to) = &self.to {
+            self.record.given_up_at(to.as_str());
         }
     }
 }

@@ -22,6 +22,12 @@ impl Upstream {
         self.rank() == Rank::Well
     }
 
+    /// Whether it said "too many requests", and is asked when nobody else is left.
+    #[must_use]
+    pub fn rests(&self) -> bool {
+        self.rank() == Rank::Resting
+    }
+
     /// Whether work that nobody waits for may ask it: it is available, and not near its limit.
     #[must_use]
     pub fn allows_background(&self) -> bool {

@@ -39,6 +39,7 @@ mod redirect;
 mod tasks;
 mod tls;
 mod token;
+mod told;
 mod trust;
 mod tunnel;
 

@@ -22,6 +22,8 @@ const SLOW: u32 = 4;
 const PATIENCE_MIN: Duration = Duration::from_millis(250);
 /// Where nothing is known yet.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// One that crawled is asked after others for so long.
+const CRAWLS_FOR: Duration = Duration::from_secs(60);
 
 /// How things stand with an upstream.
 #[derive(Debug, Clone, Default)]
@@ -75,6 +77,10 @@ struct Seen {
     breaker: Breaker,
     /// Another host than the upstream itself, where it failed when the breaker opened.
     failed_at: Option<Arc<str>>,
+    /// Such a host, where the last request was that was given up without an answer, and when that was.
+    given_up: Option<(Arc<str>, Instant)>,
+    /// At how many bytes a second a body last crawled, and when.
+    crawled: Option<(u64, Instant)>,
     is_probed: bool,
     /// How long the head of an answer usually takes.
     usual: Option<Duration>,
@@ -90,6 +96,8 @@ impl Record {
             state: State::default(),
             breaker: Breaker::new(Instant::now()),
             failed_at: None,
+            given_up: None,
+            crawled: None,
             is_probed: false,
             usual: None,
             heard: None,
@@ -169,12 +177,30 @@ impl Record {
         }
         tracing::debug!(upstream = %self.name, ?silence, "another upstream answered first");
         let change = seen.breaker.lost(silence, now);
+        if change.is_some() {
+            seen.failed_at = seen.given_up.take().filter(|(_, at)| *at >= began).map(|(host, _)| host);
+        }
         if change == Some(Change::Opened) {
             let silence = Duration::from_millis(silence.as_millis().try_into().unwrap_or(u64::MAX));
-            let reason = format!("said nothing for {}", humantime::format_duration(silence));
+            let who = seen.failed_at.as_ref().map(|host| format!("{host} ")).unwrap_or_default();
+            let reason = format!("{who}said nothing for {}", humantime::format_duration(silence));
             seen.state.down = Some(Down { since: Timestamp::now(), reason });
         }
         self.changed(seen, change, SILENT, None);
+    }
+
+    /// A request was given up, without an answer, at a host that a redirect had led it to.
+    pub(super) fn given_up_at(&self, host: &str) {
+        self.lock().given_up = Some((host.into(), Instant::now()));
+    }
+
+    /// A body was left for another upstream's: so few bytes came in a second.
+    pub(super) fn crawled(&self, rate: u64) {
+        self.lock().crawled = Some((rate, Instant::now()));
+    }
+
+    pub(super) fn crawls_at(&self) -> Option<u64> {
+        self.lock().crawled.filter(|(_, at)| at.elapsed() < CRAWLS_FOR).map(|(rate, _)| rate)
     }
 
     pub(super) fn received(&self, bytes: usize) {
@@ -266,11 +292,11 @@ impl Record {
                 tracing::info!(upstream = %self.name, since = down.map(|d| tracing::field::display(d.since)), "it is well again");
                 return;
             }
-            Some(Change::Doubted) => seen.failed_at = None,
+            Some(Change::Doubted) => {}
             Some(Change::Opened) => {
                 self.meter.opened(by);
-                seen.failed_at = error.and_then(UpstreamError::elsewhere);
                 if let Some(error) = error {
+                    seen.failed_at = error.elsewhere();
                     seen.state.down = Some(Down { since: Timestamp::now(), reason: error.to_string() });
                 }
                 let reason = seen.state.down.as_ref().map(|down| down.reason.as_str());

@@ -1,5 +1,7 @@
 //! Redirects, as registries send them to their storage.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use super::server::{Act, Ca, Server, answer, ok};
 use super::*;
 
@@ -83,4 +85,34 @@ async fn redirects_to_nowhere() {
         assert!(matches!(kind, ErrorKind::Protocol(_)), "{location:?}: {kind:?}");
         assert_eq!(server.seen().len(), 1);
     }
+}
+
+/// A registry that answers its probe, and whose storage doesn't: it is the storage that says when it is well again.
+#[tokio::test]
+async fn silence_where_a_redirect_led_is_probed_there() {
+    let (ca, is_silent) = (Ca::new(), Arc::new(AtomicBool::new(true)));
+    let silent = Arc::clone(&is_silent);
+    let storage =
+        Server::tls(&ca, move |_| if silent.load(Ordering::SeqCst) { vec![Act::Hang] } else { ok("hello") }).await;
+    let to = format!("{}/blob", storage.url());
+    let first =
+        Server::tls(&ca, move |head| if head.contains("/blobs/") { redirect("307 Temporary", &to) } else { ok("") })
+            .await;
+    let second = Server::tls(&ca, |_| ok("hello")).await;
+    let both = [&first, &second].map(|server| UpstreamConfig { ca: vec![ca.path().to_owned()], ..at(&server.url()) });
+    let room = Upstreams::guarded_by(nothing, &config(both.into())).unwrap();
+    let chain = room.of(&registry());
+    let ask = async || {
+        let asked = chain.first(UpstreamError::is_answer, |upstream| async move {
+            upstream.blob(&Grant::Anonymous, &repository(), &digest(), Part::WHOLE).await
+        });
+        Arc::ptr_eq(&asked.await.unwrap().0, &chain[0])
+    };
+    assert!(!ask().await, "the second was quicker");
+    until(|| chain[0].state().down.is_some()).await;
+    let asked = first.seen().len();
+    is_silent.store(false, Ordering::SeqCst);
+    until(|| chain[0].is_available()).await;
+    assert_eq!(first.seen().len(), asked, "its own probe would have said nothing");
+    assert!(ask().await);
 }
