@@ -1,6 +1,7 @@
 //! Wrong bytes: who sent them, how far they reached, and what follows from it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
+use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -15,14 +16,21 @@ const POISONED_FOR: Duration = Duration::from_secs(60);
 /// The most entries of each kind; beyond, the oldest goes.
 const BOUND: usize = 1024;
 
+/// Who sent bytes: an upstream of this node, by its URL; or one at a host and port, which is all that other nodes say.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct Sender {
+    host: String,
+    url: Option<String>,
+}
+
 /// What is remembered of wrong bytes: who sent them, and how far they reached into containerd.
 #[derive(Default)]
 pub(super) struct Blame(Mutex<Memory>);
 
 #[derive(Default)]
 struct Memory {
-    suspects: HashMap<String, Instant>,
-    broke: HashMap<(String, Digest), Instant>,
+    suspects: HashMap<Sender, Instant>,
+    broke: HashMap<(Sender, Digest), Instant>,
     /// Broken by several, of whom one is to blame, and nobody knows who.
     unclear: HashMap<Digest, Instant>,
     /// What others say of who broke it was taken for an explanation.
@@ -30,25 +38,88 @@ struct Memory {
     poisoned: HashMap<Digest, (u64, Instant)>,
 }
 
+impl Sender {
+    /// An upstream of this node.
+    pub(super) fn of(upstream: &Upstream) -> Self {
+        Self { host: upstream.name().to_owned(), url: Some(upstream.url().to_string()) }
+    }
+
+    /// Any upstream at a host and port.
+    pub(super) fn at(host: &str) -> Self {
+        Self { host: host.to_owned(), url: None }
+    }
+
+    /// Its host and port.
+    pub(super) fn host(&self) -> &str {
+        &self.host
+    }
+
+    /// The one that all of them are, as far as is known.
+    pub(super) fn the_one(senders: &BTreeSet<Self>) -> Option<Self> {
+        let first = senders.first()?;
+        let is_one = senders.iter().all(|other| other.host == first.host);
+        let urls = senders.iter().filter(|sender| sender.url.is_some()).count();
+        // Without a URL it is the least of its host.
+        (is_one && urls <= 1).then(|| first.clone())
+    }
+
+    /// Whether what is said of this one goes for that upstream.
+    fn means(&self, upstream: &Self) -> bool {
+        self == upstream || (self.url.is_none() && self.host == upstream.host)
+    }
+}
+
+/// As logs have it.
+impl fmt::Debug for Sender {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.url.as_deref().unwrap_or(&self.host))
+    }
+}
+
 impl Blame {
-    /// `upstream` delivered bytes that broke `digest`.
-    pub(super) fn broke(&self, upstream: &str, digest: Digest) {
+    /// `sender` delivered bytes that broke `digest`.
+    pub(super) fn broke(&self, sender: &Sender, digest: Digest) {
         let mut memory = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
-        insert(&mut memory.suspects, BOUND, upstream.to_owned(), now, |at| *at);
-        insert(&mut memory.broke, BOUND, (upstream.to_owned(), digest), now, |at| *at);
+        if sender.url.is_some() {
+            // Others may have said so of its host. Now it is known which one there.
+            memory.broke.remove(&(Sender::at(&sender.host), digest));
+        }
+        insert(&mut memory.suspects, BOUND, sender.clone(), now, |at| *at);
+        insert(&mut memory.broke, BOUND, (sender.clone(), digest), now, |at| *at);
     }
 
     /// Whether a blob from `upstream` has to be whole and verified before its first byte goes out.
-    pub(super) fn is_suspect(&self, upstream: &str) -> bool {
+    pub(super) fn is_suspect(&self, upstream: &Upstream) -> bool {
+        let upstream = Sender::of(upstream);
+        self.suspects(|suspect| suspect.means(&upstream))
+    }
+
+    /// The same for what came from a host and port by way of another node.
+    pub(super) fn is_suspect_at(&self, host: &str) -> bool {
+        self.suspects(|suspect| suspect.host == host)
+    }
+
+    fn suspects(&self, is_meant: impl Fn(&Sender) -> bool) -> bool {
         let memory = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        memory.suspects.get(upstream).is_some_and(|at| at.elapsed() < SUSPECT_FOR)
+        memory.suspects.iter().any(|(suspect, at)| is_meant(suspect) && at.elapsed() < SUSPECT_FOR)
     }
 
     /// Whether `upstream` has broken this very blob: it is asked last.
-    pub(super) fn has_broken(&self, upstream: &str, digest: &Digest) -> bool {
+    pub(super) fn has_broken(&self, upstream: &Upstream, digest: &Digest) -> bool {
+        let upstream = Sender::of(upstream);
+        self.broken(digest, |sender| sender.means(&upstream))
+    }
+
+    /// Whether an upstream at that host and port has.
+    pub(super) fn has_broken_at(&self, host: &str, digest: &Digest) -> bool {
+        self.broken(digest, |sender| sender.host == host)
+    }
+
+    fn broken(&self, digest: &Digest, is_meant: impl Fn(&Sender) -> bool) -> bool {
         let memory = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        memory.broke.get(&(upstream.to_owned(), *digest)).is_some_and(|at| at.elapsed() < SUSPECT_FOR)
+        let mut broke = memory.broke.iter();
+        broke.any(|((sender, of), at)| of == digest && is_meant(sender) && at.elapsed() < SUSPECT_FOR)
     }
 
     /// Others say who it was that broke `digest`, and nothing here contradicts. Whether that is believed: once, and then
@@ -66,7 +137,7 @@ impl Blame {
     /// What `sources` delivered together broke `digest`.
     pub(super) fn broken_by(&self, sources: &[Arc<Upstream>], digest: Digest) {
         match sources {
-            [one] => self.broke(one.name(), digest),
+            [one] => self.broke(&Sender::of(one), digest),
             _ => self.is_unclear(digest),
         }
     }
@@ -123,6 +194,34 @@ mod tests {
         assert!(!blame.continues_poison(&digest, 100));
     }
 
+    fn sender(url: &str) -> Sender {
+        Sender { host: "harbor".to_owned(), url: Some(url.to_owned()) }
+    }
+
+    #[test]
+    fn what_is_known_of_one_upstream_is_not_held_against_its_neighbour() {
+        let (blame, digest) = (Blame::default(), Digest::of(b"x"));
+        let (one, other) = (sender("https://harbor/one"), sender("https://harbor/other"));
+        let has_broken = |sender: &Sender| blame.broken(&digest, |known| known.means(sender));
+        blame.broke(&Sender::at("harbor"), digest);
+        assert!(has_broken(&one) && has_broken(&other), "others don't say which");
+        blame.broke(&one, digest);
+        assert!(has_broken(&one) && !has_broken(&other), "it has been found out which");
+        assert!(blame.has_broken_at("harbor", &digest) && !blame.has_broken_at("mirror", &digest));
+        assert!(blame.is_suspect_at("harbor") && !blame.is_suspect_at("mirror"));
+    }
+
+    #[test]
+    fn several_senders_are_one_where_all_that_is_said_fits_it() {
+        let (one, other, any) = (sender("https://harbor/one"), sender("https://harbor/other"), Sender::at("harbor"));
+        let the_one = |senders: &[&Sender]| Sender::the_one(&senders.iter().map(|&sender| sender.clone()).collect());
+        assert_eq!(the_one(&[]), None);
+        assert_eq!(the_one(&[&one]), Some(one.clone()));
+        assert_eq!(the_one(&[&one, &any]), Some(any.clone()), "it may have been another one there");
+        assert_eq!(the_one(&[&one, &other]), None);
+        assert_eq!(the_one(&[&any, &Sender::at("mirror")]), None);
+    }
+
     #[test]
     fn what_others_say_is_believed_once() {
         let blame = Blame::default();
@@ -141,10 +240,10 @@ mod tests {
     fn memory_is_bounded() {
         let blame = Blame::default();
         for i in 0..BOUND + 10 {
-            blame.broke(&i.to_string(), Digest::of(b"x"));
+            blame.broke(&Sender::at(&i.to_string()), Digest::of(b"x"));
         }
-        assert!(!blame.is_suspect("0"));
-        assert!(blame.is_suspect(&(BOUND + 9).to_string()));
+        assert!(!blame.is_suspect_at("0"));
+        assert!(blame.is_suspect_at(&(BOUND + 9).to_string()));
         assert_eq!(blame.0.lock().unwrap().suspects.len(), BOUND);
     }
 }

@@ -284,7 +284,7 @@ impl Driver {
         let culprit = self.suspects.have_broken_it();
         tracing::warn!(%pull, %digest, from = %self.suspects, ?culprit, "wrong bytes; nothing of them is kept");
         match culprit {
-            Culprit::Upstream(name) => follow.broke(&[name], None),
+            Culprit::Upstream(sender) => follow.broke(&[sender.host().to_owned()], None),
             Culprit::Peer(node) => follow.broke(&[], Some(node)),
             Culprit::Likely(_) | Culprit::Unclear => {}
         }

@@ -133,7 +133,7 @@ impl Sources {
             }
         }
         // Who broke this very blob is asked again only when the others were all asked in vain.
-        let sound = |upstream: &Arc<Upstream>| !self.pull.blame.has_broken(upstream.name(), &self.wanted.digest);
+        let sound = |upstream: &Arc<Upstream>| !self.pull.blame.has_broken(upstream, &self.wanted.digest);
         if self.fruitless == 0 && order.iter().any(sound) {
             order.retain(sound);
         }
@@ -220,7 +220,7 @@ impl Sources {
             !known.failed
                 && !Arc::ptr_eq(&known.upstream, upstream)
                 && !self.round.iter().any(|other| Arc::ptr_eq(other, &known.upstream))
-                && !self.pull.blame.has_broken(known.upstream.name(), &self.wanted.digest)
+                && !self.pull.blame.has_broken(&known.upstream, &self.wanted.digest)
         };
         let unasked: Vec<_> = self.known.iter().filter(unasked).map(|known| Arc::clone(&known.upstream)).collect();
         for other in unasked.into_iter().rev() {
@@ -251,7 +251,7 @@ impl Sources {
                 && known.upstream.is_available()
                 && !self.is_spared(&known.upstream)
                 && known.crawled.is_none_or(|crawled| crawled > rate.saturating_mul(FASTER))
-                && !self.pull.blame.has_broken(known.upstream.name(), &self.wanted.digest)
+                && !self.pull.blame.has_broken(&known.upstream, &self.wanted.digest)
         };
         let Some(better) = self.known.iter().filter(is_better).min_by_key(|known| known.rank()) else { return false };
         let better = Arc::clone(&better.upstream);

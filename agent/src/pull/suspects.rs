@@ -5,6 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::Inner;
+use super::blame::Sender;
 use super::source::Source;
 use crate::image::{Access, Digest, NodeId, Registry};
 use crate::peers::{Head, Parted};
@@ -39,9 +40,9 @@ struct PeerPart {
 /// Who sent the wrong bytes.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Culprit {
-    /// An upstream, by its name: here, or at the peers that they came by.
-    Upstream(String),
-    /// This upstream, which gave some of them, and broke the same digest for other nodes.
+    /// An upstream: here, or at the peers that they came by.
+    Upstream(Sender),
+    /// An upstream at this host and port, which gave some of them, and broke the same digest for other nodes.
     Likely(String),
     /// A peer, whose own copy is right.
     Peer(NodeId),
@@ -101,11 +102,11 @@ impl Suspects {
 
     /// Whether the whole has to be verified before any of it goes out.
     pub(super) fn must_be_verified(&self) -> bool {
-        let suspect = |name: &str| self.pull.blame.is_suspect(name);
+        let blame = &self.pull.blame;
         self.must_be_alone
             || self.from.iter().any(|known| match known {
-                Contributor::Upstream(upstream) => suspect(upstream.name()),
-                Contributor::Peer(part) => part.sources.iter().any(|name| suspect(name)),
+                Contributor::Upstream(upstream) => blame.is_suspect(upstream),
+                Contributor::Peer(part) => part.sources.iter().any(|host| blame.is_suspect_at(host)),
             })
     }
 
@@ -135,13 +136,13 @@ impl Suspects {
         let blame = &self.pull.blame;
         let culprit = if self.has_leftover { Culprit::Unclear } else { culprit(&self.from) };
         match culprit {
-            Culprit::Upstream(name) => {
+            Culprit::Upstream(sender) => {
                 // When peers alone say so, and not for the first time, their word is worth little: upstream is asked.
                 if self.from.iter().all(|known| known.peer().is_some()) && !blame.believes_others(self.digest) {
                     blame.is_unclear(self.digest);
                 }
-                blame.broke(&name, self.digest);
-                Culprit::Upstream(name)
+                blame.broke(&sender, self.digest);
+                Culprit::Upstream(sender)
             }
             Culprit::Unclear => match self.broke_it_before().filter(|_| blame.believes_others(self.digest)) {
                 Some(name) => Culprit::Likely(name.to_owned()),
@@ -156,8 +157,8 @@ impl Suspects {
 
     /// An upstream that is known to have broken this digest, and whose bytes are among these.
     fn broke_it_before(&self) -> Option<&str> {
-        let mut names = self.from.iter().flat_map(Contributor::upstreams);
-        names.find(|name| self.pull.blame.has_broken(name, &self.digest))
+        let mut hosts = self.from.iter().flat_map(Contributor::upstreams);
+        hosts.find(|host| self.pull.blame.has_broken_at(host, &self.digest))
     }
 
     /// How the blob is recorded: as what came from upstream, as that. What came from peers alone is what they say, and
@@ -176,7 +177,7 @@ impl Contributor {
         }
     }
 
-    /// The upstreams that its bytes came from, as far as is known.
+    /// The upstreams that its bytes came from, by their hosts, as far as is known.
     fn upstreams(&self) -> impl Iterator<Item = &str> {
         let (own, peers) = match self {
             Self::Upstream(upstream) => (Some(upstream.name()), &[][..]),
@@ -204,21 +205,18 @@ fn culprit(from: &[Contributor]) -> Culprit {
     if let [Contributor::Peer(PeerPart { node, parted: Parted::Held, .. })] = from {
         return Culprit::Peer(*node);
     }
-    let mut names = BTreeSet::new();
+    let mut senders = BTreeSet::new();
     for contributor in from {
         match contributor {
-            Contributor::Upstream(upstream) => drop(names.insert(upstream.name())),
+            Contributor::Upstream(upstream) => drop(senders.insert(Sender::of(upstream))),
             Contributor::Peer(PeerPart { parted: Parted::Broken(sources), .. }) => {
-                names.extend(sources.iter().map(String::as_str));
+                senders.extend(sources.iter().map(|host| Sender::at(host)));
             }
             // It was right there, or nobody knows: then it may be this one's, or another's.
             Contributor::Peer(_) => return Culprit::Unclear,
         }
     }
-    match (names.pop_first(), names.is_empty()) {
-        (Some(one), true) => Culprit::Upstream(one.to_owned()),
-        _ => Culprit::Unclear,
-    }
+    Sender::the_one(&senders).map_or(Culprit::Unclear, Culprit::Upstream)
 }
 
 fn delivery(from: &[Contributor], own: (&Registry, Access)) -> (Registry, Access) {
@@ -275,7 +273,7 @@ mod tests {
     #[test]
     fn who_is_to_blame_is_told_by_what_peers_know() {
         let peer = |number, parted| peer(number, Access::Anonymous, parted);
-        let upstream = |name: &str| Culprit::Upstream(name.to_owned());
+        let upstream = |host: &str| Culprit::Upstream(Sender::at(host));
         assert_eq!(culprit(&[peer(1, Parted::Held)]), Culprit::Peer(NodeId::new([1; 16])));
         assert_eq!(culprit(&[peer(1, broken(&["a"]))]), upstream("a"));
         assert_eq!(culprit(&[peer(1, broken(&["a"])), peer(2, broken(&["a"]))]), upstream("a"));

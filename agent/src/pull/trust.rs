@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::sync::watch;
 
+use super::blame::Sender;
 use super::source::{AtPeer, PeerFault};
 use super::transfer::Transfer;
 use super::{Inner, PullError, Wanted};
@@ -78,9 +79,9 @@ impl Inner {
     pub(super) fn heed(&self, follow: &Follow, digest: &Digest) -> bool {
         let mut news = false;
         for source in follow.broken_sources() {
-            if !self.blame.has_broken(&source, digest) {
+            if !self.blame.has_broken_at(&source, digest) {
                 tracing::debug!(%digest, source, "broke this digest for another node");
-                self.blame.broke(&source, *digest);
+                self.blame.broke(&Sender::at(&source), *digest);
                 news = true;
             }
         }
