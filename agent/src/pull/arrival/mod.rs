@@ -84,6 +84,8 @@ pub(in crate::pull) struct Arrival<'a> {
     gained: u64,
     began: Instant,
     last_gain: Instant,
+    /// How far one that sends the whole was read and skipped since then, as an offset in the blob.
+    skipped_to: u64,
     /// Whether a worker has had to wait for readers since the gauge was last told.
     was_ahead: bool,
     last_tick: Instant,
@@ -123,6 +125,7 @@ impl<'a> Arrival<'a> {
             gained: 0,
             began: now,
             last_gain: now,
+            skipped_to: 0,
             was_ahead: false,
             last_tick: now,
             retry_at: None,

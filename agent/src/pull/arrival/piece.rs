@@ -151,12 +151,18 @@ impl Arrival<'_> {
         let skipped = worker.skip.min(bytes.len() as u64);
         worker.skip -= skipped;
         bytes = bytes.split_off(skipped as usize);
+        let left = self.claims.left(worker.claim);
         if bytes.is_empty() {
-            // What is skipped is no progress: a source that always ends before the gap would be asked for ever.
+            // What is skipped again is no progress: a source that always ends before the gap would be asked for ever.
+            let at = left.start.saturating_sub(worker.skip);
             worker.read_on(pieces, None);
+            if at > self.skipped_to {
+                (self.skipped_to, self.last_gain) = (at, now);
+                // Who waits sees that it isn't in vain.
+                self.transfer.advanced();
+            }
             return Ok(true);
         }
-        let left = self.claims.left(worker.claim);
         if left.end == self.arriving.ingest.size() && bytes.len() as u64 > left.end - left.start {
             self.failed(index, pieces.too_long());
             return Ok(false);
@@ -164,7 +170,7 @@ impl Arrival<'_> {
         // Beyond the claim they are another's.
         bytes.truncate(usize::try_from(left.end - left.start).unwrap_or(usize::MAX));
         self.delivered(index, bytes.len() as u64);
-        self.last_gain = now;
+        (self.last_gain, self.skipped_to) = (now, 0);
         if let Err(e) = self.write(left.start, &bytes) {
             return Err(Arrived::Disk(e));
         }
