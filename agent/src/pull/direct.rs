@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 
+use super::ask::first_to_answer;
 use super::sources::{CRAWL, Sources, WATCH};
 use super::{Inner, Kind, Wanted};
 use crate::image::{Access, Hasher, MediaType, Reference};
@@ -178,6 +179,9 @@ pub(super) struct Direct {
     skip: u64,
     sources: Sources,
     last_gain: Instant,
+    /// How long the current answer was waited for since it was last judged, and how many bytes came. A caller that reads
+    /// slowly is no fault of its.
+    watched: (Duration, u64),
 }
 
 /// Why a direct reading ended short.
@@ -217,6 +221,7 @@ impl Direct {
             from: Vec::new(),
             sources,
             last_gain: Instant::now(),
+            watched: (Duration::ZERO, 0),
         }
     }
 
@@ -234,6 +239,16 @@ impl Direct {
             self.from.push(Arc::clone(&upstream));
         }
         self.frames = Some((opened.into_frames(), upstream));
+        self.watched = (Duration::ZERO, 0);
+    }
+
+    /// The rate of the current answer, in bytes a second, each time that it has been watched long enough.
+    fn rate(&mut self) -> Option<u64> {
+        let (waited, bytes) = self.watched;
+        (waited >= WATCH).then(|| {
+            self.watched = (Duration::ZERO, 0);
+            (bytes as f64 / waited.as_secs_f64()) as u64
+        })
     }
 
     /// The next bytes; `None` at the end.
@@ -300,9 +315,20 @@ impl Direct {
     /// The next piece from whichever upstream gives it. `None` at the end of the blob.
     async fn frame(&mut self) -> Result<Option<Bytes>, DirectEnd> {
         loop {
+            let crawl = self.rate().filter(|rate| *rate < CRAWL);
             if let Some((frames, upstream)) = &mut self.frames {
+                if let Some(rate) = crawl
+                    && self.sources.prefer_faster(upstream, rate)
+                {
+                    self.sources.crawls(upstream, rate);
+                    self.frames = None;
+                    continue;
+                }
+                let asked = Instant::now();
                 match patient(&mut self.sources, upstream, || frames.frame()).await {
                     Ok(Some(frame)) => {
+                        self.watched.0 += asked.elapsed();
+                        self.watched.1 += frame.len() as u64;
                         let fresh = (frame.len() as u64).saturating_sub(self.skip);
                         if fresh > 0 {
                             self.sources.delivered(upstream, fresh);
@@ -316,7 +342,7 @@ impl Direct {
                 }
                 self.frames = None;
             }
-            let Some(upstream) = self.sources.next() else {
+            if self.sources.next().is_none() {
                 let pause = self.sources.pause();
                 if self.last_gain.elapsed() + pause > self.pull.options.resume_within {
                     return Err(DirectEnd::Cut);
@@ -324,16 +350,13 @@ impl Direct {
                 tokio::time::sleep(pause).await;
                 self.sources.begin_round();
                 continue;
-            };
-            match Opened::open(&upstream, &self.wanted, Part::from(self.at)).await {
-                Ok(opened) if self.end.is_some_and(|end| opened.size.is_some_and(|size| size < end)) => {
-                    self.sources.failed(&upstream, upstream.wrong_answer("says that the blob is shorter"));
-                }
-                Ok(opened) => {
-                    self.sources.opened(&opened);
-                    self.read_from(upstream, opened);
-                }
-                Err(e) => self.sources.failed(&upstream, e),
+            }
+            let answer = first_to_answer(&mut self.sources, &self.wanted, Part::from(self.at)).await;
+            let Some((upstream, opened)) = answer else { continue };
+            if self.end.is_some_and(|end| opened.size.is_some_and(|size| size < end)) {
+                self.sources.failed(&upstream, upstream.wrong_answer("says that the blob is shorter"));
+            } else {
+                self.read_from(upstream, opened);
             }
         }
     }
