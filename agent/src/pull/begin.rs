@@ -169,6 +169,7 @@ impl Driver {
         if let Some(lying) = leftover.take() {
             self.pull.store.abandon(&lying).await;
             self.suspects.forget();
+            self.sources.forget();
         }
     }
 

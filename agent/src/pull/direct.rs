@@ -93,6 +93,7 @@ impl Opened {
                         && rate < CRAWL
                         && sources.as_mut().is_some_and(|sources| sources.prefer_faster(&self.upstream, rate))
                     {
+                        self.upstream.crawled(rate);
                         return Err(self.upstream.wrong_answer(format!("crawls, at {rate} bytes a second")));
                     }
                 }

@@ -138,6 +138,7 @@ impl Driver {
                     // Nothing of it has gone out: it would have been verified first.
                     self.pull.store.abandon(&arriving.ingest).await;
                     self.suspects.forget();
+                    self.sources.forget();
                     alone += 1;
                     if alone >= self.pull.attempts(&self.transfer.wanted.place) {
                         return End::State("cut", State::Failed(Failure::Cut(self.sources.verdict())));
@@ -205,6 +206,7 @@ impl Driver {
         }
         tracing::debug!(%digest, present = ingest.present(), size, "a transfer is taken up");
         self.suspects.take_leftover();
+        self.sources.take_up();
         Some(ingest)
     }
 

@@ -7,11 +7,11 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::direct::Opened;
 use super::transfer::Transfer;
-use super::{Inner, PullError, Wanted};
+use super::{Inner, Kind, PullError, Wanted};
 use crate::upstream::{ErrorKind, Upstream, UpstreamError};
 
 /// A source that sends less than this, in bytes a second, is left, when another one may do better: a layer of 100 MiB
@@ -25,6 +25,10 @@ const FRUITFUL: u64 = 64 << 10;
 /// The pause after a first round without fruit; it doubles with each.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// One that failed is well again if it is still available after this time: then it may be better than one that crawls.
+const FORGIVEN_AFTER: Duration = WATCH;
+/// One that crawled may do better after this time.
+const CRAWLED_FOR: Duration = Duration::from_secs(60);
 /// By this much another upstream must be faster for one that crawls to be left for it.
 const FASTER: u64 = 2;
 
@@ -45,18 +49,22 @@ pub(super) struct Sources {
     fruitless: u32,
     /// Some were passed over in this round, near their limits as they are, since nobody waits for the bytes.
     has_spared: bool,
+    /// Bytes are there that came from elsewhere: an earlier transfer left them, or a peer gave them.
+    has_others: bool,
 }
 
 /// What was learnt of an upstream.
 struct Known {
     upstream: Arc<Upstream>,
     said: Option<Arc<UpstreamError>>,
-    /// It failed, and hasn't delivered since.
-    failed: bool,
+    /// When it failed, if it hasn't delivered since.
+    failed: Option<Instant>,
+    /// Bytes of its are there.
+    gave: bool,
     /// It says that it doesn't have the blob, or doesn't give it.
     refuses: bool,
-    /// It crawled, at so many bytes a second.
-    crawled: Option<u64>,
+    /// It crawled, at so many bytes a second, and when.
+    crawled: Option<(u64, Instant)>,
     /// It sends the whole where a part is asked for.
     rangeless: bool,
 }
@@ -83,6 +91,7 @@ impl Sources {
             gained: 0,
             fruitless: 0,
             has_spared: false,
+            has_others: false,
         };
         sources.begin_round();
         sources
@@ -103,11 +112,19 @@ impl Sources {
         {
             if self.is_spared(&next) {
                 self.has_spared = true;
-            } else {
+            } else if !self.would_spoil(&next) {
                 self.current = Some(next);
             }
         }
         self.current.clone()
+    }
+
+    /// The next of this round to be asked besides one that is slow, who may yet answer: nobody who wants to be left alone
+    /// is asked for that, nor who broke this digest.
+    pub(super) fn next_beside(&mut self) -> Option<Arc<Upstream>> {
+        let suits = |next: &Arc<Upstream>| !next.rests() && !self.is_spared(next) && !self.has_broken(next);
+        let at = self.round.iter().position(suits)?;
+        self.round.remove(at)
     }
 
     /// How long to wait before another round, when this one was in vain.
@@ -132,15 +149,58 @@ impl Sources {
                 self.known.push(Known::new(upstream));
             }
         }
-        // Who broke this very blob is asked again only when the others were all asked in vain.
-        let sound = |upstream: &Arc<Upstream>| !self.pull.blame.has_broken(upstream, &self.wanted.digest);
-        if self.fruitless == 0 && order.iter().any(sound) {
-            order.retain(sound);
-        }
-        order.sort_by_cached_key(|upstream| (!sound(upstream), self.find(upstream).map(Known::rank)));
+        let is_well = |known: &Known| {
+            let upstream = &known.upstream;
+            upstream.is_available() && !known.refuses && !self.has_broken(upstream) && !self.is_suspect(upstream)
+        };
+        let trusts = self.known.iter().any(is_well);
+        order.sort_by_cached_key(|upstream| self.find(upstream).map(|known| self.rank(known, trusts)));
         self.round = order.into();
         self.current = None;
         self.has_spared = false;
+    }
+
+    /// The least is asked first; among equals the chain's order holds. Who broke this very blob comes last, and a suspect
+    /// after one that is to be trusted, where there is one.
+    fn rank(&self, known: &Known, trusts: bool) -> (bool, bool, bool, bool, u64) {
+        let upstream = &known.upstream;
+        let is_last = trusts && self.is_suspect(upstream);
+        let crawled = known.crawled().map_or(0, |rate| u64::MAX - rate);
+        (self.has_broken(upstream), known.refuses, is_last, known.rangeless, crawled)
+    }
+
+    /// Whether it broke this very blob.
+    fn has_broken(&self, upstream: &Upstream) -> bool {
+        self.pull.blame.has_broken(upstream, &self.wanted.digest)
+    }
+
+    /// Whether its bytes would have to be verified whole before any goes out, which takes longer than a caller waits.
+    /// What is small always is.
+    fn is_suspect(&self, upstream: &Upstream) -> bool {
+        let Wanted { place, digest, kind, .. } = &self.wanted;
+        let is_small = |size| size <= self.pull.options.verify_first;
+        *kind == Kind::Blob
+            && self.pull.blame.is_suspect(upstream)
+            && !self.pull.sizes.of(place, digest).is_some_and(is_small)
+    }
+
+    /// Whether it broke this very blob, and would add to what others gave: they are asked on in its place.
+    fn would_spoil(&self, upstream: &Arc<Upstream>) -> bool {
+        let is_other = |known: &&Known| !Arc::ptr_eq(&known.upstream, upstream);
+        let mut others = self.known.iter().filter(is_other);
+        let has_others = self.has_others || others.clone().any(|known| known.gave);
+        has_others && self.has_broken(upstream) && others.any(|known| !self.has_broken(&known.upstream))
+    }
+
+    /// Bytes are there that came from elsewhere.
+    pub(super) const fn take_up(&mut self) {
+        self.has_others = true;
+    }
+
+    /// All that was there was thrown away.
+    pub(super) fn forget(&mut self) {
+        self.has_others = false;
+        self.known.iter_mut().for_each(|known| known.gave = false);
     }
 
     /// Whether it is left alone, since nobody waits.
@@ -169,10 +229,10 @@ impl Sources {
     /// Bytes came from it.
     pub(super) fn delivered(&mut self, upstream: &Arc<Upstream>, bytes: u64) {
         self.gained += bytes;
-        if self.gained >= FRUITFUL
-            && let Some(known) = self.find_mut(upstream)
-        {
-            known.failed = false;
+        let is_fruitful = self.gained >= FRUITFUL;
+        if let Some(known) = self.find_mut(upstream) {
+            known.gave = true;
+            known.failed.take_if(|_| is_fruitful);
         }
     }
 
@@ -180,7 +240,7 @@ impl Sources {
     pub(super) fn failed(&mut self, upstream: &Arc<Upstream>, error: UpstreamError) {
         tracing::debug!(digest = %self.wanted.digest, upstream = upstream.name(), error = %error, "a source failed");
         if let Some(known) = self.find_mut(upstream) {
-            known.failed = true;
+            known.failed = Some(Instant::now());
             known.refuses |= error.is_answer();
             known.said = Some(Arc::new(error));
         }
@@ -190,8 +250,12 @@ impl Sources {
     /// It is left for another: it sends so few bytes a second.
     pub(super) fn crawls(&mut self, upstream: &Arc<Upstream>, rate: u64) {
         tracing::debug!(digest = %self.wanted.digest, upstream = upstream.name(), rate, "a source crawls, and is left");
+        if self.transfer.as_ref().is_none_or(|transfer| transfer.pace().is_none()) {
+            // It isn't we who read so slowly.
+            upstream.crawled(rate);
+        }
         if let Some(known) = self.find_mut(upstream) {
-            known.crawled = Some(rate);
+            known.crawled = Some((rate, Instant::now()));
         }
         self.leave(upstream);
     }
@@ -217,10 +281,10 @@ impl Sources {
     /// when it fails.
     pub(super) fn settle(&mut self, upstream: &Arc<Upstream>) {
         let unasked = |known: &&Known| {
-            !known.failed
+            known.failed.is_none()
                 && !Arc::ptr_eq(&known.upstream, upstream)
                 && !self.round.iter().any(|other| Arc::ptr_eq(other, &known.upstream))
-                && !self.pull.blame.has_broken(&known.upstream, &self.wanted.digest)
+                && !self.has_broken(&known.upstream)
         };
         let unasked: Vec<_> = self.known.iter().filter(unasked).map(|known| Arc::clone(&known.upstream)).collect();
         for other in unasked.into_iter().rev() {
@@ -237,6 +301,16 @@ impl Sources {
         }
     }
 
+    /// Leaves the one that is asked now if it wants to be left alone, and another may go on. Whether it did.
+    pub(super) fn leave_resting(&mut self) -> bool {
+        let Some(resting) = self.current.clone().filter(|current| current.rests()) else { return false };
+        let has_better = self.prefer_faster(&resting, 0);
+        if has_better {
+            self.leave(&resting);
+        }
+        has_better
+    }
+
     /// Makes the upstream that is likely to do better than one that sends `rate` bytes a second the next one to be
     /// asked. `false` when there is none.
     pub(super) fn prefer_faster(&mut self, than: &Arc<Upstream>, rate: u64) -> bool {
@@ -246,14 +320,15 @@ impl Sources {
         }
         let is_better = |known: &&Known| {
             !Arc::ptr_eq(&known.upstream, than)
-                && !known.failed
+                && known.failed.is_none_or(|at| at.elapsed() >= FORGIVEN_AFTER)
                 && !known.refuses
                 && known.upstream.is_available()
                 && !self.is_spared(&known.upstream)
-                && known.crawled.is_none_or(|crawled| crawled > rate.saturating_mul(FASTER))
-                && !self.pull.blame.has_broken(&known.upstream, &self.wanted.digest)
+                && known.crawled().is_none_or(|crawled| crawled > rate.saturating_mul(FASTER))
+                && !self.has_broken(&known.upstream)
         };
-        let Some(better) = self.known.iter().filter(is_better).min_by_key(|known| known.rank()) else { return false };
+        let better = self.known.iter().filter(is_better).min_by_key(|known| self.rank(known, true));
+        let Some(better) = better else { return false };
         let better = Arc::clone(&better.upstream);
         self.round.retain(|upstream| !Arc::ptr_eq(upstream, &better));
         self.round.push_front(better);
@@ -262,7 +337,7 @@ impl Sources {
 
     /// Whether somebody is left who may know ranges.
     pub(super) fn another_may_know_ranges(&self) -> bool {
-        self.known.iter().any(|known| !known.rangeless && !known.failed && !known.refuses)
+        self.known.iter().any(|known| !known.rangeless && known.failed.is_none() && !known.refuses)
     }
 
     /// Whether one of them failed so.
@@ -290,11 +365,12 @@ impl Sources {
 impl Known {
     fn new(upstream: &Arc<Upstream>) -> Self {
         let upstream = Arc::clone(upstream);
-        Self { upstream, said: None, failed: false, refuses: false, crawled: None, rangeless: false }
+        let crawled = upstream.crawls_at().map(|rate| (rate, Instant::now()));
+        Self { upstream, said: None, failed: None, gave: false, refuses: false, crawled, rangeless: false }
     }
 
-    /// The least is asked first; among equals the chain's order holds.
-    fn rank(&self) -> (bool, bool, u64) {
-        (self.refuses, self.rangeless, self.crawled.map_or(0, |rate| u64::MAX - rate))
+    /// At how many bytes a second it crawled lately.
+    fn crawled(&self) -> Option<u64> {
+        self.crawled.filter(|(_, at)| at.elapsed() < CRAWLED_FOR).map(|(rate, _)| rate)
     }
 }

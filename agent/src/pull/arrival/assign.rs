@@ -46,6 +46,7 @@ impl Arrival<'_> {
             self.sources.begin_round();
         }
         while self.frontier < upto || self.serves_ahead() {
+            self.leave_resting();
             let Some(source) = self.sources.next() else { return self.out_of_sources() };
             if !self.suspects.admits(&Source::Upstream(Arc::clone(&source))) {
                 return if self.workers.is_empty() { Err(Arrived::NotFromOne) } else { Ok(()) };
@@ -70,6 +71,11 @@ impl Arrival<'_> {
             self.workers.push(if is_out_of_turn { worker.out_of_turn() } else { worker });
         }
         Ok(())
+    }
+
+    /// Asks another one next if the one that is asked now wants to be left alone. Whether it is.
+    pub(super) fn leave_resting(&mut self) -> bool {
+        !self.suspects.must_be_alone() && self.sources.leave_resting()
     }
 
     /// The most connections to an upstream.

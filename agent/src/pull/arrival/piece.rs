@@ -40,8 +40,10 @@ impl Arrival<'_> {
                 if open > 0 && !error.is_answer() {
                     // It delivers; it only wants no more connections.
                     tracing::debug!(upstream = upstream.name(), open, error = %error, "no more connections");
-                    self.gauge.refused(now, open);
-                    self.crowded_until = Some(now + CROWDED);
+                    if !self.leave_resting() {
+                        self.gauge.refused(now, open);
+                        self.crowded_until = Some(now + CROWDED);
+                    }
                 } else {
                     self.sources.failed(&upstream, error);
                 }
@@ -195,8 +197,9 @@ impl Arrival<'_> {
     fn delivered(&mut self, index: usize, bytes: u64) {
         let source = &self.workers[index].source;
         self.transfer.received.add(source.by(), bytes);
-        if let Source::Upstream(upstream) = source {
-            self.sources.delivered(upstream, bytes);
+        match source {
+            Source::Upstream(upstream) => self.sources.delivered(upstream, bytes),
+            Source::Peer(_) => self.sources.take_up(),
         }
     }
 

@@ -25,7 +25,7 @@ use crate::config::Config;
 use crate::image::Digest;
 use crate::peers::Peers;
 use crate::store::{Options, Store};
-use crate::upstream::{Grant, Upstreams};
+use crate::upstream::{Grant, Upstream, Upstreams};
 
 const MIB: u64 = 1 << 20;
 
@@ -84,6 +84,13 @@ impl Node {
         let Wanted { place, digest, .. } = &self.wanted;
         let manifest = format!(r#"{{"layers":[{{"digest":"{digest}","size":{}}}]}}"#, self.blob.len());
         self.pull.0.sizes.learn(place, &Digest::of(manifest.as_bytes()), manifest.as_bytes());
+    }
+
+    /// One of the registries, as the node knows it.
+    fn upstream(&self, registry: &Registry) -> Arc<Upstream> {
+        let chain = self.pull.0.upstreams.of(&self.wanted.place.registry);
+        let found = chain.iter().find(|upstream| *upstream.name() == registry.address.to_string());
+        Arc::clone(found.expect("it is in the chain"))
     }
 
     async fn fetch(&self, start: u64) -> Result<Found, PullError> {

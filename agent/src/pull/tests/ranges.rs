@@ -55,6 +55,19 @@ async fn an_upstream_that_takes_no_more_connections_is_not_left() {
 }
 
 #[tokio::test]
+async fn one_that_says_too_many_requests_is_left_for_another_with_its_next_piece() {
+    let blob = blob(64);
+    let (first, second) = (Registry::start(&blob).await, Registry::start(&blob).await);
+    first.then(Manner { rate: Some(8 * MIB), ..Manner::default() });
+    first.always(Manner { status: Some(429), ..Manner::default() });
+    second.always(Manner { rate: Some(8 * MIB), ..Manner::default() });
+    let node = Node::new(&blob, &[&first, &second]);
+    node.whole().await.unwrap();
+    assert_eq!(first.asked().len(), 2, "{:?}", first.asked());
+    assert!(second.sent() > 32 * MIB, "{} MiB were sent", second.sent() / MIB);
+}
+
+#[tokio::test]
 async fn a_read_far_ahead_does_not_wait_for_what_lies_before() {
     let blob = blob(48);
     let only = Registry::start(&blob).await;

@@ -1,6 +1,7 @@
 //! Wrong bytes: who got them fails once, and it is found out who sent them.
 
 use super::*;
+use crate::pull::blame::Sender;
 
 #[tokio::test]
 async fn who_broke_a_digest_is_not_asked_for_it_again() {
@@ -106,4 +107,47 @@ async fn who_begins_anew_in_pieces_gets_them_all() {
     node.pull.begins_anew(&node.wanted.digest);
     let rest = node.fetch(4 * MIB).await.unwrap();
     assert_eq!(node.check(rest.read_from(4 * MIB), 4 * MIB..8 * MIB).await, Ok(()));
+}
+
+#[tokio::test]
+async fn who_broke_a_digest_spoils_nothing_while_the_other_is_gone_for_a_moment() {
+    let blob = blob(8);
+    let (first, second) = (Registry::start(&blob).await, Registry::start(&blob).await);
+    first.always(Manner { wrong_byte: Some(7 * MIB + 5), ..Manner::default() });
+    let node = Node::new(&blob, &[&first, &second]);
+    assert_eq!(node.whole().await, Err(EndedShort), "its last chunk is wrong, and isn't given");
+    second.then(Manner { cut_at: Some(5 * MIB), ..Manner::default() });
+    for _ in 0..2 {
+        second.then(Manner { status: Some(503), ..Manner::default() });
+    }
+    node.whole().await.unwrap();
+    assert_eq!(first.asked().len(), 1);
+    assert_eq!(second.asked().last(), Some(&(5 * MIB..8 * MIB)));
+}
+
+#[tokio::test]
+async fn who_broke_a_digest_is_asked_again_where_the_others_have_nothing() {
+    let blob = blob(8);
+    let (first, second) = (Registry::start(&blob).await, Registry::start(&blob).await);
+    first.then(Manner { wrong_byte: Some(7 * MIB + 5), ..Manner::default() });
+    second.always(Manner { status: Some(404), ..Manner::default() });
+    let node = Node::new(&blob, &[&first, &second]);
+    assert_eq!(node.whole().await, Err(EndedShort));
+    node.whole().await.expect("it has come round");
+    assert_eq!(first.asked().len(), 2);
+}
+
+#[tokio::test]
+async fn a_suspect_is_asked_after_one_that_may_be_trusted() {
+    let blob = blob(8);
+    let (first, second) = (Registry::start(&blob).await, Registry::start(&blob).await);
+    // All of it, as a suspect's would have to be waited for, would come too late.
+    first.always(Manner { rate: Some(MIB), ..Manner::default() });
+    let node = Node::with(&blob, &[&first, &second], "reply_deadline = \"2s\"");
+    node.pull.0.blame.broke(&Sender::of(&node.upstream(&first)), Digest::of(b"another"));
+    let begun = std::time::Instant::now();
+    let found = node.fetch(0).await.expect("the second answers at once");
+    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+    node.check(found.read(), 0..8 * MIB).await.unwrap();
+    assert_eq!((first.asked().len(), second.asked().len()), (0, 1));
 }
