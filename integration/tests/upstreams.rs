@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
@@ -111,6 +111,55 @@ fn a_dead_upstream_is_asked_again_when_it_is_back() {
         .await?;
         let line = status_of(&agent, &first).await?;
         ensure!(!line.contains("DOWN") && line.contains(": answered "), "{line}");
+        Ok(())
+    });
+}
+
+/// By digest no tag is asked for first, which would have shown that it is silent.
+#[test]
+fn a_silent_upstream_costs_a_pull_by_digest_one_wait() {
+    run(async {
+        let (folder, first, second) = (Folder::new()?, FaultRegistry::start().await?, FaultRegistry::start().await?);
+        let image = Image::many_layers(1, 10, 64);
+        second.add(&image, "acme/app", "v1");
+        first.fault(When::any(), Fault::Silent);
+        let agent = agent(&folder, &[&first, &second]).await?;
+        let puller = Puller::new(&agent, "reg.test", None);
+        let begun = Instant::now();
+        puller.head("acme/app", &format!("manifests/{}", image.root().digest)).await?.expect(StatusCode::OK)?;
+        for blob in image.blobs() {
+            let reply = puller.get("acme/app", &format!("blobs/{}", blob.digest)).await?.expect(StatusCode::OK)?;
+            ensure!(reply.body == blob.bytes);
+        }
+        ensure!(begun.elapsed() < Duration::from_secs(4), "it took {:?}", begun.elapsed());
+        let line = status_of(&agent, &first).await?;
+        ensure!(line.contains("DOWN for ") && line.contains("said nothing for "), "{line}");
+        Ok(())
+    });
+}
+
+/// Wrong bytes of one aren't the other's fault.
+#[test]
+fn two_upstreams_on_one_host_are_two() {
+    run(async {
+        let (folder, registry) = (Folder::new()?, FaultRegistry::start().await?);
+        let image = Image::opaque(1, 16 << 20);
+        registry.add(&image, "acme/app", "v1");
+        let layer = image.largest();
+        let path = format!("blobs/{}", layer.digest);
+        let [one, other] = ["one", "other"].map(|prefix| format!("/{prefix}/v2/acme/app/{path}"));
+        registry.fault(When::path(&one), Fault::WrongByte((16 << 20) - 5));
+        let mut config = AgentConfig::without_containerd(folder.path());
+        let urls = ["one", "other"].map(|prefix| format!("{}/{prefix}", registry.url()));
+        config.registry("reg.test", &urls.each_ref().map(String::as_str));
+        let agent = Agent::start(&folder.path().join("agent"), &config).await?;
+        let puller = Puller::new(&agent, "reg.test", None);
+        let reply = puller.get("acme/app", &path).await?.expect(StatusCode::OK)?;
+        ensure!(reply.cut.is_some(), "its last chunk is wrong, and isn't given");
+        let reply = puller.get("acme/app", &path).await?.expect(StatusCode::OK)?;
+        ensure!(reply.body == layer.bytes);
+        let (one, other) = (registry.count("GET", &one), registry.count("GET", &other));
+        ensure!((one, other) == (1, 1), "{one} and {other} requests");
         Ok(())
     });
 }

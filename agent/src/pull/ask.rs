@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
+use tokio::time::{Instant, sleep_until};
 
 use super::Wanted;
 use super::direct::Opened;
@@ -22,20 +23,31 @@ pub(super) async fn first_to_answer(
     part: Part,
 ) -> Option<(Arc<Upstream>, Opened)> {
     let mut asked = FuturesUnordered::new();
-    let mut is_slow = false;
+    // Whose they are, and since when.
+    let mut silent: Vec<(Arc<Upstream>, Instant)> = Vec::new();
     loop {
-        if (asked.is_empty() || is_slow)
-            && let Some(next) = sources.next_of_round()
-        {
+        let next = match silent.last() {
+            None => sources.next_of_round(),
+            Some((_, began)) if began.elapsed() >= SLOW => sources.next_beside(),
+            Some(_) => None,
+        };
+        if let Some(next) = next {
             sources.leave(&next);
+            silent.push((Arc::clone(&next), Instant::now()));
             asked.push(open(next, wanted, part));
         }
-        is_slow = false;
+        let slow_at = silent.last()?.1 + SLOW;
         tokio::select! {
             answered = asked.next() => {
                 let (source, answer) = answered?;
+                silent.retain(|(other, _)| !Arc::ptr_eq(other, &source));
                 match answer.and_then(|opened| sources.hold_to_manifest(&source, opened)) {
                     Ok(opened) => {
+                        // First the requests: where they were given up is known then.
+                        drop(asked);
+                        for (loser, began) in silent.iter().filter(|(_, began)| began.elapsed() >= SLOW) {
+                            loser.lost_race(*began);
+                        }
                         sources.settle(&source);
                         sources.opened(&opened);
                         return Some((source, opened));
@@ -43,7 +55,7 @@ pub(super) async fn first_to_answer(
                     Err(e) => sources.failed(&source, e),
                 }
             }
-            () = tokio::time::sleep(SLOW) => is_slow = true,
+            () = sleep_until(slow_at), if Instant::now() < slow_at => {}
         }
     }
 }

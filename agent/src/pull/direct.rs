@@ -381,7 +381,7 @@ where
     }
 }
 
-/// The error of a source that was left because another may do better.
+/// The error of a source that was left because another may do better; it is held against it.
 pub(super) fn silent(upstream: &Upstream) -> UpstreamError {
-    upstream.wrong_answer(format!("silent for {SILENT:?}, where another may do better"))
+    upstream.fell_silent(SILENT)
 }

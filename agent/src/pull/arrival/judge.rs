@@ -1,5 +1,6 @@
 //! Whether those at work do well, and how many they should be.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Arrival;
@@ -8,6 +9,8 @@ use crate::pull::direct::{SILENT, silent};
 use crate::pull::gauge::Reading;
 use crate::pull::source::Source;
 use crate::pull::sources::CRAWL;
+use crate::pull::worker::Worker;
+use crate::upstream::Upstream;
 
 /// After a gap between two ticks longer than this, it was we who didn't read.
 const STUCK: Duration = Duration::from_secs(1);
@@ -53,8 +56,9 @@ impl Arrival<'_> {
             };
             if worker.silent_for(now) >= SILENT && self.sources.prefer_faster(source, 0) {
                 let source = source.clone();
-                self.dismiss(index);
+                self.dismiss_silent(&source, now);
                 self.sources.failed(&source, silent(&source));
+                index = 0;
             } else if let Some(rate) = rate.filter(|&rate| rate < CRAWL)
                 && self.sources.prefer_faster(source, rate)
             {
@@ -64,6 +68,14 @@ impl Arrival<'_> {
             } else {
                 index += 1;
             }
+        }
+    }
+
+    /// Dismisses all whose source, the same one, is silent: together they are one failure.
+    fn dismiss_silent(&mut self, source: &Arc<Upstream>, now: Instant) {
+        let is_silent = |worker: &Worker| worker.is_of(source) && worker.silent_for(now) >= SILENT;
+        while let Some(index) = self.workers.iter().position(is_silent) {
+            self.dismiss(index);
         }
     }
 }

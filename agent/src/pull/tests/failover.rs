@@ -159,3 +159,118 @@ async fn what_is_skipped_is_no_progress() {
     let ended = tokio::time::timeout(Duration::from_secs(20), node.whole()).await;
     assert_eq!(ended.expect("it is asked without end"), Err(EndedShort));
 }
+
+#[tokio::test]
+async fn a_silent_one_costs_one_wait_and_is_down_then() {
+    let blob = blob(8);
+    let (first, second) = (Registry::start(&blob).await, Registry::start(&blob).await);
+    first.always(Manner { wait: Duration::from_secs(60), ..Manner::default() });
+    let node = Node::new(&blob, &[&first, &second]);
+    // Nothing is kept: each time it is asked for anew.
+    node.store.note_write_error(&std::io::ErrorKind::StorageFull.into());
+    let begun = Instant::now();
+    for _ in 0..10 {
+        node.whole().await.unwrap();
+    }
+    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+    assert_eq!((first.asked().len(), second.asked().len()), (1, 10));
+    let down = node.upstream(&first).state().down.expect("it is down");
+    assert!(down.reason.starts_with("said nothing for "), "{}", down.reason);
+}
+
+#[tokio::test]
+async fn bodies_that_stand_still_three_times_in_a_row_open_its_breaker() {
+    let blob = blob(8);
+    let (first, second) = (Registry::start(&blob).await, Registry::start(&blob).await);
+    first.always(Manner { stall_at: Some(3 * MIB), ..Manner::default() });
+    let node = Node::new(&blob, &[&first, &second]);
+    node.store.note_write_error(&std::io::ErrorKind::StorageFull.into());
+    for is_down in [false, false, true] {
+        node.whole().await.unwrap();
+        assert_eq!(node.upstream(&first).state().down.is_some(), is_down);
+    }
+    assert_eq!(first.asked().len(), 3);
+}
+
+#[tokio::test]
+async fn besides_a_slow_one_nobody_is_asked_who_wants_to_be_left_alone() {
+    let blob = blob(8);
+    let (first, second) = (Registry::start(&blob).await, Registry::start(&blob).await);
+    first.then(Manner { status: Some(503), ..Manner::default() });
+    second.then(Manner { status: Some(429), ..Manner::default() });
+    let node = Node::new(&blob, &[&first, &second]);
+    assert!(node.fetch(0).await.is_err());
+    first.always(Manner { wait: Duration::from_secs(2), ..Manner::default() });
+    node.whole().await.unwrap();
+    assert_eq!((first.asked().len(), second.asked().len()), (2, 1));
+}
+
+#[tokio::test]
+async fn one_that_fails_at_once_doesn_t_hold_up_the_next_after_it() {
+    let blob = blob(8);
+    let (first, second, third) =
+        (Registry::start(&blob).await, Registry::start(&blob).await, Registry::start(&blob).await);
+    first.always(Manner { wait: Duration::from_secs(60), ..Manner::default() });
+    second.always(Manner { status: Some(503), ..Manner::default() });
+    let node = Node::new(&blob, &[&first, &second, &third]);
+    let begun = Instant::now();
+    node.whole().await.unwrap();
+    assert!(begun.elapsed() < Duration::from_millis(2900), "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn one_that_failed_once_is_asked_again_when_the_other_crawls() {
+    let blob = blob(8);
+    let (first, second) = (Registry::start(&blob).await, Registry::start(&blob).await);
+    first.then(Manner { cut_at: Some(3 * MIB), ..Manner::default() });
+    second.always(Manner { rate: Some(20_000), ..Manner::default() });
+    let node = Node::new(&blob, &[&first, &second]);
+    let whole = tokio::time::timeout(Duration::from_secs(15), node.whole()).await;
+    whole.expect("it stays with one that crawls").unwrap();
+    assert_eq!((first.asked().len(), second.asked().len()), (2, 1));
+}
+
+#[tokio::test]
+async fn one_that_crawled_is_asked_after_others_for_a_while() {
+    let blob = blob(8);
+    let (first, second) = (Registry::start(&blob).await, Registry::start(&blob).await);
+    first.always(Manner { rate: Some(20_000), ..Manner::default() });
+    let node = Node::new(&blob, &[&first, &second]);
+    node.store.note_write_error(&std::io::ErrorKind::StorageFull.into());
+    let begun = Instant::now();
+    for _ in 0..3 {
+        node.whole().await.unwrap();
+    }
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+    assert_eq!((first.asked().len(), second.asked().len()), (1, 3));
+    assert!(node.upstream(&first).is_available(), "slow is not down");
+}
+
+/// Past the disk too, also where another is slow to answer.
+#[tokio::test]
+async fn past_the_disk_a_source_is_left_as_soon() {
+    let blob = blob(8);
+    let (first, second, third) =
+        (Registry::start(&blob).await, Registry::start(&blob).await, Registry::start(&blob).await);
+    first.then(Manner { cut_at: Some(3 * MIB), ..Manner::default() });
+    second.always(Manner { wait: Duration::from_secs(60), ..Manner::default() });
+    let node = Node::new(&blob, &[&first, &second, &third]);
+    node.store.note_write_error(&std::io::ErrorKind::StorageFull.into());
+    let begun = Instant::now();
+    node.whole().await.unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+    assert_eq!(third.asked_once(), 3 * MIB..8 * MIB);
+}
+
+#[tokio::test]
+async fn what_is_skipped_for_the_first_time_takes_the_time_it_takes() {
+    let blob = blob(8);
+    let (first, second) = (Registry::start(&blob).await, Registry::start(&blob).await);
+    first.then(Manner { cut_at: Some(6 * MIB), ..Manner::default() });
+    first.always(Manner { status: Some(500), ..Manner::default() });
+    // Six seconds to where the first ended, where three without a byte are the end.
+    second.always(Manner { no_ranges: true, rate: Some(MIB), ..Manner::default() });
+    let mirror = "resume_within = \"1s\"\nheader_timeout = \"1s\"\nstall_timeout = \"1s\"";
+    let node = Node::with(&blob, &[&first, &second], mirror);
+    node.whole().await.unwrap();
+}
