@@ -180,10 +180,10 @@ impl Store {
         self.run(move |shelves| shelves.begin(digest, size, &origin)).await.unwrap_or(Err(IngestError::Stuck))
     }
 
-    /// The size of a blob that arrived in part and can be gone on with, for whoever asks.
-    pub async fn resumable(&self, digest: &Digest) -> Option<u64> {
+    /// The size of a blob that arrived in part from there, and can be gone on with.
+    pub async fn resumable(&self, digest: &Digest, origin: Origin) -> Option<u64> {
         let digest = *digest;
-        self.run(move |shelves| Ingest::resumable(&shelves.layout.ingest(), &digest)).await.flatten()
+        self.run(move |shelves| Ingest::resumable(&shelves.layout.ingest(), &digest, &origin)).await.flatten()
     }
 
     /// Reads bytes that have arrived, as they lie there: at most [`CHUNK`](super::CHUNK) from `offset` on.
@@ -195,7 +195,8 @@ impl Store {
     }
 
     /// Gives up what arrived, wrong bytes say: its files go, and the next who asks begins anew. Who has it open can
-    /// read on. A mere pause needs no call: what is there is taken up by the next [`Store::ingest`].
+    /// read on. A mere pause needs no call: what is there is taken up by the next [`Store::ingest`], once it is
+    /// [checked](Ingest::recheck).
     pub async fn abandon(&self, ingest: &Arc<Ingest>) {
         let ingest = Arc::clone(ingest);
         self.run(move |shelves| shelves.abandon(&ingest)).await;

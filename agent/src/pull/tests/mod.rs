@@ -2,6 +2,7 @@
 
 mod background;
 mod failover;
+mod leftover;
 mod neighbour;
 mod peers;
 mod ranges;
