@@ -108,6 +108,9 @@ impl Driver {
         let frontier = leftover.as_ref().map_or(0, |ingest| ingest.first_gap(0).unwrap_or(ingest.size()));
         let mut follow = self.join(size, frontier).await;
         if let Some(whole) = leftover.as_ref().filter(|i| i.is_whole()) {
+            if let Err(error) = self.may_have_leftover().await {
+                return End::State("absent", State::Failed(Failure::Nothing(error)));
+            }
             let arriving = Arriving::new(Arc::clone(whole), MediaType::octet_stream());
             return self.commit(arriving, &mut follow, Partings::default()).await;
         }
@@ -184,15 +187,15 @@ impl Driver {
         Origin { registry: self.transfer.wanted.place.registry.clone(), access: self.access() }
     }
 
-    /// Takes up what an earlier transfer left.
+    /// Takes up what an earlier transfer left. What came to credentials came to somebody else's, maybe: nothing of it goes
+    /// out before a source has given this caller more of it.
     async fn resume(&mut self) -> Option<Arc<Ingest>> {
-        if self.transfer.wanted.kind == Kind::Manifest || self.access() == Access::Authorized {
-            // A manifest is fetched again at once; its media type, which only its registry tells, comes with it. And
-            // for credentials, what lies there came to anybody, or to somebody else.
+        if self.transfer.wanted.kind == Kind::Manifest {
+            // It is fetched again at once; its media type, which only its registry tells, comes with it.
             return None;
         }
         let digest = self.transfer.wanted.digest;
-        let size = self.pull.store.resumable(&digest).await?;
+        let size = self.pull.store.resumable(&digest, self.origin()).await?;
         let ingest = self.pull.store.ingest(&digest, size, self.origin()).await.ok()?;
         if self.suspects.must_be_alone() {
             self.pull.store.abandon(&ingest).await;
@@ -208,6 +211,14 @@ impl Driver {
         self.suspects.take_leftover();
         self.sources.take_up();
         Some(ingest)
+    }
+
+    /// Whether what an earlier transfer left whole may go to this caller, though no source is asked for any of it.
+    async fn may_have_leftover(&self) -> Result<(), PullError> {
+        match self.access() {
+            Access::Anonymous => Ok(()),
+            Access::Authorized => self.pull.confirm(&self.transfer.wanted, false).await,
+        }
     }
 
     /// Verifies a blob that is in memory whole, and stores it if the disk takes it.

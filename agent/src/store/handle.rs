@@ -180,10 +180,10 @@ impl Store {
         self.run(move |shelves| shelves.begin(digest, size, &origin)).await.unwrap_or(Err(IngestError::Stuck))
     }
 
-    /// The size of a blob that arrived in part and can be gone on with, for whoever asks.
-    pub async fn resumable(&self, digest: &Digest) -> Option<u64> {
+    /// The size of a blob that arrived in part from there, and can be gone on with.
+    pub async fn resumable(&self, digest: &Digest, origin: Origin) -> Option<u64> {
         let digest = *digest;
-        self.run(move |shelves| Ingest::resumable(&shelves.layout.ingest(), &digest)).await.flatten()
+        self.run(move |shelves| Ingest::resumable(&shelves.layout.ingest(), &digest, &origin)).await.flatten()
     }
 
     /// Reads bytes that have arrived, as they lie there: at most [`CHUNK`](super::CHUNK) from `offset` on.
@@ -195,7 +195,8 @@ impl Store {
     }
 
     /// Gives up what arrived, wrong bytes say: its files go, and the next who asks begins anew. Who has it open can
-    /// read on. A mere pause needs no call: what is there is taken up by the next [`Store::ingest`].
+    /// read on. A mere pause needs no call: what is there is taken up by the next [`Store::ingest`], once it is
+    /// [checked](Ingest::recheck).
     pub async fn abandon(&self, ingest: &Arc<Ingest>) {
         let ingest = Arc::clone(ingest);
         self.run(move |shelves| shelves.abandon(&ingest)).await;
@@ -324,10 +325,19 @@ impl Store {
         self.run(move |shelves| shelves.drop_leftovers(age)).await.unwrap_or(0)
     }
 
-    /// The first `limit` blobs after `after`, in the order of their digests.
-    pub async fn list(&self, after: Option<&Digest>, limit: usize) -> Vec<Listed> {
+    /// The first `limit` blobs after `after`, in the order of their digests. None means that there are no more.
+    ///
+    /// # Errors
+    /// When the disk doesn't answer: then there may be more.
+    pub async fn list(&self, after: Option<&Digest>, limit: usize) -> Result<Vec<Listed>, Stuck> {
         let after = after.copied();
-        self.run_aside(move |shelves| shelves.list(after.as_ref(), limit)).await.unwrap_or_default()
+        self.run_aside(move |shelves| shelves.list(after.as_ref(), limit)).await.ok_or(Stuck)
+    }
+
+    /// From now on, the disk answers nobody.
+    #[cfg(test)]
+    pub(crate) fn hang(&self) {
+        self.shelves().reading.hands.hang();
     }
 
     /// Hashes one blob, and sets it aside if it is not what its name says. Takes as long as reading it does.
@@ -339,12 +349,15 @@ impl Store {
 
     /// Hashes every blob and sets aside those that are not what their names say. Takes as long as reading the store
     /// does; `progress` is told after each blob, with whether it is sound.
-    pub async fn verify(&self, mut progress: impl FnMut(&Listed, bool)) -> Audit {
+    ///
+    /// # Errors
+    /// When the disk doesn't answer, and there may be more.
+    pub async fn verify(&self, mut progress: impl FnMut(&Listed, bool)) -> Result<Audit, Stuck> {
         let mut audit = Audit::default();
         let mut after = None;
         loop {
-            let batch = self.list(after.as_ref(), 256).await;
-            let Some(last) = batch.last() else { return audit };
+            let batch = self.list(after.as_ref(), 256).await?;
+            let Some(last) = batch.last() else { return Ok(audit) };
             after = Some(last.digest);
             for listed in batch {
                 let proof = self.check(&listed.digest).await;

@@ -1,3 +1,5 @@
+use std::collections::BTreeMap;
+
 use crate::image::Hasher;
 use crate::store::CHUNK;
 
@@ -5,6 +7,8 @@ use crate::store::CHUNK;
 #[derive(Debug)]
 pub(super) struct State {
     pub(super) chunks: Vec<Chunk>,
+    /// Chunks that an earlier process finished, and their checksums: missing as long as nobody has checked them.
+    pub(super) recorded: BTreeMap<u32, u32>,
     /// Absent while a thread hashes.
     pub(super) hasher: Option<Hasher>,
     pub(super) hashed_to: u64,
@@ -18,10 +22,6 @@ pub(super) enum Chunk {
     Filling {
         filled: u64,
         checksum: crc32fast::Hasher,
-    },
-    /// An earlier process finished it; not checked since.
-    Recorded {
-        checksum: u32,
     },
     Present {
         checksum: u32,
@@ -46,12 +46,7 @@ impl State {
 
     /// How far the bytes of a chunk reach, as an offset in the blob.
     pub(super) fn stands(&self, index: u64, length: u64) -> u64 {
-        index * CHUNK
-            + match &self.chunks[index as usize] {
-                // What isn't checked yet is not written over either: `recheck` decides.
-                Chunk::Recorded { .. } => length,
-                chunk => chunk.filled(length),
-            }
+        index * CHUNK + self.chunks[index as usize].filled(length)
     }
 
     /// Takes bytes into a chunk's checksum, which is returned when the chunk is finished by them.
@@ -78,7 +73,7 @@ impl Chunk {
     /// Bytes that are there, from its beginning on; of a chunk of `length` bytes.
     pub(super) const fn filled(&self, length: u64) -> u64 {
         match self {
-            Self::Missing | Self::Recorded { .. } => 0,
+            Self::Missing => 0,
             Self::Filling { filled, .. } => *filled,
             Self::Present { .. } => length,
         }

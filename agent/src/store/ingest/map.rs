@@ -27,7 +27,7 @@ pub(super) fn header(size: u64, origin: &Origin) -> Vec<u8> {
 pub(super) struct Recorded {
     pub(super) size: u64,
     registry: Registry,
-    pub(super) access: Access,
+    access: Access,
     /// Finished chunks and their checksums.
     pub(super) chunks: Vec<(u32, u32)>,
     /// Up to the last whole record.

@@ -11,6 +11,7 @@ mod chunks;
 mod file;
 mod map;
 
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::ops::Range;
@@ -68,8 +69,8 @@ pub struct Mismatch {
 }
 
 impl Ingest {
-    /// Opens what lies in `dir` for this digest, size and origin, or begins anew. Room for the whole blob is reserved,
-    /// where the filesystem can.
+    /// Opens what lies in `dir` for this digest, size and origin, or begins anew. Of what lies there, nothing counts before
+    /// [`Self::recheck`] has found it sound. Room for the whole blob is reserved, where the filesystem can.
     ///
     /// # Errors
     /// `StorageFull` when there is no room for it; anything else that the disk says.
@@ -84,29 +85,26 @@ impl Ingest {
         let file = options.open(&path)?;
         reserve(&file, size)?;
         let mut map = OpenOptions::new().append(true).create(true).open(&map_path)?;
-        let mut chunks = vec![Chunk::Missing; usize::try_from(size.div_ceil(CHUNK)).map_err(io::Error::other)?];
-        if let Some(recorded) = recorded {
+        let chunks = vec![Chunk::Missing; usize::try_from(size.div_ceil(CHUNK)).map_err(io::Error::other)?];
+        let recorded = if let Some(recorded) = recorded {
             // A torn record at the end would shift all that follow.
             map.set_len(recorded.length)?;
-            for (index, checksum) in recorded.chunks {
-                if let Some(chunk) = chunks.get_mut(index as usize) {
-                    *chunk = Chunk::Recorded { checksum };
-                }
-            }
+            // Of two records of one chunk, the later one holds.
+            recorded.chunks.into_iter().filter(|&(index, _)| (index as usize) < chunks.len()).collect()
         } else {
             map.set_len(0)?;
             map.write_all(&header(size, origin))?;
-        }
-        let state = State { chunks, hasher: Some(digest.hasher()), hashed_to: 0 };
+            BTreeMap::new()
+        };
+        let state = State { chunks, recorded, hasher: Some(digest.hasher()), hashed_to: 0 };
         let origin = origin.clone();
         Ok(Self { digest, size, origin, path, map_path, file: Arc::new(file), map, state: Mutex::new(state) })
     }
 
-    /// The size of the blob that lies half arrived in `dir` and may be continued by anyone's fetch; `None` where
-    /// nothing lies or only what came under authorization.
-    pub(super) fn resumable(dir: &Path, digest: &Digest) -> Option<u64> {
+    /// The size of the blob that lies half arrived in `dir`, if it came from there, and to whoever that is.
+    pub(super) fn resumable(dir: &Path, digest: &Digest, origin: &Origin) -> Option<u64> {
         let path = dir.join(format!("{}-{}.map", digest.algorithm(), digest.hex()));
-        Recorded::read(&path).filter(|r| r.access == Access::Anonymous).map(|r| r.size)
+        Recorded::read(&path).filter(|r| r.permits(origin)).map(|r| r.size)
     }
 
     /// The digest that the bytes shall have.
@@ -175,24 +173,28 @@ impl Ingest {
         (0..).zip(&state.chunks).map(|(index, chunk)| chunk.filled(self.chunk_len(index))).sum()
     }
 
-    /// Checks what an earlier process left, chunk by chunk. What doesn't match its
-    /// checksum counts as missing.
+    /// Checks what an earlier process left, chunk by chunk. What matches its checksum is there from then on; the rest
+    /// stays missing.
     ///
     /// # Errors
     /// What the disk says on reading.
     pub fn recheck(&self) -> io::Result<()> {
         let mut buffer = Vec::new();
-        let count = self.state().chunks.len() as u64;
-        for index in 0..count {
-            let Chunk::Recorded { checksum } = self.state().chunks[index as usize] else { continue };
+        let recorded = std::mem::take(&mut self.state().recorded);
+        for (index, checksum) in recorded {
+            let index = u64::from(index);
             buffer.resize(self.chunk_len(index) as usize, 0);
             let sound = match self.file.read_exact_at(&mut buffer, index * CHUNK) {
                 Ok(()) => crc32fast::hash(&buffer) == checksum,
                 Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => false,
                 Err(e) => return Err(e),
             };
-            self.state().chunks[index as usize] = if sound { Chunk::Present { checksum } } else { Chunk::Missing };
-            if sound {
+            let mut state = self.state();
+            let chunk = &mut state.chunks[index as usize];
+            // What somebody writes meanwhile is the writer's.
+            if sound && matches!(chunk, Chunk::Missing) {
+                *chunk = Chunk::Present { checksum };
+                drop(state);
                 self.hash(index * CHUNK, &[Bytes::from(std::mem::take(&mut buffer))])?;
             }
         }

@@ -126,11 +126,22 @@ fn resumes_where_it_stood() {
     drop(first);
     let second = open(dir.path(), &content);
     assert_eq!(second.available(0), 0, "nothing counts before it is checked");
+    assert_eq!(second.gap(0), Some(0..4 * CHUNK), "nor does anybody leave it out");
     second.recheck().unwrap();
     assert_eq!(second.available(0), CHUNK);
     assert_eq!(second.available(3 * CHUNK), 4 * CHUNK);
     put(&second, &content, CHUNK, 3 * CHUNK);
     assert!(second.verify().is_ok());
+}
+
+#[test]
+fn what_nobody_checks_is_written_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let content = content(3 * CHUNK as usize + 7);
+    put(&open(dir.path(), &content), &content, CHUNK, 3 * CHUNK);
+    let second = open(dir.path(), &content);
+    put(&second, &content, 0, content.len() as u64);
+    assert_eq!(second.verify().unwrap().checksums.len(), 4);
 }
 
 #[test]
