@@ -1,7 +1,7 @@
 //! Small calls to other nodes: owners of digests and tags.
 
 use std::collections::HashMap;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use larder_proto::peers::HandOverRequest;
@@ -238,28 +238,45 @@ impl Inner {
     /// Asks an owner what a tag means.
     pub(super) async fn ask_tag(&self, owner: NodeId, ask: &TagAsk, pull: &Trace) -> Result<TagAnswer, CallError> {
         if owner == self.node {
-            return Ok(self.directory.ask_tag(owner, ask, pull).await);
+            return Ok(self.tag_asked(owner, ask, pull).await);
         }
         let mut client = self.tags_of(owner)?;
         let reply = self.within(owner, HELD, client.ask(messages::tag_ask_of(ask, pull))).await?;
         messages::tag_answer(reply).map_err(|e| CallError::Failed(e.to_string()))
     }
 
-    /// Tells an owner what a tag means.
+    /// Tells the owner that gave the lease what a tag means.
     pub(super) async fn report_tag(
-        &self,
+        self: &Arc<Self>,
         owner: NodeId,
         key: &TagKey,
-        lease: Option<Lease>,
+        lease: Lease,
         meaning: Option<TagMeaning>,
     ) -> Result<(), CallError> {
         if owner == self.node {
-            self.tag_reported(key, lease, meaning).await;
+            self.tag_reported(owner, key, Some(lease), meaning).await;
             return Ok(());
         }
         let mut client = self.tags_of(owner)?;
-        let report = messages::tag_report_of(key, lease, meaning.as_ref());
+        let report = messages::tag_report_of(key, Some(lease), meaning.as_ref());
         self.at_once(owner, client.report(report)).await.map(drop)
+    }
+
+    /// As the first owner: tells the second what a tag means.
+    pub(super) async fn copy_tag(&self, second: NodeId, key: &TagKey, meaning: &TagMeaning) -> Result<(), CallError> {
+        let mut client = self.tags_of(second)?;
+        let report = messages::tag_report_of(key, None, Some(meaning));
+        self.at_once(second, client.report(report)).await.map(drop)
+    }
+
+    /// Tells the owner that gave the lease that upstream is still being asked.
+    pub(super) async fn still_ask_tag(&self, owner: NodeId, key: &TagKey, lease: Lease) -> Result<(), CallError> {
+        if owner == self.node {
+            self.directory.still_asks_tag(owner, key, lease);
+            return Ok(());
+        }
+        let mut client = self.tags_of(owner)?;
+        self.at_once(owner, client.asking(messages::tag_report_of(key, Some(lease), None))).await.map(drop)
     }
 
     /// Asks an owner what it last heard of a tag.

@@ -59,16 +59,26 @@ impl Directory {
     /// When the question makes no sense.
     pub async fn ask_tag(&self, from: NodeId, request: proto::TagRequest) -> Result<proto::TagReply, Malformed> {
         let (ask, pull) = messages::tag_ask(request)?;
-        Ok(messages::tag_answer_of(&self.0.directory.ask_tag(from, &ask, &pull).await))
+        Ok(messages::tag_answer_of(&self.0.tag_asked(from, &ask, &pull).await))
     }
 
-    /// What upstream said of a tag to who was to ask.
+    /// What upstream said of a tag to `from`, which was to ask; or what the tag's first owner was told.
     ///
     /// # Errors
     /// When it makes no sense.
-    pub async fn report_tag(&self, report: proto::TagReport) -> Result<(), Malformed> {
+    pub async fn report_tag(&self, from: NodeId, report: proto::TagReport) -> Result<(), Malformed> {
         let (key, lease, meaning) = messages::tag_report(report)?;
-        self.0.tag_reported(&key, lease, meaning).await;
+        self.0.tag_reported(from, &key, lease, meaning).await;
+        Ok(())
+    }
+
+    /// `from`, which was to ask what a tag means, still does.
+    ///
+    /// # Errors
+    /// When it makes no sense.
+    pub fn still_asks_tag(&self, from: NodeId, report: proto::TagReport) -> Result<(), Malformed> {
+        let (key, lease, _) = messages::tag_report(report)?;
+        self.0.directory.still_asks_tag(from, &key, lease.ok_or(Malformed("no lease"))?);
         Ok(())
     }
 

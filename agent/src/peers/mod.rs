@@ -75,7 +75,7 @@ use crate::cluster::{Delays, Ring};
 use crate::image::{NodeId, Registry, Zone};
 use crate::store::{Secret, Store};
 use crate::upstream::Grant;
-use crate::wire::{Channels, Limiter};
+use crate::wire::{Channels, Identity, Limiter};
 
 /// Peers that read from here at a time, of whatever.
 const MOST_UPLOADS: usize = 256;
@@ -115,8 +115,8 @@ struct Inner {
     uploads: Arc<Semaphore>,
     upload: Option<Arc<Limiter>>,
     download: Option<Arc<Limiter>>,
-    /// Of the hashes that tell credentials apart: the same on every node.
-    credentials: Secret,
+    /// Has the key of the hashes that tell credentials apart.
+    identity: Arc<Identity>,
     store: Store,
     metrics: PeerMetrics,
     runtime: Handle,
@@ -156,7 +156,8 @@ impl Peers {
     #[must_use]
     pub fn credential(&self, grant: &Grant) -> Credential {
         let keyed = grant.hashed_by(|parts| match &self.0 {
-            Backing::Cluster(inner) => inner.credentials.hash(&parts),
+            // The key may change at any time, and is to be the same on every node.
+            Backing::Cluster(inner) => Secret::new(&inner.identity.cluster_key(b"credentials")).hash(&parts),
             #[cfg(test)]
             Backing::Script(_) => [0; 32],
         });
@@ -167,8 +168,8 @@ impl Peers {
         }
     }
 
-    /// Whose turn it is to ask upstream what a tag means: this node's, or another's, whose answer is waited for. Takes at
-    /// most two seconds.
+    /// Whose turn it is to ask upstream what a tag means: this node's, or another's, whose answer is waited for. Takes as
+    /// long as `sought.patience` at most.
     pub async fn tag(&self, sought: &TagSought, trace: &Trace) -> TagTurn {
         match &self.0 {
             Backing::Cluster(inner) => inner.tag_turn(sought, trace).await,

@@ -128,7 +128,7 @@ impl Owner {
         announced
     }
 
-    /// What a tag means, or whose turn it is to ask. Held for at most a second.
+    /// What a tag means, or whose turn it is to ask. Held for a second and a half at most.
     pub(super) async fn ask_tag(&self, from: NodeId, ask: &TagAsk, pull: &Trace) -> TagAnswer {
         let asked = self.hold();
         let (sender, answer) = oneshot::channel();
@@ -141,11 +141,17 @@ impl Owner {
         answer
     }
 
-    /// What upstream said of a tag.
-    pub(super) fn report_tag(&self, key: &TagKey, lease: Option<Lease>, meaning: Option<TagMeaning>) {
-        let lease = lease.unwrap_or(Lease(0));
-        let effects = held(&self.machine).report_tag(self.now(), &mut rand::rng(), key, lease, meaning);
-        self.deliver(effects);
+    /// What upstream said of a tag to who has this lease. Whether `from` was given it.
+    pub(super) fn report_tag(&self, from: NodeId, key: &TagKey, lease: Lease, meaning: Option<TagMeaning>) -> bool {
+        let effects = held(&self.machine).report_tag(self.now(), &mut rand::rng(), from, (key, lease), meaning);
+        let is_given = effects.is_some();
+        self.deliver(effects.unwrap_or_default());
+        is_given
+    }
+
+    /// `from` still asks upstream what a tag means.
+    pub(super) fn still_asks_tag(&self, from: NodeId, key: &TagKey, lease: Lease) {
+        held(&self.machine).still_asks_tag(self.now(), from, key, lease);
     }
 
     /// Holdings of others that are known here.

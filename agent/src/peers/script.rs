@@ -32,6 +32,7 @@ struct State {
     broken: Vec<String>,
     told: Vec<Told>,
     tag: Option<TagMeaning>,
+    known: Option<TagMeaning>,
     /// Whether it is this node's turn to ask what a tag means.
     asks: bool,
     newest: Option<TagMeaning>,
@@ -39,8 +40,8 @@ struct State {
 
 impl Default for State {
     fn default() -> Self {
-        let (next, at, broken, told, tag, newest) = Default::default();
-        Self { turn: Turn::Wait, next, at, broken, told, tag, asks: false, newest }
+        let (next, at, broken, told, tag, known, newest) = Default::default();
+        Self { turn: Turn::Wait, next, at, broken, told, tag, known, asks: false, newest }
     }
 }
 
@@ -91,6 +92,11 @@ impl Script {
         self.change(|state| state.tag = Some(answer));
     }
 
+    /// What the owner of every tag knows, and not as whom it was told.
+    pub fn known(&self, answer: TagMeaning) {
+        self.change(|state| state.known = Some(answer));
+    }
+
     /// It is this node's turn to ask.
     pub fn asks(&self) {
         self.change(|state| state.asks = true);
@@ -123,10 +129,11 @@ impl Script {
 
     pub(super) fn tag_turn(&self, _sought: &TagSought) -> TagTurn {
         let state = self.0.state.lock().unwrap();
-        match &state.tag {
-            Some(answer) => TagTurn::Answer(answer.clone()),
-            None if state.asks => TagTurn::Ask(TagLease::scripted(Lease(Some(self.clone())))),
-            None => TagTurn::Alone,
+        match (&state.tag, &state.known) {
+            (Some(answer), _) => TagTurn::Answer(answer.clone()),
+            (None, Some(answer)) => TagTurn::Known(answer.clone()),
+            (None, None) if state.asks => TagTurn::Ask(TagLease::scripted(Lease(Some(self.clone())))),
+            (None, None) => TagTurn::Alone,
         }
     }
 

@@ -21,7 +21,7 @@ use super::{Backing, Gossip, GossipMetrics, GossipParts, Grants, Inner, MOST_UPL
 use crate::cluster::Ring;
 use crate::config;
 use crate::containerd::inventory::Inventory;
-use crate::store::{Secret, Store};
+use crate::store::Store;
 use crate::wire::{BindError, Channels, Datagrams, Identity, IdentityError, Limiter, PeerListener, WireMetrics};
 
 /// What a node's part in the cluster is made of.
@@ -32,7 +32,7 @@ pub struct Parts<'a> {
     /// How often registries may be asked after images.
     pub budgets: &'a config::Health,
     /// Who this node is.
-    pub identity: &'a Identity,
+    pub identity: &'a Arc<Identity>,
     /// Who the members are.
     pub ring: watch::Receiver<Arc<Ring>>,
     /// Who is told of members that don't answer; `None`: nobody.
@@ -182,7 +182,7 @@ impl Peers {
             uploads: Arc::new(Semaphore::new(MOST_UPLOADS)),
             upload: limiter(config.max_upload, config.max_upload_per_peer),
             download: limiter(config.max_download, config.max_download_per_peer),
-            credentials: Secret::new(&identity.cluster_key(b"credentials")),
+            identity: Arc::clone(identity),
             store,
             metrics,
             runtime: Handle::current(),

@@ -1,7 +1,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::DropGuard;
 
 use super::{Inner, Trace};
 use crate::cluster::chain::{Credential, Lease};
@@ -9,12 +10,16 @@ use crate::cluster::directory::{TagAnswer, TagAsk, TagKey, TagMeaning};
 use crate::image::{Access, NodeId, Registry, Repository, Tag};
 use crate::store::TagRecord;
 
-/// How long the cluster may take to say whose turn it is.
-const BUDGET: Duration = Duration::from_secs(2);
-/// How long it may take to say what it last heard.
+/// How long the cluster may take to say what it last heard.
 const NEWEST: Duration = Duration::from_secs(1);
 /// A member that isn't the owner in its own view names another, and that one another, until views agree.
 const HOPS: usize = 3;
+/// An owner holds a question for as long as it may, while another asks upstream; it isn't asked again more often.
+const QUESTIONS: usize = 16;
+/// How often who asks upstream says that it still does.
+const ASKING_EVERY: Duration = Duration::from_millis(500);
+/// How long an owner looks at its disk for what it knew before. Upstream may be asked instead.
+const LOOKS_FOR: Duration = Duration::from_millis(500);
 
 /// A tag whose meaning is asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,6 +34,8 @@ pub struct TagSought {
     pub credential: Credential,
     /// An answer younger than this will do; zero: one that is asked for now.
     pub max_age: Duration,
+    /// How long the cluster may take to say whose turn it is, while another asks.
+    pub patience: Duration,
 }
 
 /// Whose turn it is to ask upstream what a tag means.
@@ -38,6 +45,8 @@ pub enum TagTurn {
     Ask(TagLease),
     /// Nobody's: this is what another was told.
     Answer(TagMeaning),
+    /// The same, as whomever it was told: only who may have its manifest may have it.
+    Known(TagMeaning),
     /// The cluster is no help: this node asks for itself.
     Alone,
 }
@@ -53,6 +62,8 @@ enum Of {
         owner: NodeId,
         lease: Lease,
         key: TagKey,
+        /// Ends what tells the owner that upstream is still being asked.
+        _asking: DropGuard,
     },
     #[cfg(test)]
     Script(super::script::Lease),
@@ -67,7 +78,7 @@ impl TagLease {
     /// What upstream said. Tells the others behind the caller's back; never waits.
     pub fn told(mut self, meaning: TagMeaning) {
         match self.0.take() {
-            Some(Of::Owner { inner, owner, lease, key }) => tell(inner, owner, lease, key, Some(meaning)),
+            Some(Of::Owner { inner, owner, lease, key, .. }) => tell(inner, owner, lease, key, Some(meaning)),
             #[cfg(test)]
             Some(Of::Script(script)) => script.told(meaning),
             None => {}
@@ -77,38 +88,30 @@ impl TagLease {
 
 impl Drop for TagLease {
     fn drop(&mut self) {
-        if let Some(Of::Owner { inner, owner, lease, key }) = self.0.take() {
+        if let Some(Of::Owner { inner, owner, lease, key, .. }) = self.0.take() {
             tell(inner, owner, lease, key, None);
         }
     }
 }
 
-/// Tells the owner that gave the lease; and of an answer the tag's other owner too, which knows it then when the first
-/// one fails.
+/// Tells the owner that gave the lease.
 fn tell(inner: Arc<Inner>, owner: NodeId, lease: Lease, key: TagKey, meaning: Option<TagMeaning>) {
     let (tasks, runtime) = (inner.tasks.clone(), inner.runtime.clone());
     let work = async move {
-        let told = inner.report_tag(owner, &key, Some(lease), meaning.clone()).await;
-        if let Err(error) = told {
+        // The call has its deadline.
+        if let Err(error) = inner.report_tag(owner, &key, lease, meaning).await {
             tracing::debug!(%owner, %error, "an owner isn't told what a tag means");
         }
-        if meaning.is_some()
-            && let Some(other) = inner.ring().owners(key.bucket()).beside(owner)
-        {
-            // It does without.
-            let _ = inner.report_tag(other, &key, None, meaning).await;
-        }
     };
-    // Each call has its deadline.
     tasks.spawn_on(work, &runtime);
 }
 
 impl Inner {
     pub(super) async fn tag_turn(self: &Arc<Self>, sought: &TagSought, pull: &Trace) -> TagTurn {
-        let turn = timeout(BUDGET, self.find_tag_turn(sought, pull)).await.unwrap_or(TagTurn::Alone);
+        let turn = timeout(sought.patience, self.find_tag_turn(sought, pull)).await.unwrap_or(TagTurn::Alone);
         self.metrics.tag_looked_up(match &turn {
             TagTurn::Ask(_) => "ask",
-            TagTurn::Answer(_) => "answer",
+            TagTurn::Answer(_) | TagTurn::Known(_) => "answer",
             TagTurn::Alone => "alone",
         });
         turn
@@ -117,15 +120,23 @@ impl Inner {
     async fn find_tag_turn(self: &Arc<Self>, sought: &TagSought, pull: &Trace) -> TagTurn {
         let key = sought.key();
         let owners = self.ring().owners(key.bucket());
-        let mut ask = TagAsk { key: key.clone(), max_age: sought.max_age, owner_failed: false };
+        let mut ask =
+            TagAsk { key: key.clone(), max_age: sought.max_age, waited: Some(Duration::ZERO), owner_failed: false };
         let Some(mut owner) = owners.first else { return TagTurn::Alone };
-        for _ in 0..HOPS {
+        let (began, mut hops) = (Instant::now(), 0);
+        for _ in 0..QUESTIONS {
             owner = match self.ask_tag(owner, &ask, pull).await {
-                Ok(TagAnswer::Lease(lease)) => {
-                    return TagTurn::Ask(TagLease(Some(Of::Owner { inner: Arc::clone(self), owner, lease, key })));
-                }
+                Ok(TagAnswer::Lease(lease)) => return TagTurn::Ask(self.begin_to_ask(owner, lease, key)),
                 Ok(TagAnswer::Meaning(meaning)) => return TagTurn::Answer(meaning),
-                Ok(TagAnswer::NotOwner(Some(other))) if other != owner => other,
+                Ok(TagAnswer::Known(meaning)) => return TagTurn::Known(meaning),
+                Ok(TagAnswer::StillAsked) => {
+                    ask.waited = Some(began.elapsed());
+                    owner
+                }
+                Ok(TagAnswer::NotOwner(Some(other))) if other != owner && hops + 1 < HOPS => {
+                    hops += 1;
+                    other
+                }
                 Ok(TagAnswer::NotOwner(_) | TagAnswer::Alone) => return TagTurn::Alone,
                 Err(error) => {
                     tracing::debug!(%pull, %owner, %error, "an owner of a tag doesn't answer");
@@ -140,9 +151,25 @@ impl Inner {
         TagTurn::Alone
     }
 
+    /// From now on the owner hears that upstream is being asked, as long as the lease is held.
+    fn begin_to_ask(self: &Arc<Self>, owner: NodeId, lease: Lease, key: TagKey) -> TagLease {
+        let asks = self.stop.child_token();
+        let (inner, asked) = (Arc::clone(self), key.clone());
+        let say = async move {
+            loop {
+                sleep(ASKING_EVERY).await;
+                if let Err(error) = inner.still_ask_tag(owner, &asked, lease).await {
+                    tracing::debug!(%owner, %error, "an owner isn't told that upstream is still being asked");
+                }
+            }
+        };
+        self.tasks.spawn_on(asks.clone().run_until_cancelled_owned(say), &self.runtime);
+        TagLease(Some(Of::Owner { inner: Arc::clone(self), owner, lease, key, _asking: asks.drop_guard() }))
+    }
+
     pub(super) async fn newest_answer(&self, sought: &TagSought, pull: &Trace) -> Option<TagMeaning> {
         let key = sought.key();
-        let ask = TagAsk { key, max_age: Duration::MAX, owner_failed: true };
+        let ask = TagAsk { key, max_age: Duration::MAX, waited: None, owner_failed: true };
         let owners = self.ring().owners(ask.key.bucket());
         let ask = &ask;
         let asked = owners.iter().map(|owner| async move {
@@ -153,10 +180,44 @@ impl Inner {
         answers.into_iter().flatten().min_by_key(|meaning| meaning.age)
     }
 
-    /// As an owner: what upstream said to another. It outlives this process.
-    pub(super) async fn tag_reported(&self, key: &TagKey, lease: Option<Lease>, meaning: Option<TagMeaning>) {
-        self.directory.report_tag(key, lease, meaning.clone());
-        let Some(meaning) = meaning else { return };
+    /// As an owner: what a tag means, or whose turn it is to ask. What was told before this process began counts too.
+    pub(super) async fn tag_asked(&self, from: NodeId, ask: &TagAsk, pull: &Trace) -> TagAnswer {
+        let is_young = |meaning: &TagMeaning| meaning.age < ask.max_age;
+        if ask.waited.is_some()
+            && !ask.max_age.is_zero()
+            && !self.directory.newest_tag(&ask.key).is_some_and(|told| is_young(&told))
+            && let Ok(Some(known)) = timeout(LOOKS_FOR, self.stored_tag(&ask.key)).await
+            && is_young(&known)
+        {
+            return TagAnswer::Known(known);
+        }
+        self.directory.ask_tag(from, ask, pull).await
+    }
+
+    /// As an owner: what upstream said to `from`, under the lease that it was given here. It outlives this process. Without
+    /// a lease it is what the tag's first owner tells the second, which believes it of that one alone.
+    pub(super) async fn tag_reported(
+        self: &Arc<Self>,
+        from: NodeId,
+        key: &TagKey,
+        lease: Option<Lease>,
+        meaning: Option<TagMeaning>,
+    ) {
+        let owners = self.ring().owners(key.bucket());
+        let is_believed = match lease {
+            Some(lease) => self.directory.report_tag(from, key, lease, meaning.clone()),
+            None => owners.first == Some(from) && owners.second == Some(self.node),
+        };
+        let Some(meaning) = meaning.filter(|_| is_believed) else { return };
+        if lease.is_some()
+            && owners.first == Some(self.node)
+            && let Some(second) = owners.second
+        {
+            let (inner, key, meaning) = (Arc::clone(self), key.clone(), meaning.clone());
+            // It does without. The call has its deadline.
+            let copy = async move { drop(inner.copy_tag(second, &key, &meaning).await) };
+            self.tasks.spawn_on(copy, &self.runtime);
+        }
         let TagKey { registry, repository, tag, .. } = key;
         let record = TagRecord::new(meaning.digest, meaning.media_type, meaning.size, meaning.age);
         let known = self.store.tag(registry, repository, tag).await;
@@ -167,8 +228,12 @@ impl Inner {
 
     /// As an owner: the newest that is known here. Whether who asks may have it is for who asks to find out.
     pub(super) async fn newest_tag(&self, key: &TagKey) -> Option<TagMeaning> {
-        let told = self.directory.newest_tag(key);
-        let stored = self.store.tag(&key.registry, &key.repository, &key.tag).await.map(|record| TagMeaning {
+        let (told, stored) = (self.directory.newest_tag(key), self.stored_tag(key).await);
+        [told, stored].into_iter().flatten().min_by_key(|meaning| meaning.age)
+    }
+
+    async fn stored_tag(&self, key: &TagKey) -> Option<TagMeaning> {
+        self.store.tag(&key.registry, &key.repository, &key.tag).await.map(|record| TagMeaning {
             // Rounded up: it is known to the second, and what was told within it is the later word.
             age: record.age() + Duration::from_secs(1),
             digest: record.digest,
@@ -176,8 +241,7 @@ impl Inner {
             size: record.size,
             // It says nothing of who was told.
             access: Access::Authorized,
-        });
-        [told, stored].into_iter().flatten().min_by_key(|meaning| meaning.age)
+        })
     }
 }
 

@@ -139,6 +139,10 @@ impl Inner {
                 Some(answer) => return Ok(answer),
                 None => None,
             },
+            TagTurn::Known(answer) => match self.known_to_another(place, grant, tag, answer).await {
+                Some(answer) => return Ok(answer),
+                None => None,
+            },
         };
         let chain = self.upstreams.of(&place.registry).for_tags();
         let ask = |upstream| async move {
@@ -153,11 +157,7 @@ impl Inner {
                     lease.told(self.answer_for_others(place, grant, &answer, access));
                 }
                 let record = TagRecord::new(answer.digest, answer.media_type.clone(), answer.size, Duration::ZERO);
-                let (store, place_of, tag_of) = (self.store.clone(), place.clone(), tag.clone());
-                // Behind the answer: a disk that hangs must not delay it.
-                self.tasks.spawn(async move {
-                    store.record_tag(&place_of.registry, &place_of.repository, &tag_of, record).await;
-                });
+                self.note_tag(place, tag, record);
                 self.compare(&upstream, place, grant, tag, answer.digest);
                 return Ok(answer);
             }

@@ -8,13 +8,16 @@ use tokio::time::timeout;
 
 use super::resolve::Resolved;
 use super::{Inner, Kind, Pace, Place, Pull, Wanted};
-use crate::image::{Access, Tag};
+use crate::image::{Access, Digest, Tag};
 use crate::peers::{Peers, TagMeaning, TagSought, TagTurn};
 use crate::store::TagRecord;
 use crate::upstream::Grant;
 
-/// How long the manifest that the newest answer names may take to come from a peer, while no upstream answers.
+/// How long the manifest that another's answer names may take to come.
 const COMES_WITHIN: Duration = Duration::from_secs(3);
+/// So much of a reply's time may be waited for another who asks upstream: what is left is enough to ask it, and, when it is
+/// silent, to find out what the cluster knows.
+const PART_WAITED: u32 = 4;
 
 impl Pull {
     /// What `tag` last meant to any node of the cluster, where its manifest is here or comes from a peer: for one who is in no
@@ -50,11 +53,33 @@ impl Inner {
             return None;
         }
         self.metrics.tag_answered("peer");
-        let (store, place, tag, record) = (self.store.clone(), place.clone(), tag.clone(), record(&answer));
-        // Behind the answer: a disk that hangs must not delay it.
-        self.tasks.spawn(async move { store.record_tag(&place.registry, &place.repository, &tag, record).await });
+        self.note_tag(place, tag, record(&answer));
         let TagMeaning { digest, media_type, size, .. } = answer;
         Some(Resolved { digest, media_type, size, stale_for: None, deleted: false })
+    }
+
+    /// Takes over a young answer of which nobody knows any more to whom it was given, if its manifest is to be had by this
+    /// caller.
+    pub(super) async fn known_to_another(
+        self: &Arc<Self>,
+        place: &Place,
+        grant: &Grant,
+        tag: &Tag,
+        answer: TagMeaning,
+    ) -> Option<Resolved> {
+        if !self.is_to_be_had(place, grant, &answer.digest, None).await {
+            return None;
+        }
+        self.metrics.tag_answered("peer");
+        self.note_tag(place, tag, record(&answer));
+        let TagMeaning { digest, media_type, size, .. } = answer;
+        Some(Resolved { digest, media_type, size, stale_for: None, deleted: false })
+    }
+
+    /// Behind the answer: a disk that hangs must not delay it.
+    pub(super) fn note_tag(&self, place: &Place, tag: &Tag, record: TagRecord) {
+        let (store, place, tag) = (self.store.clone(), place.clone(), tag.clone());
+        self.tasks.spawn(async move { store.record_tag(&place.registry, &place.repository, &tag, record).await });
     }
 
     /// What others are told of an answer that just came.
@@ -93,7 +118,20 @@ impl Inner {
             (None, Some(own)) if self.store.blob(&own.digest).await.is_none() => own,
             (None, _) => return,
         };
-        let wanted = Wanted { place: place.clone(), grant: grant.clone(), digest: answer.digest, kind: Kind::Manifest };
+        if self.is_to_be_had(place, grant, &answer.digest, pace).await {
+            self.store.record_tag(&place.registry, &place.repository, tag, answer).await;
+        }
+    }
+
+    /// Whether a manifest that another's answer names is here already, or comes soon; and is this caller's.
+    async fn is_to_be_had(
+        self: &Arc<Self>,
+        place: &Place,
+        grant: &Grant,
+        digest: &Digest,
+        pace: Option<&Arc<Pace>>,
+    ) -> bool {
+        let wanted = Wanted { place: place.clone(), grant: grant.clone(), digest: *digest, kind: Kind::Manifest };
         let pull = Pull(Arc::clone(self));
         let fetched = async {
             match pace {
@@ -101,22 +139,24 @@ impl Inner {
                 None => pull.fetch(&wanted, 0).await,
             }
         };
-        // Here already, or at a peer; and this caller's.
         match timeout(COMES_WITHIN, fetched).await {
-            Ok(Ok(_)) => self.store.record_tag(&place.registry, &place.repository, tag, answer).await,
+            Ok(Ok(_)) => true,
             Ok(Err(error)) => {
-                tracing::debug!(image = %place, %tag, digest = %answer.digest, %error, "the newest answer is no use");
+                tracing::debug!(image = %place, %digest, %error, "another's answer is no use");
+                false
             }
             Err(_) => {
-                tracing::debug!(image = %place, %tag, digest = %answer.digest, "the newest answer comes too late");
+                tracing::debug!(image = %place, %digest, "another's answer comes too late");
+                false
             }
         }
     }
 
     fn tag_sought(&self, peers: &Peers, place: &Place, grant: &Grant, tag: &Tag) -> TagSought {
         let Place { registry, repository } = place.clone();
-        let credential = peers.credential(grant);
-        TagSought { registry, repository, tag: tag.clone(), credential, max_age: self.options.tag_max_age }
+        let (credential, max_age) = (peers.credential(grant), self.options.tag_max_age);
+        let patience = self.options.reply_deadline / PART_WAITED;
+        TagSought { registry, repository, tag: tag.clone(), credential, max_age, patience }
     }
 
     /// What anybody was told is for anybody. Other answers come only from those who ask as the same.

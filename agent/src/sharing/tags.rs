@@ -22,8 +22,14 @@ impl tags_server::Tags for Door {
     }
 
     async fn report(&self, request: Request<TagReport>) -> Result<Response<TagReported>, Status> {
-        caller_of(&request)?;
-        self.0.report_tag(request.into_inner()).await?;
+        let from = caller_of(&request)?;
+        self.0.report_tag(from, request.into_inner()).await?;
+        Ok(Response::new(TagReported {}))
+    }
+
+    async fn asking(&self, request: Request<TagReport>) -> Result<Response<TagReported>, Status> {
+        let from = caller_of(&request)?;
+        self.0.still_asks_tag(from, request.into_inner())?;
         Ok(Response::new(TagReported {}))
     }
 

@@ -63,7 +63,8 @@ async fn ask(from: &Host, to: SocketAddr, files: Option<&Files>, method: &str, m
     let (reply, mut body) = requests.send_request(request, false)?;
     // Not compressed, so long, and the message.
     let length = u32::try_from(message.len())?.to_be_bytes();
-    body.send_data([&[0], &length[..], message].concat().into(), true)?;
+    // Who has refused already listens no more; its answer says so.
+    let _ = body.send_data([&[0], &length[..], message].concat().into(), true);
     let read = async {
         let (head, mut body) = reply.await?.into_parts();
         let mut all = BytesMut::new();

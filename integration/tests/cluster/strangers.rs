@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::ensure;
-use larder_integration::{Authority, Cluster, Folder, Image, PEERS_PORT, until};
+use larder_integration::{Authority, Blob, Cluster, Folder, Image, PEERS_PORT, until};
 
 use super::{NAME, Stage};
 use crate::support::run;
@@ -68,6 +68,49 @@ fn connections_take_a_certificate_that_holds() {
             })
             .await?;
         }
+        Ok(())
+    });
+}
+
+/// `key { registry, repository, tag }, lease, answer { digest, media type, size, access: anonymous }`
+fn tag_report(tag: &str, lease: Option<u64>, manifest: &Blob) -> Vec<u8> {
+    // A number of two bytes, below 1 << 14.
+    let number = |n: usize| [(n & 0x7f) as u8 | 0x80, (n >> 7) as u8];
+    let field = |tag: u8, bytes: &[u8]| [&[tag << 3 | 2], &number(bytes.len())[..], bytes].concat();
+    let key = [field(1, b"reg.test"), field(2, b"acme/app"), field(3, tag.as_bytes())].concat();
+    let lease = lease.map(|lease| [&[2 << 3 | 1][..], &lease.to_le_bytes()].concat()).unwrap_or_default();
+    let answer = [
+        field(1, manifest.digest.as_bytes()),
+        field(2, manifest.media_type.as_bytes()),
+        [&[3 << 3], &number(manifest.bytes.len())[..]].concat(),
+        vec![5 << 3, 1],
+    ];
+    [field(1, &key), lease, field(3, &answer.concat())].concat()
+}
+
+/// A member that nobody asked says what a tag means: nobody takes it up, also while the registry is gone.
+#[test]
+fn a_tag_means_what_those_say_who_were_to_ask() {
+    run(async {
+        let (image, other) = (Image::tiny(5), Image::tiny(6));
+        let mut stage = Stage::with(&image, None)?;
+        stage.registry.add(&other, "acme/app", "v2");
+        let cluster = stage.nodes(3, None)?.start().await?;
+        cluster.pull(NAME, &image).await?;
+        cluster.pull("reg.test/acme/app:v2", &other).await?;
+        let folder = Folder::new()?;
+        let (outside, files) = (stage.network.host(None)?, cluster.authority().issue(folder.path(), NODE, false)?);
+        // What a node keeps of an answer tells times apart by the second.
+        tokio::time::sleep(Duration::from_millis(1100)).await;
+        for member in cluster.members() {
+            for lease in [None, Some(7)] {
+                let report = tag_report("v1", lease, other.root());
+                let answer = member.call(&outside, Some(&files), "Tags/Report", &report).await?;
+                ensure!(answer.status == "0", "it isn't understood: {answer:?}");
+            }
+        }
+        stage.registry.refuse();
+        cluster.pull(NAME, &image).await?;
         Ok(())
     });
 }

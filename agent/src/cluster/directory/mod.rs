@@ -193,16 +193,22 @@ impl Directory {
         effects
     }
 
-    /// What upstream said to who had the lease of a tag; `None`: nothing that others may share.
+    /// What upstream said to who had the lease of a tag; no meaning: nothing that others may share. `None` when `from` was
+    /// given no such lease here: its word counts for nothing.
     pub fn report_tag(
         &mut self,
         now: Duration,
         rng: &mut impl Rng,
-        key: &TagKey,
-        lease: Lease,
+        from: NodeId,
+        (key, lease): (&TagKey, Lease),
         meaning: Option<TagMeaning>,
-    ) -> Vec<Effect> {
-        self.tags.told(now, rng, key, lease, meaning)
+    ) -> Option<Vec<Effect>> {
+        self.tags.told(now, rng, from, (key, lease), meaning)
+    }
+
+    /// `from` still asks upstream under its lease of a tag.
+    pub fn still_asks_tag(&mut self, now: Duration, from: NodeId, key: &TagKey, lease: Lease) {
+        self.tags.still_asks(now, from, key, lease);
     }
 
     /// The newest answer that is known of a tag, however old.

@@ -10,10 +10,12 @@ use crate::image::NodeId;
 
 use super::words::{AskId, Effect, TagAnswer, TagAsk, TagKey, TagMeaning};
 
-/// How long who asks upstream has for it.
-const LEASE: Duration = Duration::from_secs(3);
-/// How long another waits for it.
+/// How long who asks upstream has until it answers, or says that it still asks.
+const LEASE: Duration = Duration::from_secs(2);
+/// How long another's question is held; then it may come again.
 const HELD: Duration = Duration::from_millis(1_500);
+/// An answer that is late is taken for so long: it is as right as any.
+const LATE: Duration = Duration::from_secs(30);
 /// After so many failures nobody waits any more.
 const PATIENCE: u32 = 2;
 /// How long an answer is remembered, for when no upstream answers.
@@ -33,6 +35,8 @@ struct Sought {
     /// When the meaning was as old as it says.
     told: Duration,
     leases: Vec<Held>,
+    /// Whose holders weren't heard of in time.
+    overdue: Vec<Held>,
     failures: u32,
     waiting: VecDeque<Waiting>,
     touched: Duration,
@@ -42,7 +46,14 @@ struct Sought {
 struct Held {
     lease: Lease,
     node: NodeId,
+    /// When it is overdue; and if it is, when it is forgotten.
     until: Duration,
+}
+
+impl Held {
+    fn is(&self, lease: Lease, node: NodeId) -> bool {
+        self.lease == lease && self.node == node
+    }
 }
 
 #[derive(Debug)]
@@ -50,6 +61,8 @@ struct Waiting {
     id: AskId,
     node: NodeId,
     until: Duration,
+    /// Told that another still asks, it asks again.
+    comes_again: bool,
     /// How many had failed when it began to wait.
     failures: u32,
 }
@@ -69,31 +82,33 @@ impl Tags {
         }
         let sought = self.tags.entry(ask.key.clone()).or_default();
         sought.touched = now;
-        if let Some(meaning) = sought.meaning(now).filter(|meaning| meaning.age < ask.max_age) {
+        let young = ask.max_age.max(ask.waited.unwrap_or_default());
+        if let Some(meaning) = sought.meaning(now).filter(|meaning| meaning.age < young) {
             return vec![Effect::Tag { to: id, answer: TagAnswer::Meaning(meaning) }];
         }
         if sought.leases.len() < sought.allowed() {
             let answer = sought.grant(now, rng, from);
             return vec![Effect::Tag { to: id, answer }];
         }
-        sought.waiting.push_back(Waiting { id, node: from, until: now + HELD, failures: sought.failures });
+        let (until, comes_again, failures) = (now + HELD, ask.waited.is_some(), sought.failures);
+        sought.waiting.push_back(Waiting { id, node: from, until, comes_again, failures });
         self.waiting += 1;
         Vec::new()
     }
 
+    /// `None` when it isn't this node's lease.
     pub(super) fn told(
         &mut self,
         now: Duration,
         rng: &mut impl Rng,
-        key: &TagKey,
-        lease: Lease,
+        from: NodeId,
+        (key, lease): (&TagKey, Lease),
         meaning: Option<TagMeaning>,
-    ) -> Vec<Effect> {
-        let Some(sought) = self.tags.get_mut(key) else { return Vec::new() };
-        let known = sought.leases.len();
-        sought.leases.retain(|held| held.lease != lease);
-        if sought.leases.len() == known {
-            return Vec::new();
+    ) -> Option<Vec<Effect>> {
+        let sought = self.tags.get_mut(key)?;
+        let in_time = take(&mut sought.leases, lease, from);
+        if !in_time && !take(&mut sought.overdue, lease, from) {
+            return None;
         }
         let effects = match meaning {
             Some(meaning) => {
@@ -103,10 +118,19 @@ impl Tags {
                 let waiting = sought.waiting.drain(..);
                 waiting.map(|held| Effect::Tag { to: held.id, answer: TagAnswer::Meaning(meaning.clone()) }).collect()
             }
-            None => sought.failed(now, rng),
+            None if in_time => sought.failed(now, rng),
+            // It counted as a failure when it was overdue.
+            None => Vec::new(),
         };
         self.count();
-        effects
+        Some(effects)
+    }
+
+    pub(super) fn still_asks(&mut self, now: Duration, from: NodeId, key: &TagKey, lease: Lease) {
+        let leases = self.tags.get_mut(key).map(|sought| &mut sought.leases);
+        for held in leases.into_iter().flatten().filter(|held| held.is(lease, from)) {
+            held.until = now + LEASE;
+        }
     }
 
     /// What is known of a tag, however old.
@@ -127,6 +151,7 @@ impl Tags {
             sought.waiting.retain(|waiting| waiting.node != node);
             let held = sought.leases.len();
             sought.leases.retain(|held| held.node != node);
+            sought.overdue.retain(|held| held.node != node);
             if sought.leases.len() < held {
                 effects.append(&mut sought.failed(now, rng));
             }
@@ -141,15 +166,14 @@ impl Tags {
             return effects;
         }
         for sought in self.tags.values_mut().filter(|sought| !sought.waiting.is_empty()) {
-            let late = |held: &Held| held.until <= now;
-            if sought.leases.iter().any(late) {
-                sought.leases.retain(|held| !late(held));
+            if sought.expire(now) {
                 effects.append(&mut sought.failed(now, rng));
             }
             sought.waiting.retain(|waiting| {
                 let waits = now < waiting.until;
                 if !waits {
-                    effects.push(Effect::Tag { to: waiting.id, answer: TagAnswer::Alone });
+                    let answer = if waiting.comes_again { TagAnswer::StillAsked } else { TagAnswer::Alone };
+                    effects.push(Effect::Tag { to: waiting.id, answer });
                 }
                 waits
             });
@@ -160,7 +184,7 @@ impl Tags {
 
     pub(super) fn sweep(&mut self, now: Duration) {
         self.tags.retain(|_, sought| {
-            sought.leases.retain(|held| now < held.until);
+            sought.expire(now);
             !sought.waiting.is_empty() || now.saturating_sub(sought.touched) < REMEMBERED
         });
     }
@@ -187,10 +211,19 @@ impl Sought {
     }
 
     fn grant(&mut self, now: Duration, rng: &mut impl Rng, node: NodeId) -> TagAnswer {
-        self.leases.retain(|held| now < held.until);
+        self.expire(now);
         let lease = Lease(rng.random());
         self.leases.push(Held { lease, node, until: now + LEASE });
         TagAnswer::Lease(lease)
+    }
+
+    /// Leases that are overdue count no more, but for an answer that comes late. Whether some have become so.
+    fn expire(&mut self, now: Duration) -> bool {
+        self.overdue.retain(|held| now < held.until);
+        let known = self.overdue.len();
+        let late = self.leases.extract_if(.., |held| held.until <= now);
+        self.overdue.extend(late.map(|held| Held { until: now + LATE, ..held }));
+        self.overdue.len() > known
     }
 
     /// One has failed: others go on, and who has waited for two waits no more.
@@ -212,4 +245,9 @@ impl Sought {
         }
         effects
     }
+}
+
+/// Takes a lease out of these. Whether it was among them, and this node's.
+fn take(leases: &mut Vec<Held>, lease: Lease, node: NodeId) -> bool {
+    leases.extract_if(.., |held| held.is(lease, node)).count() > 0
 }

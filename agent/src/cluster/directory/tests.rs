@@ -1,3 +1,5 @@
+mod tags;
+
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
@@ -480,100 +482,4 @@ fn who_isnt_owner_says_who_is() {
     table.directory = Directory::new(if first == node(0) { node(1) } else { node(0) }, ring, 1);
     assert_eq!(table.ask(5), Answer::NotOwner(Some(first)));
     table.fetches(5, &Ask { owner_failed: true, ..Table::asks(5) });
-}
-
-mod tags {
-    use super::*;
-    use crate::image::MediaType;
-
-    fn asked(max_age: u64) -> TagAsk {
-        let key = TagKey {
-            registry: "reg.example".parse().unwrap(),
-            repository: "app".parse().unwrap(),
-            tag: "latest".parse().unwrap(),
-            credential: Credential::None,
-        };
-        TagAsk { key, max_age: Duration::from_secs(max_age), owner_failed: false }
-    }
-
-    fn meaning() -> TagMeaning {
-        TagMeaning {
-            digest: Digest::of(b"manifest"),
-            media_type: MediaType::octet_stream(),
-            size: 7,
-            age: Duration::ZERO,
-            access: Access::Anonymous,
-        }
-    }
-
-    impl Table {
-        fn tag(&mut self, id: u64, number: u8, max_age: u64) -> Option<TagAnswer> {
-            let effects = self.directory.ask_tag(self.now, &mut self.rng, AskId(id), node(number), &asked(max_age));
-            match effects.as_slice() {
-                [] => None,
-                [Effect::Tag { to, answer }] if *to == AskId(id) => Some(answer.clone()),
-                effects => panic!("{effects:?}"),
-            }
-        }
-
-        fn tag_lease(&mut self, id: u64, number: u8) -> Lease {
-            match self.tag(id, number, 0) {
-                Some(TagAnswer::Lease(lease)) => lease,
-                answer => panic!("{answer:?}"),
-            }
-        }
-
-        fn told(&mut self, lease: Lease, meaning: Option<TagMeaning>) -> Vec<(u64, TagAnswer)> {
-            let effects = self.directory.report_tag(self.now, &mut self.rng, &asked(0).key, lease, meaning);
-            answers(effects)
-        }
-    }
-
-    fn answers(effects: Vec<Effect>) -> Vec<(u64, TagAnswer)> {
-        let answer = |effect| match effect {
-            Effect::Tag { to, answer } => (to.0, answer),
-            effect => panic!("{effect:?}"),
-        };
-        effects.into_iter().map(answer).collect()
-    }
-
-    #[test]
-    fn one_asks_and_all_who_ask_meanwhile_share_its_answer() {
-        let mut table = Table::new();
-        let lease = table.tag_lease(1, 1);
-        assert_eq!((table.tag(2, 2, 0), table.tag(3, 3, 60)), (None, None));
-        let told = table.told(lease, Some(meaning()));
-        assert_eq!(told, [2, 3].map(|id| (id, TagAnswer::Meaning(meaning()))));
-        // Who asks after that asks anew, unless it takes an older answer.
-        table.pass(10_000);
-        let older = TagMeaning { age: Duration::from_secs(10), ..meaning() };
-        assert_eq!(table.tag(4, 4, 11), Some(TagAnswer::Meaning(older.clone())));
-        table.tag_lease(5, 5);
-        assert_eq!(table.directory.newest_tag(table.now, &asked(0).key), Some(older));
-    }
-
-    #[test]
-    fn failures_pass_on_to_more_and_nobody_waits_for_a_third() {
-        let mut table = Table::new();
-        let lease = table.tag_lease(1, 1);
-        for id in 2..9 {
-            assert_eq!(table.tag(id, id as u8, 0), None);
-        }
-        let next = table.told(lease, None);
-        let [(2, TagAnswer::Lease(second)), (3, TagAnswer::Lease(_))] = next[..] else { panic!("{next:?}") };
-        assert_eq!(table.told(lease, None), [], "it has been given back already");
-        let last = table.told(second, None);
-        assert_eq!(last, [4, 5, 6, 7, 8].map(|id| (id, TagAnswer::Alone)));
-    }
-
-    #[test]
-    fn nobody_waits_for_long() {
-        let mut table = Table::new();
-        table.tag_lease(1, 1);
-        assert_eq!(table.tag(2, 2, 0), None);
-        table.now += Duration::from_millis(1_500);
-        assert!(table.directory.next_deadline() <= table.now);
-        let effects = table.directory.tick(table.now, &mut table.rng);
-        assert_eq!(answers(effects), [(2, TagAnswer::Alone)]);
-    }
 }

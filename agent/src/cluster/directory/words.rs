@@ -239,6 +239,8 @@ pub struct TagAsk {
     pub key: TagKey,
     /// An answer younger than this will do; zero: one that is asked for now.
     pub max_age: Duration,
+    /// How long ago this was first asked: an answer that came since will do. `None` for a version that doesn't come again.
+    pub waited: Option<Duration>,
     /// The owner that ranks before the one that is asked didn't answer.
     pub owner_failed: bool,
 }
@@ -265,6 +267,10 @@ pub enum TagAnswer {
     Lease(Lease),
     /// What another was told.
     Meaning(TagMeaning),
+    /// The same, where it isn't known any more as whom: for who asks to find out whether it may have it.
+    Known(TagMeaning),
+    /// Another still asks upstream: to be asked again.
+    StillAsked,
     /// Somebody else owns it, as far as known.
     NotOwner(Option<NodeId>),
     /// Nobody should be waited for.

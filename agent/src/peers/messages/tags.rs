@@ -45,6 +45,7 @@ pub fn tag_ask_of(ask: &TagAsk, pull: &Trace) -> proto::TagRequest {
         max_age: milliseconds(ask.max_age),
         owner_failed: ask.owner_failed,
         trace: pull.to_string(),
+        waited: ask.waited.map(milliseconds),
     }
 }
 
@@ -53,8 +54,10 @@ pub fn tag_ask_of(ask: &TagAsk, pull: &Trace) -> proto::TagRequest {
 /// # Errors
 /// When it makes no sense.
 pub fn tag_ask(request: proto::TagRequest) -> Result<(TagAsk, Trace), Malformed> {
-    let max_age = Duration::from_millis(request.max_age).min(OLDEST);
-    Ok((TagAsk { key: key(request.key)?, max_age, owner_failed: request.owner_failed }, trace(&request.trace)))
+    let proto::TagRequest { key: of, max_age, owner_failed, trace: pull, waited } = request;
+    let max_age = Duration::from_millis(max_age).min(OLDEST);
+    let waited = waited.map(|waited| Duration::from_millis(waited).min(OLDEST));
+    Ok((TagAsk { key: key(of)?, max_age, waited, owner_failed }, trace(&pull)))
 }
 
 fn meaning_of(meaning: &TagMeaning) -> proto::TagAnswer {
@@ -83,6 +86,8 @@ pub fn tag_answer_of(answer: &TagAnswer) -> proto::TagReply {
     let reply = match answer {
         TagAnswer::Lease(Lease(lease)) => Reply::Lease(*lease),
         TagAnswer::Meaning(meaning) => Reply::Answer(meaning_of(meaning)),
+        TagAnswer::Known(meaning) => Reply::Known(meaning_of(meaning)),
+        TagAnswer::StillAsked => Reply::StillAsked(proto::StillAsked {}),
         TagAnswer::NotOwner(owner) => {
             Reply::NotOwner(proto::NotOwner { owner: owner.map(bytes_of).unwrap_or_default() })
         }
@@ -99,12 +104,14 @@ pub fn tag_answer(reply: proto::TagReply) -> Result<TagAnswer, Malformed> {
     Ok(match reply.reply {
         Some(Reply::Lease(lease)) => TagAnswer::Lease(Lease(lease)),
         Some(Reply::Answer(answer)) => TagAnswer::Meaning(meaning(&answer)?),
+        Some(Reply::Known(answer)) => TagAnswer::Known(meaning(&answer)?),
+        Some(Reply::StillAsked(_)) => TagAnswer::StillAsked,
         Some(Reply::NotOwner(not)) => TagAnswer::NotOwner(some_node(&not.owner)?),
         Some(Reply::Alone(_)) | None => TagAnswer::Alone,
     })
 }
 
-/// What upstream said, on its way to an owner. Without a lease, it is only to know.
+/// What upstream said, on its way to the owner that gave the lease; without one, from the first owner to the second.
 #[must_use]
 pub fn tag_report_of(key: &TagKey, lease: Option<Lease>, meaning: Option<&TagMeaning>) -> proto::TagReport {
     let lease = lease.map(|Lease(lease)| lease);
@@ -141,12 +148,16 @@ mod tests {
             age: Duration::from_millis(77),
             access: Access::Anonymous,
         };
-        let ask = TagAsk { key: key.clone(), max_age: Duration::from_secs(1), owner_failed: true };
         let pull = Trace::new();
-        assert_eq!(tag_ask(tag_ask_of(&ask, &pull)), Ok((ask, pull)));
+        for waited in [None, Some(Duration::ZERO), Some(Duration::from_secs(2))] {
+            let ask = TagAsk { key: key.clone(), max_age: Duration::from_secs(1), waited, owner_failed: true };
+            assert_eq!(tag_ask(tag_ask_of(&ask, &pull)), Ok((ask, pull.clone())));
+        }
         for answer in [
             TagAnswer::Lease(Lease(0)),
             TagAnswer::Meaning(meaning.clone()),
+            TagAnswer::Known(meaning.clone()),
+            TagAnswer::StillAsked,
             TagAnswer::NotOwner(Some(NodeId::new([1; 16]))),
             TagAnswer::NotOwner(None),
             TagAnswer::Alone,

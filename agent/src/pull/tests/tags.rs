@@ -56,6 +56,23 @@ async fn what_somebody_was_told_under_authorization_is_not_for_anybody() {
 }
 
 #[tokio::test]
+async fn what_an_owner_knew_before_holds_where_its_manifest_is_to_be_had() {
+    let script = Script::default();
+    let (node, upstream, tag) = tagged(&script, Manner::default()).await;
+    let place = &node.wanted.place;
+    script.turn(Turn::Upstream { upto: u64::MAX });
+    script.known(answer(&Bytes::from_static(b"{}"), 60, Access::Authorized));
+    let resolved = node.pull.resolve(place, &Grant::Anonymous, &tag).await.unwrap();
+    assert_eq!((resolved.digest, upstream.heads()), (Digest::of(&manifest()), 1), "nobody has that manifest");
+
+    script.known(answer(&manifest(), 60, Access::Authorized));
+    let other = "v2".parse().unwrap();
+    let resolved = node.pull.resolve(place, &Grant::Anonymous, &other).await.unwrap();
+    assert_eq!((resolved.digest, resolved.stale_for), (Digest::of(&manifest()), None));
+    assert_eq!(upstream.heads(), 1, "it isn't asked again");
+}
+
+#[tokio::test]
 async fn who_asks_for_others_tells_them() {
     let script = Script::default();
     script.asks();

@@ -5,6 +5,7 @@ mod bytes;
 mod callers;
 mod chains;
 mod checks;
+mod credentials;
 mod faults;
 mod images;
 mod impostor;

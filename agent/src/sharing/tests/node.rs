@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::bytes::Shelf;
+use crate::cluster::directory::TagKey;
 use crate::cluster::{Member, Ring};
 use crate::config;
 use crate::image::{Access, Digest, NodeId, Registry};
@@ -91,6 +92,18 @@ impl World {
     pub(super) fn owners(&self, digest: &Digest) -> Vec<usize> {
         let owners = self.nodes[0].ring.borrow().owners_of(digest);
         owners.iter().map(|owner| self.nodes.iter().position(|node| node.node == owner).unwrap()).collect()
+    }
+
+    /// Where the owners of a tag stand in the list.
+    pub(super) fn owners_of_tag(&self, key: &TagKey) -> Vec<usize> {
+        let owners = self.nodes[0].ring.borrow().owners(key.bucket());
+        owners.iter().map(|owner| self.nodes.iter().position(|node| node.node == owner).unwrap()).collect()
+    }
+
+    /// One more node, which nobody knows yet.
+    pub(super) fn start_another(&mut self) {
+        let dir = self.path().join(self.nodes.len().to_string());
+        self.nodes.push(Node::start(&self.config(), &dir));
     }
 
     /// Some content whose owners are none of `not`.

@@ -5,8 +5,10 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use super::node::{PATIENCE, World};
+use crate::cluster::chain::Lease;
+use crate::cluster::directory::{TagAnswer, TagAsk, TagKey};
 use crate::image::{Access, Digest, MediaType};
-use crate::peers::{Credential, TagLease, TagMeaning, TagSought, TagTurn, Trace};
+use crate::peers::{Credential, TagLease, TagMeaning, TagSought, TagTurn, Trace, messages};
 
 fn sought() -> TagSought {
     TagSought {
@@ -15,7 +17,13 @@ fn sought() -> TagSought {
         tag: "latest".parse().unwrap(),
         credential: Credential::Anonymous,
         max_age: Duration::ZERO,
+        patience: PATIENCE,
     }
+}
+
+fn key() -> TagKey {
+    let TagSought { registry, repository, tag, credential, .. } = sought();
+    TagKey { registry, repository, tag, credential }
 }
 
 fn answer() -> TagMeaning {
@@ -23,14 +31,30 @@ fn answer() -> TagMeaning {
     TagMeaning { digest, media_type, size: 8, age: Duration::ZERO, access: Access::Anonymous }
 }
 
-/// The first node's turn, as soon as its owners answer: a busy machine may take longer than they are given.
-async fn turn_to_ask(world: &World, tag: &TagSought, trace: &Trace) -> TagLease {
-    loop {
-        match world.nodes[0].peers.tag(tag, trace).await {
-            TagTurn::Ask(lease) => return lease,
-            TagTurn::Alone => {}
-            TagTurn::Answer(answer) => panic!("nobody has asked yet: {answer:?}"),
+/// What a node's disk knows of the tag.
+async fn stored(world: &World, number: usize) -> Option<Digest> {
+    let TagKey { registry, repository, tag, .. } = key();
+    world.nodes[number].store.tag(&registry, &repository, &tag).await.map(|record| record.digest)
+}
+
+/// A node's turn, as soon as its owners answer: a busy machine may take longer than they are given.
+async fn turn_of(world: &World, number: usize, tag: &TagSought, trace: &Trace) -> TagTurn {
+    let turn = async {
+        loop {
+            match world.nodes[number].peers.tag(tag, trace).await {
+                TagTurn::Alone => {}
+                turn => return turn,
+            }
         }
+    };
+    timeout(PATIENCE, turn).await.unwrap()
+}
+
+/// That of the first node, when nobody has asked yet.
+async fn turn_to_ask(world: &World, tag: &TagSought, trace: &Trace) -> TagLease {
+    match turn_of(world, 0, tag, trace).await {
+        TagTurn::Ask(lease) => lease,
+        turn => panic!("nobody has asked yet: {turn:?}"),
     }
 }
 
@@ -78,4 +102,69 @@ async fn what_was_told_is_known_when_no_upstream_answers() {
         }
     };
     assert_eq!(timeout(PATIENCE, known).await.unwrap().digest, answer().digest);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn they_wait_as_long_as_upstream_is_being_asked() {
+    let world = World::new(3);
+    let (tag, trace) = (sought(), Trace::new());
+    let lease = turn_to_ask(&world, &tag, &trace).await;
+    let others = world.nodes[1..].iter().map(|node| node.peers.tag(&tag, &trace));
+    let others = futures_util::future::join_all(others);
+    tokio::pin!(others);
+    // Longer than an owner holds a question, and than a lease is good for without a word.
+    assert!(timeout(Duration::from_secs(4), &mut others).await.is_err(), "they wait");
+    lease.told(answer());
+    for turn in timeout(PATIENCE, others).await.unwrap() {
+        assert!(matches!(turn, TagTurn::Answer(_)), "{turn:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_second_owner_believes_the_first_alone() {
+    let world = World::new(3);
+    let owners = world.owners_of_tag(&key());
+    let [first, second] = owners[..] else { panic!("{owners:?}") };
+    let other = 3 - first - second;
+    let report = async |number: usize, from: usize, lease: Option<Lease>, meaning: &TagMeaning| {
+        let report = messages::tag_report_of(&key(), lease, Some(meaning));
+        world.nodes[number].peers.directory().report_tag(world.nodes[from].node, report).await.unwrap();
+    };
+    for (number, from) in [(first, second), (first, other), (second, other), (other, first), (other, second)] {
+        report(number, from, None, &answer()).await;
+        report(number, from, Some(Lease(7)), &answer()).await;
+        assert_eq!(stored(&world, number).await, None, "{number} believes {from}");
+    }
+    report(second, first, Some(Lease(7)), &answer()).await;
+    assert_eq!(stored(&world, second).await, None, "it gave no such lease");
+    report(second, first, None, &answer()).await;
+    assert_eq!(stored(&world, second).await, Some(answer().digest));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_young_answer_outlives_the_first_owner() {
+    let world = World::new(3);
+    let owners = world.owners_of_tag(&key());
+    let [first, second] = owners[..] else { panic!("{owners:?}") };
+    let other = 3 - first - second;
+    let (tag, trace) = (TagSought { max_age: Duration::from_secs(3600), ..sought() }, Trace::new());
+    turn_to_ask(&world, &sought(), &trace).await.told(answer());
+    let told = async {
+        while stored(&world, second).await.is_none() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(PATIENCE, told).await.expect("the second owner is told");
+    assert!(matches!(turn_of(&world, other, &tag, &trace).await, TagTurn::Answer(_)), "it knows as whom");
+
+    world.nodes[first].kill();
+    world.are_up(&[second, other]);
+    let turn = turn_of(&world, other, &tag, &trace).await;
+    let TagTurn::Known(known) = turn else { panic!("{turn:?}") };
+    assert_eq!((known.digest, known.access), (answer().digest, Access::Authorized));
+    // An older version wouldn't understand that.
+    let older = TagAsk { key: key(), max_age: tag.max_age, waited: None, owner_failed: false };
+    let asked = messages::tag_ask_of(&older, &trace);
+    let reply = world.nodes[second].peers.directory().ask_tag(world.nodes[other].node, asked).await.unwrap();
+    assert!(matches!(messages::tag_answer(reply), Ok(TagAnswer::Lease(_))));
 }
