@@ -46,8 +46,19 @@ const TCP_KEEPALIVE: Duration = Duration::from_secs(30);
 /// Sends requests, over kept connections where there are any. A cheap clone.
 #[derive(Debug, Clone)]
 pub(super) struct HttpClient {
-    pool: Client<Connector, Full<Bytes>>,
+    shared: Client<Connector, Full<Bytes>>,
+    apart: Client<Connector, Full<Bytes>>,
     proxies: Proxies,
+}
+
+/// Over what connection a request goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Over {
+    /// HTTP/2 where the other side has it: one connection for many.
+    Shared,
+    /// HTTP/1.1: no other request's bytes come by it meanwhile. Parts of a blob are asked for at once because each
+    /// connection is limited, or loses packets; over one connection they would gain nothing.
+    Apart,
 }
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -103,8 +114,10 @@ impl Clients {
             proxies: proxies.clone(),
             proxy_tls: Arc::clone(&self.proxy_tls),
         };
-        let connector = Connector { route, tls, within: self.connect_timeout };
-        HttpClient { pool: self.pool(connector), proxies }
+        let pool = |over| {
+            self.pool(Connector { route: route.clone(), tls: Arc::clone(&tls), over, within: self.connect_timeout })
+        };
+        HttpClient { shared: pool(Over::Shared), apart: pool(Over::Apart), proxies }
     }
 
     fn dial(&self, reach: Reach) -> Dial {
@@ -137,6 +150,7 @@ impl HttpClient {
     pub(super) fn request(
         &self,
         mut request: Request<Full<Bytes>>,
+        over: Over,
     ) -> impl Future<Output = Result<Response<Incoming>, legacy::Error>> + Send + use<> {
         // Of HTTPS a proxy reads nothing: it is told while the connection is made.
         if request.uri().scheme() == Some(&Scheme::HTTP)
@@ -144,7 +158,10 @@ impl HttpClient {
         {
             request.headers_mut().insert(PROXY_AUTHORIZATION, authorization.clone());
         }
-        self.pool.request(request)
+        match over {
+            Over::Shared => self.shared.request(request),
+            Over::Apart => self.apart.request(request),
+        }
     }
 
     /// The proxy that gave an answer in the place of the server: it demands authorization.
@@ -201,6 +218,7 @@ impl Reach {
 pub(super) struct Connector {
     route: Route,
     tls: Arc<Tls>,
+    over: Over,
     within: Duration,
 }
 
@@ -214,9 +232,15 @@ impl Service<Uri> for Connector {
     }
 
     fn call(&mut self, uri: Uri) -> Self::Future {
-        let Self { route, tls, within } = self.clone();
+        let Self { route, tls, over, within } = self.clone();
         Box::pin(async move {
-            let connecting = async { HttpsConnector::from((route, tls.current().await)).call(uri).await };
+            let connecting = async {
+                let mut tls = tls.current().await;
+                if over == Over::Apart {
+                    Arc::make_mut(&mut tls).alpn_protocols = vec![b"http/1.1".to_vec()];
+                }
+                HttpsConnector::from((route, tls)).call(uri).await
+            };
             tokio::time::timeout(within, connecting).await.map_err(|_| DialError::Timeout(within))?
         })
     }

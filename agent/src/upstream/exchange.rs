@@ -15,7 +15,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::body::Received;
 use super::breaker::SILENCE;
-use super::connect::{DialError, HttpClient};
+use super::connect::{DialError, HttpClient, Over};
 use super::error::{ErrorKind, Unreachable, UpstreamError};
 use super::home::Home;
 use super::quota::Quota;
@@ -183,8 +183,9 @@ impl Exchange {
         let client = self.client_for(uri);
         let ours = is_home.then_some(&self.headers);
         let mut again = true;
+        let mut over = if call.part.to.is_some() { Over::Apart } else { Over::Shared };
         loop {
-            let request = client.request(call.request(uri, ours, authorization));
+            let request = client.request(call.request(uri, ours, authorization), over);
             match timeout_at(call.deadline, request).await {
                 Ok(Ok(response)) => {
                     if let (true, Some(quota)) = (is_home, Quota::read(response.headers())) {
@@ -197,6 +198,7 @@ impl Exchange {
                         None => Ok(response),
                     };
                 }
+                Ok(Err(error)) if over == Over::Apart && has_http2_alone(&error) => over = Over::Shared,
                 // A kept connection that the other side closes as we write looks like this. Once more, on a new one.
                 Ok(Err(error)) if again && !error.is_connect() && !is_wrong_http(&error) => again = false,
                 Ok(Err(error)) => return Err(self.error(uri, classify(&error))),
@@ -332,6 +334,11 @@ fn classify(error: &(dyn Error + 'static)) -> ErrorKind {
         return ErrorKind::Protocol(innermost.to_string());
     }
     ErrorKind::Unreachable(Unreachable::Broken(innermost.to_string()))
+}
+
+fn has_http2_alone(error: &(dyn Error + 'static)) -> bool {
+    let refused = rustls::Error::AlertReceived(rustls::AlertDescription::NoApplicationProtocol);
+    causes(error).any(|cause| cause.downcast_ref::<rustls::Error>() == Some(&refused))
 }
 
 fn is_wrong_http(error: &(dyn Error + 'static)) -> bool {

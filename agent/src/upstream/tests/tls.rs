@@ -3,12 +3,14 @@
 use std::convert::Infallible;
 use std::future::ready;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Mutex;
 
 use bytes::Bytes;
 use futures_util::stream::{self, StreamExt as _};
 use http::{Request, Response, Version};
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
+use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::TcpListener;
@@ -75,15 +77,20 @@ async fn a_ca_file_that_is_none() {
 const SIZE: usize = 5 << 20;
 
 /// An HTTP/2 registry, whose blob breaks off after five bytes when `breaks` says so.
-async fn http2(ca: &Ca, breaks: Option<Arc<Notify>>) -> (SocketAddr, JoinSet<()>) {
+async fn http2_alone(ca: &Ca, breaks: Option<Arc<Notify>>) -> (SocketAddr, JoinSet<()>) {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let address = listener.local_addr().unwrap();
     let tls = ca.acceptor(&[b"h2"]);
     let mut tasks = JoinSet::new();
     tasks.spawn(async move {
         // One connection is all that is taken: a second one would hang.
-        let (stream, _) = listener.accept().await.unwrap();
-        let stream = TokioIo::new(tls.accept(stream).await.unwrap());
+        let stream = loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            // Who doesn't speak HTTP/2 is none.
+            if let Ok(stream) = tls.accept(stream).await {
+                break TokioIo::new(stream);
+            }
+        };
         let service = service_fn(move |request: Request<Incoming>| {
             assert_eq!(request.version(), Version::HTTP_2);
             let body = match breaks.clone() {
@@ -99,7 +106,7 @@ async fn http2(ca: &Ca, breaks: Option<Arc<Notify>>) -> (SocketAddr, JoinSet<()>
             };
             ready(Response::builder().header("content-length", SIZE).body(body))
         });
-        let _ = hyper::server::conn::http2::Builder::new(TokioExecutor::new()).serve_connection(stream, service).await;
+        let _ = http2::Builder::new(TokioExecutor::new()).serve_connection(stream, service).await;
     });
     (address, tasks)
 }
@@ -107,7 +114,7 @@ async fn http2(ca: &Ca, breaks: Option<Arc<Notify>>) -> (SocketAddr, JoinSet<()>
 #[tokio::test]
 async fn many_blobs_over_one_http2_connection() {
     let ca = Ca::new();
-    let (address, _tasks) = http2(&ca, None).await;
+    let (address, _tasks) = http2_alone(&ca, None).await;
     let room = Room::new(address::refused, &format!("https://{address}"), Some(ca.path()), false);
     room.blob(0).await.unwrap();
     let whole = || async { room.blob(0).await.unwrap().body.whole(SIZE).await.unwrap().len() };
@@ -115,10 +122,74 @@ async fn many_blobs_over_one_http2_connection() {
 }
 
 #[tokio::test]
+async fn parts_come_by_connections_of_their_own() {
+    let ca = Ca::new();
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let (address, tls) = (listener.local_addr().unwrap(), ca.acceptor(&[b"h2", b"http/1.1"]));
+    let versions = Arc::new(Mutex::new(Vec::new()));
+    let mut tasks = JoinSet::new();
+    let seen = Arc::clone(&versions);
+    tasks.spawn(async move {
+        let mut connections = JoinSet::new();
+        for number in 0.. {
+            let (stream, _) = listener.accept().await.unwrap();
+            let stream = tls.accept(stream).await.unwrap();
+            let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+            let seen = Arc::clone(&seen);
+            let service = service_fn(move |request: Request<Incoming>| {
+                seen.lock().unwrap().push((number, request.version()));
+                let response = match request.headers().get("range") {
+                    Some(range) => {
+                        let part = range.to_str().unwrap().trim_start_matches("bytes=").to_owned();
+                        Response::builder().status(206).header("content-range", format!("bytes {part}/{SIZE}"))
+                    }
+                    None => Response::builder(),
+                };
+                let len = if request.headers().contains_key("range") { 1 << 20 } else { SIZE };
+                ready(response.header("content-length", len).body(Full::new(Bytes::from(vec![7; len]))))
+            });
+            connections.spawn(async move {
+                let stream = TokioIo::new(stream);
+                let _ = match is_http2 {
+                    true => http2::Builder::new(TokioExecutor::new()).serve_connection(stream, service).await,
+                    false => http1::Builder::new().serve_connection(stream, service).await,
+                };
+            });
+        }
+    });
+    let room = Room::new(address::refused, &format!("https://{address}"), Some(ca.path()), false);
+    let part = async |from: u64| {
+        let part = Part { from, to: Some(from + (1 << 20)) };
+        let answer = room.upstream.blob(&Grant::Anonymous, &repository(), &digest(), part).await.unwrap();
+        answer.body.whole(SIZE).await.unwrap().len()
+    };
+    let whole = async || room.blob(0).await.unwrap().body.whole(SIZE).await.unwrap().len();
+    assert_eq!(tokio::join!(whole(), whole()), (SIZE, SIZE));
+    assert_eq!(tokio::join!(part(0), part(1 << 20), part(2 << 20)), (1 << 20, 1 << 20, 1 << 20));
+    let versions = versions.lock().unwrap().clone();
+    let by = |version| {
+        let of = versions.iter().filter(|(_, seen)| *seen == version);
+        of.map(|(connection, _)| *connection).collect::<std::collections::BTreeSet<i32>>().len()
+    };
+    assert_eq!((by(Version::HTTP_2), by(Version::HTTP_11)), (1, 3), "{versions:?}");
+}
+
+#[tokio::test]
+async fn parts_come_by_http2_where_there_is_nothing_else() {
+    let ca = Ca::new();
+    // One connection is all that it serves, and HTTP/2 all that it speaks: who offers less never gets so far.
+    let (address, _tasks) = http2_alone(&ca, None).await;
+    let room = Room::new(address::refused, &format!("https://{address}"), Some(ca.path()), false);
+    let part = Part { from: 0, to: Some(SIZE as u64) };
+    let answer = room.upstream.blob(&Grant::Anonymous, &repository(), &digest(), part).await.unwrap();
+    assert_eq!(answer.body.whole(SIZE).await.unwrap().len(), SIZE);
+}
+
+#[tokio::test]
 async fn an_http2_stream_that_breaks_off() {
     let ca = Ca::new();
     let breaks = Arc::new(Notify::new());
-    let (address, _tasks) = http2(&ca, Some(Arc::clone(&breaks))).await;
+    let (address, _tasks) = http2_alone(&ca, Some(Arc::clone(&breaks))).await;
     let room = Room::new(address::refused, &format!("https://{address}"), Some(ca.path()), false);
     let mut answer = room.blob(0).await.unwrap();
     assert_eq!(answer.size, Some(SIZE as u64));
