@@ -33,6 +33,8 @@ struct State {
     told: Vec<Told>,
     tag: Option<TagMeaning>,
     known: Option<TagMeaning>,
+    /// Upstreams that broke whatever elsewhere, and here.
+    suspects: Vec<String>,
     /// Whether it is this node's turn to ask what a tag means.
     asks: bool,
     newest: Option<TagMeaning>,
@@ -40,8 +42,8 @@ struct State {
 
 impl Default for State {
     fn default() -> Self {
-        let (next, at, broken, told, tag, known, newest) = Default::default();
-        Self { turn: Turn::Wait, next, at, broken, told, tag, known, asks: false, newest }
+        let (next, at, broken, told, tag, known, suspects, newest) = Default::default();
+        Self { turn: Turn::Wait, next, at, broken, told, tag, known, suspects, asks: false, newest }
     }
 }
 
@@ -87,6 +89,16 @@ impl Script {
         self.change(|state| state.broken = sources.iter().map(|&source| source.to_owned()).collect());
     }
 
+    /// An upstream that broke some other digest elsewhere.
+    pub fn suspect(&self, upstream: &str) {
+        self.change(|state| state.suspects.push(upstream.to_owned()));
+    }
+
+    /// Whether an upstream broke something, here or elsewhere.
+    pub fn is_suspect(&self, upstream: &str) -> bool {
+        self.0.state.lock().unwrap().suspects.iter().any(|suspect| suspect == upstream)
+    }
+
     /// What another was told of every tag.
     pub fn tag(&self, answer: TagMeaning) {
         self.change(|state| state.tag = Some(answer));
@@ -110,6 +122,10 @@ impl Script {
     /// What all follows were told, in order.
     pub fn told(&self) -> Vec<Told> {
         self.0.state.lock().unwrap().told.clone()
+    }
+
+    pub(super) fn told_suspect(&self, upstream: &str) {
+        self.0.state.lock().unwrap().suspects.push(upstream.to_owned());
     }
 
     fn tell(&self, told: Told) {

@@ -297,7 +297,12 @@ impl Driver {
         let culprit = self.suspects.have_broken_it();
         tracing::warn!(%pull, %digest, from = %self.suspects, ?culprit, "wrong bytes; nothing of them is kept");
         match culprit {
-            Culprit::Upstream(sender) => follow.broke(&[sender.host().to_owned()], None),
+            Culprit::Upstream(sender) => {
+                if self.suspects.took_from(sender.host()) {
+                    self.pull.warn_others(sender.host());
+                }
+                follow.broke(&[sender.host().to_owned()], None);
+            }
             Culprit::Peer(node) => follow.broke(&[], Some(node)),
             Culprit::Likely(_) | Culprit::Unclear => {}
         }

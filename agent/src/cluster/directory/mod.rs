@@ -33,7 +33,8 @@ use crate::cluster::chain::{Ailment, Key, Lease};
 use crate::cluster::{Member, Ring};
 use crate::image::{NodeId, Zone};
 
-use broken::Broken;
+pub use broken::bucket_of_upstream;
+use broken::{Broken, Suspects};
 use chain::{Chain, Known};
 pub use place::PASSED_ON_WHOLE;
 pub(crate) use place::fan_out;
@@ -64,6 +65,7 @@ pub struct Directory {
     chains: HashMap<Key, Chain>,
     rates: Rates,
     broken: Broken,
+    suspects: Suspects,
     tags: Tags,
     /// Leases are held, or asks.
     is_busy: bool,
@@ -85,6 +87,7 @@ impl Directory {
             chains: HashMap::new(),
             rates: Rates::default(),
             broken: Broken::default(),
+            suspects: Suspects::default(),
             tags: Tags::default(),
             is_busy: false,
             leases: 0,
@@ -108,18 +111,18 @@ impl Directory {
         }
         for trouble in &ask.troubles {
             match trouble.why {
-                Ailment::Absent => self.shelves.is_no_holder(trouble.node, &ask.key),
-                Ailment::Wrong => self.shelves.drop_holder(trouble.node, &ask.key.digest),
+                Ailment::Absent => self.shelves.is_absent(now, trouble.node, &ask.key),
+                Ailment::Wrong => self.shelves.is_wrong(now, trouble.node, &ask.key.digest),
                 _ => {}
             }
         }
         // Who asks hasn't got it.
-        self.shelves.is_no_holder(from, &ask.key);
+        self.shelves.is_absent(now, from, &ask.key);
         let leap = owners.first != Some(self.me);
         let Some(chain) = chain_of(&mut self.chains, now, &ask.key, leap) else {
             return Answer::Alone { absent: false };
         };
-        let holders = self.shelves.holders(&ask.key);
+        let holders = self.shelves.holders(now, &ask.key);
         let holders: Vec<(NodeId, &Zone)> =
             holders.filter_map(|node| self.ring.member(node).map(|member| (node, &member.zone))).collect();
         let mut known = Known { holders: &holders, rates: &mut self.rates, at_once: self.leases };
@@ -138,7 +141,7 @@ impl Directory {
         if let State::Broken { sources, node } = &report.state {
             self.broken.told(now, &key.digest, sources);
             if let Some(node) = node {
-                self.shelves.drop_holder(*node, &key.digest);
+                self.shelves.is_wrong(now, *node, &key.digest);
             }
         }
         if report.state == State::Whole {
@@ -179,6 +182,17 @@ impl Directory {
             }
         }
         announced
+    }
+
+    /// An upstream broke a digest for some node. To be told to the owners of its [bucket](bucket_of_upstream).
+    pub fn upstream_broke(&mut self, now: Duration, upstream: &str) {
+        self.suspects.broke(now, upstream);
+    }
+
+    /// Whether an upstream is said to have done so within the hour.
+    #[must_use]
+    pub fn is_suspect(&self, now: Duration, upstream: &str) -> bool {
+        self.suspects.has(now, upstream)
     }
 
     /// `from` asks for a tag. Answered at once, or within 1.5 seconds.
@@ -262,6 +276,7 @@ impl Directory {
             chains.retain(|_, chain| !chain.sweep(now));
             self.rates.sweep(now);
             self.broken.sweep(now);
+            self.suspects.sweep(now);
             self.tags.sweep(now);
         }
         self.tags.tick(now, rng)
