@@ -31,7 +31,7 @@ async fn it_is_gone_on_with() {
     node.whole().await.unwrap();
     assert_eq!(registry.asked().last(), Some(&(5 * MIB..8 * MIB)));
     let upstreams = node.pull.0.upstreams.of(&node.wanted.place.registry);
-    assert!(upstreams.iter().all(|upstream| !node.pull.0.blame.is_suspect(upstream.name())), "nobody sent wrong bytes");
+    assert!(upstreams.iter().all(|upstream| !node.pull.0.blame.is_suspect(upstream)), "nobody sent wrong bytes");
     assert!(node.is_stored().await);
 }
 
