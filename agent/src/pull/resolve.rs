@@ -11,8 +11,8 @@ use tokio::time::{self, timeout_at};
 use super::bounded::insert;
 use super::direct::Opened;
 use super::error::Said;
+use super::word::Word;
 use super::{Inner, Kind, Place, Pull, PullError, Wanted};
-use crate::config::OnDeleted;
 use crate::image::{Access, Digest, MediaType, Reference, Tag};
 use crate::peers::TagTurn;
 use crate::store::TagRecord;
@@ -167,12 +167,8 @@ impl Inner {
                 said
             }
         };
-        let is_deleted = self.origin_said(place, &said).is_some_and(|e| *e.kind() == ErrorKind::NotFound);
-        // "Not there" from a mirror is no word on what the registry, which is silent, has.
-        let is_open = match is_deleted {
-            true => self.options.on_deleted == OnDeleted::Serve,
-            false => said.iter().any(|e| !e.is_answer()),
-        };
+        let is_deleted = self.word(place, &said) == Some(Word::Gone);
+        let is_open = !chain.is_empty() && self.is_unanswered(place, &said);
         if is_open && !is_deleted {
             self.learn_newest(place, grant, tag, None).await;
         }
@@ -204,7 +200,11 @@ impl Inner {
         self.tasks.spawn(stop.run_until_cancelled_owned(async move {
             // Nobody waits for this: the agent's own credentials spend no caller's quota.
             let own = pull.upstreams.own_grant_at(std::slice::from_ref(&origin), &place.repository).await;
-            let grant = own.unwrap_or(grant);
+            let grant = own.unwrap_or(match grant {
+                // One that challenges answers nobody who shows nothing.
+                Grant::None => Grant::Anonymous,
+                shown => shown,
+            });
             let said = origin.head_manifest(&grant, &place.repository, &Reference::Tag(tag.clone())).await;
             if let Some(other) = said.ok().and_then(|answer| answer.digest).filter(|other| *other != digest) {
                 pull.metrics.disagreements.inc();

@@ -88,6 +88,9 @@ pub struct Summary {
 }
 
 impl Failover {
+    /// Of so many random pulls the cache has room for everything: they keep 8 GiB.
+    pub const PULLS: usize = 1000;
+
     /// Starts all of it, with so many registries for each ill: a pull after one that failed at an upstream goes past
     /// that upstream for a while.
     pub async fn start(copies: usize) -> Result<Self> {
@@ -100,7 +103,7 @@ impl Failover {
         let mut config = AgentConfig::without_containerd(folder.path());
         // They are told apart from what a redirect may not lead to.
         config.registry("elsewhere.test", &[&elsewhere.nobody, &elsewhere.silent]);
-        // Nothing may go before it is verified. A thousand pulls keep 4 GiB.
+        // Nothing may go before it is verified.
         config.set_text("cache", "max_bytes", "16GiB").set_text("log", "level", "info");
         for ill in Ill::ALL {
             for copy in 0..copies {
