@@ -23,7 +23,7 @@ use self::registry::{Manner, Registry};
 use super::{EndedShort, Found, Kind, Place, Pull, PullError, Reader, Wanted};
 use crate::config::Config;
 use crate::image::Digest;
-use crate::peers::Peers;
+use crate::peers::{Membership, Peers};
 use crate::store::{Options, Store};
 use crate::upstream::{Grant, Upstreams};
 
@@ -73,6 +73,7 @@ impl Node {
         let store = Store::open(Options::from(&config.cache)).unwrap();
         let upstreams = Arc::new(Upstreams::new(&config).unwrap());
         let stop = CancellationToken::new();
+        let peers = peers.map_or_else(Membership::off, Membership::of);
         let pull = Pull::new(&config, store.clone(), upstreams, None, peers, TaskTracker::new(), stop.clone());
         let place = Place { registry: "reg.test".parse().unwrap(), repository: "acme/app".parse().unwrap() };
         let wanted = Wanted { place, grant: Grant::Anonymous, digest: Digest::of(blob), kind: Kind::Blob };
