@@ -14,7 +14,7 @@ use larder::admin::{Minute, Origin};
 use larder::containerd::canary::{Report, Verdict as Canary};
 use larder::health::{Check, Status, Verdict};
 use larder::image::Digest;
-use larder::peers::{Shown, ShownMember};
+use larder::peers::{Shown, ShownMember, ShownPart};
 use larder_integration::{Agent, AgentConfig, Browser, FaultRegistry, Folder, Image, Puller, Scheme, free_port, until};
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
@@ -193,7 +193,7 @@ fn sight() -> Sight {
         now: Timestamp::now(),
         status,
         images: Images { complete: true, cluster: None, images },
-        peers: Some(peers),
+        peers: ShownPart::Joined(peers),
         flows: flows.collect(),
     }
 }
@@ -228,7 +228,7 @@ fn bleak() -> Sight {
     sight.status.canary = Some(Report { verdict: Canary::Unknown { reason }, at: 1, took: Duration::ZERO });
     sight.status.cache.writable = false;
     sight.status.upstreams.clear();
-    if let Some(peers) = &mut sight.peers {
+    if let ShownPart::Joined(peers) = &mut sight.peers {
         peers.members.truncate(1);
     }
     sight

@@ -19,7 +19,7 @@ use super::view::images::Images;
 use super::view::{Checked, Collected, Failed, Kept, Status};
 use crate::containerd::canary::Report;
 use crate::image::ImageName;
-use crate::peers::Shown;
+use crate::peers::ShownPart;
 
 /// To an answer's head. A canary pull is the slowest of them.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -101,11 +101,11 @@ impl Client {
         self.call(Method::GET, "/v1/probe/ready").await
     }
 
-    /// The cluster as the agent sees it; `None` where none is configured.
+    /// The cluster as the agent sees it.
     ///
     /// # Errors
     /// When there is no agent, or it doesn't answer.
-    pub async fn peers(&self) -> Result<Option<Shown>, ClientError> {
+    pub async fn peers(&self) -> Result<ShownPart, ClientError> {
         self.call(Method::GET, "/v1/peers").await
     }
 

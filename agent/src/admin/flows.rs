@@ -5,7 +5,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 
-use crate::peers::{Nearness, Peers};
+use crate::peers::{Nearness, PeerMetrics};
 use crate::pull::Pull;
 use crate::upstream::Upstreams;
 
@@ -64,16 +64,14 @@ struct Past {
 impl Flows {
     /// Of what pulls, peers and upstreams count.
     #[must_use]
-    pub fn of(pull: &Pull, peers: Option<&Peers>, upstreams: &Upstreams) -> Self {
-        let (pull, upstream) = (pull.metrics().clone(), upstreams.metrics().clone());
-        let peers = peers.map(|peers| peers.metrics().clone());
-        let received = move |nearness| peers.as_ref().map_or(0, |peers| peers.received_from(nearness));
+    pub fn of(pull: &Pull, peers: &PeerMetrics, upstreams: &Upstreams) -> Self {
+        let (pull, peers, upstream) = (pull.metrics().clone(), peers.clone(), upstreams.metrics().clone());
         Self::counted_by(move || {
             Origin::ALL.map(|origin| match origin {
                 Origin::Cache => pull.served_from("store"),
                 Origin::Containerd => pull.served_from("containerd"),
-                Origin::SameZone => received(Nearness::Same),
-                Origin::OtherZone => received(Nearness::Other),
+                Origin::SameZone => peers.received_from(Nearness::Same),
+                Origin::OtherZone => peers.received_from(Nearness::Other),
                 Origin::Upstream => upstream.received(),
             })
         })

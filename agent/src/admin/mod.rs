@@ -41,7 +41,7 @@ use crate::containerd::canary::{self, Canary};
 use crate::health::Report;
 use crate::image::{Digest, NodeId};
 use crate::keep::{Catalog, Collected, Keep};
-use crate::peers::{Heard, Peers};
+use crate::peers::{Heard, Membership};
 use crate::pull::Pull;
 use crate::store::{Listed, Proof, Store, Stuck};
 use crate::upstream::Upstreams;
@@ -65,8 +65,8 @@ pub struct Agent {
     pub pull: Pull,
     /// What is kept, and why.
     pub keep: Keep,
-    /// The other nodes, where a cluster is configured.
-    pub peers: Option<Peers>,
+    /// The other nodes, while there are any.
+    pub peers: Membership,
     /// The registries.
     pub upstreams: Arc<Upstreams>,
     /// The runtime that is asked for canaries.
@@ -92,7 +92,7 @@ impl Agent {
     /// The images that run anywhere in the cluster; without one, those that run here.
     async fn cluster(&self) -> view::images::Images {
         let own = self.images();
-        let Some(peers) = &self.peers else {
+        let Some(peers) = self.peers.peers() else {
             return cluster::merged(NodeId::new([0; 16]), &own, Heard::default());
         };
         cluster::merged(peers.node(), &own, peers.images().await)
@@ -105,7 +105,7 @@ impl Agent {
             now: Timestamp::now(),
             status: self.status().await,
             images: self.images(),
-            peers: self.peers.as_ref().map(Peers::shown),
+            peers: self.peers.shown(),
             flows: self.flows.last_hour(),
         }
     }

@@ -24,7 +24,6 @@ use tokio_util::task::TaskTracker;
 
 use super::view::Failed;
 use super::{Agent, Standing};
-use crate::peers::Peers;
 
 type Body = UnsyncBoxBody<Bytes, Infallible>;
 
@@ -112,7 +111,7 @@ async fn answer(standing: &Standing, request: &Request<Incoming>) -> Response<Bo
 async fn show(agent: Arc<Agent>, request: &Request<Incoming>) -> Response<Body> {
     match (request.method(), request.uri().path()) {
         (&Method::GET, "/v1/status") => json(StatusCode::OK, &agent.status().await),
-        (&Method::GET, "/v1/peers") => json(StatusCode::OK, &agent.peers.as_ref().map(Peers::shown)),
+        (&Method::GET, "/v1/peers") => json(StatusCode::OK, &agent.peers.shown()),
         (&Method::GET, "/v1/images") => json(StatusCode::OK, &agent.images()),
         (&Method::GET, "/v1/images/cluster") => json(StatusCode::OK, &agent.cluster().await),
         (&Method::POST, "/v1/canary") => json(StatusCode::OK, &agent.prove().await),

@@ -23,6 +23,7 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 use crate::admin::{Client, ClientError};
 use crate::config::Config;
 use crate::mirror::Identity;
+use crate::peers::ShownPart;
 
 /// Makes container image pulls survive: a mirror on every node, with a cache, that containerd pulls through.
 #[derive(Debug, Parser)]
@@ -130,6 +131,10 @@ async fn agent(socket: &Path) -> doctor::Agent {
         canary: agent.prove().await.ok(),
         requests: status.mirror.requests,
         left_out,
+        apart: match agent.peers().await {
+            Ok(ShownPart::Apart { apart }) => Some(apart),
+            Ok(ShownPart::Joined(_) | ShownPart::Off) | Err(_) => None,
+        },
     })
 }
 

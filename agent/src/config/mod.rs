@@ -3,6 +3,7 @@
 //! A [`Config`] that exists is sound: values that could not work are refused while they are read, with the file, the
 //! line and the key. Every key can also be set by environment: `LARDER__MIRROR__LISTEN` is `listen` in `[mirror]`.
 
+mod certificate_id;
 mod health;
 mod load;
 mod peers;
@@ -12,6 +13,7 @@ mod sections;
 mod units;
 mod upstream;
 
+pub use certificate_id::CertificateId;
 pub use health::{Budget, Health, Method};
 pub use load::{ConfigError, DEFAULT_FILE, commented_default};
 pub use peers::{Peers, Seed};

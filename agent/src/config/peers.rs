@@ -1,4 +1,5 @@
 use std::fmt;
+use std::marker::PhantomData;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -6,6 +7,7 @@ use std::str::FromStr;
 use serde::de::{Error, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
+use super::certificate_id::CertificateId;
 use super::units::Bytes;
 use crate::image::Zone;
 
@@ -40,6 +42,9 @@ pub struct Peers {
     pub cert: Option<PathBuf>,
     /// The file with its key. `None`: the key is in `cert` too.
     pub cert_key: Option<PathBuf>,
+    /// Whose given certificates are peers', of all that the authorities have signed. Empty: all. One or several in TOML.
+    #[serde(deserialize_with = "one_or_many")]
+    pub allowed_ids: Vec<CertificateId>,
     /// What datagrams are sealed with: lines of at least 32 bytes, the same on every node. `None`: it is derived from
     /// `key`.
     pub secret: Option<PathBuf>,
@@ -88,6 +93,7 @@ impl Default for Peers {
             key: None,
             cert: None,
             cert_key: None,
+            allowed_ids: Vec::new(),
             secret: None,
             zone: Zone::default(),
             max_upload: None,
@@ -174,6 +180,14 @@ impl Peers {
     fn check_identity(&self) -> Result<(), (String, String)> {
         let Some(ca) = &self.ca else { return Ok(()) };
         let at = |path: &PathBuf| path.display().to_string();
+        if let (Some(key), [id, ..]) = (&self.key, &self.allowed_ids[..]) {
+            let why = format!(
+                "allowed_ids = [\"{id}\"] needs cert in the place of key = \"{}\": who issues its own certificate is let in \
+                 as the node that it names",
+                key.display()
+            );
+            return Err(("allowed_ids".to_owned(), why));
+        }
         match (&self.key, &self.cert, &self.cert_key, &self.secret) {
             (None, None, Some(cert_key), _) => {
                 Err((at(cert_key), format!("cert_key = \"{}\" needs cert beside it", cert_key.display())))
@@ -272,25 +286,29 @@ fn zone<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Zone, D::Error> {
 }
 
 /// A string, or a list of them.
-fn one_or_many<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Seed>, D::Error> {
-    struct Seeds;
-    impl<'de> Visitor<'de> for Seeds {
-        type Value = Vec<Seed>;
+fn one_or_many<'de, T, D>(deserializer: D) -> Result<Vec<T>, D::Error>
+where
+    T: FromStr<Err = String> + Deserialize<'de>,
+    D: Deserializer<'de>,
+{
+    struct List<T>(PhantomData<T>);
+    impl<'de, T: FromStr<Err = String> + Deserialize<'de>> Visitor<'de> for List<T> {
+        type Value = Vec<T>;
         fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("a seed in quotes, or a list of them")
+            f.write_str("one in quotes, or a list of them")
         }
-        fn visit_str<E: Error>(self, seed: &str) -> Result<Self::Value, E> {
-            seed.parse().map(|seed| vec![seed]).map_err(E::custom)
+        fn visit_str<E: Error>(self, one: &str) -> Result<Self::Value, E> {
+            one.parse().map(|one| vec![one]).map_err(E::custom)
         }
         fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
-            let mut seeds = Vec::new();
-            while let Some(seed) = list.next_element()? {
-                seeds.push(seed);
+            let mut all = Vec::new();
+            while let Some(one) = list.next_element()? {
+                all.push(one);
             }
-            Ok(seeds)
+            Ok(all)
         }
     }
-    deserializer.deserialize_any(Seeds)
+    deserializer.deserialize_any(List(PhantomData))
 }
 
 #[cfg(test)]
@@ -358,6 +376,8 @@ mod tests {
             ("ca = \"/ca\"\ncert_key = \"/k\"", "needs cert beside"),
             ("ca = \"/ca\"\nkey = \"/k\"\ncert = \"/c\"", "leave out"),
             ("ca = \"/ca\"\ncert = \"/c\"\ncert_key = \"/k\"", "needs secret"),
+            ("ca = \"/ca\"\nkey = \"/k\"\nallowed_ids = [\"spiffe://corp/larder/\"]", "needs cert"),
+            ("allowed_ids = [\"larder\"]", "spiffe://"),
             ("zone = \"a b\"", "zone"),
             ("max_upload = \"1KiB\"", "at least"),
         ] {
@@ -365,7 +385,9 @@ mod tests {
             assert!(error.contains(part), "{text}: {error}");
         }
         assert!(read("ca = \"/ca\"\nkey = \"/k\"").unwrap().is_on());
-        assert!(read("ca = \"/ca\"\ncert = \"/c\"\nsecret = \"/s\"").unwrap().is_on());
+        let given = "ca = \"/ca\"\ncert = \"/c\"\nsecret = \"/s\"";
+        assert!(read(given).unwrap().is_on());
+        assert_eq!(read(&format!("{given}\nallowed_ids = \"spiffe://corp/larder/\"")).unwrap().allowed_ids.len(), 1);
         assert!(!Peers::default().is_on());
     }
 }

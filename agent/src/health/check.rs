@@ -63,7 +63,7 @@ pub(super) async fn check(order: &Order, upstreams: &Upstreams, purse: &Purse) -
         Granted::Now(_) => {}
         Granted::Later(wait) => return Outcome::NoLeave(wait),
     }
-    let is_late = purse.grants().allowance(registry).is_none_or(|allowance| asked.elapsed() > allowance.life);
+    let is_late = purse.allowance(registry).is_none_or(|allowance| asked.elapsed() > allowance.life);
     if is_late {
         return Outcome::NoLeave(Duration::from_secs(1));
     }

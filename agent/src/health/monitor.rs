@@ -11,7 +11,7 @@ use super::work::Work;
 use crate::config;
 use crate::image::ImagePattern;
 use crate::keep::Catalog;
-use crate::peers::{Grants, Peers};
+use crate::peers::{Grants, Membership};
 use crate::pull::Pull;
 use crate::store::Store;
 use crate::upstream::Upstreams;
@@ -28,8 +28,10 @@ pub struct Parts {
     pub store: Store,
     /// Whom to ask.
     pub upstreams: Arc<Upstreams>,
-    /// Those who share the work; `None`: nobody.
-    pub peers: Option<Peers>,
+    /// Those who share the work.
+    pub peers: Membership,
+    /// The checks that this node grants.
+    pub grants: Grants,
     /// What pulls find out.
     pub pull: Pull,
 }
@@ -46,12 +48,9 @@ impl Monitor {
     #[must_use]
     pub fn start(parts: Parts, tasks: &TaskTracker, stop: CancellationToken) -> Self {
         let (sender, report) = watch::channel(Arc::default());
-        let purse = match &parts.peers {
-            Some(peers) => Purse::Shared(peers.clone()),
-            None => Purse::Own(Grants::alone(parts.store.clone(), parts.config.clone())),
-        };
+        let purse = Purse::new(parts.peers.clone(), parts.grants.clone());
         let counts = Counts::default();
-        let metrics = HealthMetrics::new(report.clone(), purse.grants().clone(), counts.clone());
+        let metrics = HealthMetrics::new(report.clone(), parts.grants.clone(), counts.clone());
         let work = Work::begin(parts, purse, counts, sender);
         tasks.spawn(stop.run_until_cancelled_owned(work));
         Self { report, metrics }

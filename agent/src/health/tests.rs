@@ -18,6 +18,7 @@ use super::{ImageHealth, Monitor, Parts, Report, Status};
 use crate::config::Config;
 use crate::image::{Access, Digest, MediaType};
 use crate::keep::{Catalog, Held, Known, Part, Why};
+use crate::peers::{Grants, Membership};
 use crate::pull::{Place, Pull};
 use crate::store::{Options, Store};
 use crate::upstream::{Grant, Upstreams};
@@ -135,7 +136,7 @@ impl Node {
             store.clone(),
             Arc::clone(&upstreams),
             None,
-            None,
+            Membership::off(),
             TaskTracker::new(),
             CancellationToken::new(),
         );
@@ -154,7 +155,8 @@ impl Node {
             catalog: self.catalog.subscribe(),
             store: self.store.clone(),
             upstreams: Arc::clone(&self.upstreams),
-            peers: None,
+            peers: Membership::off(),
+            grants: Grants::alone(self.store.clone(), self.config.health.clone()),
             pull: self.pull.clone(),
         };
         self.report = Monitor::start(parts, &TaskTracker::new(), self.stop.clone()).report();

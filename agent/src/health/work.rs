@@ -123,6 +123,10 @@ impl Work {
                         self.checked(&item, outcome).await;
                     }
                 }
+                () = self.parts.peers.changed() => {
+                    self.set_schedule();
+                    self.tell_soon();
+                }
                 Some(told) = self.telling.join_next() => self.was_told(told.unwrap_or_default()).await,
                 () = at(due) => {}
                 () = at(self.tell_at), if self.telling.is_empty() => {}
@@ -298,7 +302,7 @@ impl Work {
     /// Whether this node is to look at an image at an upstream: all of them where it is by itself; else those that fall to
     /// it, and those that who was to look at doesn't.
     fn is_ours(&self, image: &ImageName, last: Option<Timestamp>, now: Timestamp) -> bool {
-        if self.parts.peers.is_none() {
+        if !self.parts.peers.is_joined() {
             return true;
         }
         let Some(standing) = self.standings.get(image) else { return false };
@@ -314,7 +318,7 @@ impl Work {
     /// Tells the owners of images what is known of them here, if it is time.
     fn begin_telling(&mut self) {
         let is_time = self.tell_at.is_some_and(|at| at <= Instant::now());
-        let Some(peers) = self.parts.peers.clone().filter(|_| is_time && self.telling.is_empty()) else { return };
+        let Some(peers) = self.parts.peers.peers().filter(|_| is_time && self.telling.is_empty()) else { return };
         let interval = self.parts.config.interval.0;
         let pause = if interval.is_zero() { TOLD_EVERY } else { (interval / 4).clamp(TOLD_AT_MOST, TOLD_EVERY) };
         self.tell_at = Some(Instant::now() + pause.mul_f64(rand::rng().random_range(0.8..1.2)));
@@ -384,7 +388,7 @@ impl Work {
     }
 
     fn tell_soon(&mut self) {
-        if self.parts.peers.is_some() {
+        if self.parts.peers.is_joined() {
             let soon = Instant::now() + SOON.mul_f64(rand::rng().random_range(1.0..2.0));
             self.tell_at = Some(self.tell_at.map_or(soon, |at| at.min(soon)));
         }

@@ -21,7 +21,7 @@ use crate::config::Cache;
 use crate::containerd::client::Client;
 use crate::containerd::inventory::Inventory;
 use crate::image::{Digest, ImageName};
-use crate::peers::Peers;
+use crate::peers::Membership;
 use crate::pull::{Pace, Pull};
 use crate::store::Store;
 use crate::upstream::Upstreams;
@@ -46,7 +46,7 @@ pub struct Parts {
     /// What it has and runs.
     pub inventory: watch::Receiver<Option<Arc<Inventory>>>,
     /// The other nodes, for copies.
-    pub peers: Option<Peers>,
+    pub peers: Membership,
 }
 
 /// What is kept on this node. A cheap clone.
@@ -94,10 +94,11 @@ impl Keep {
         });
         let background = Arc::new(Background { fetcher, catalog: catalog.clone(), news: Arc::clone(&news) });
         let here = CopiesHere::default();
-        if let Some(peers) = peers {
-            let (here, news) = (here.clone(), Arc::clone(&news));
-            tasks.spawn(copies::follow(peers, wanted_copies, catalog.clone(), here, news, stop.clone()));
-        }
+        let copies = {
+            let (catalog, here, news, stop) = (catalog.clone(), here.clone(), Arc::clone(&news), stop.clone());
+            async move { copies::follow(peers.joined().await, wanted_copies, catalog, here, news, stop).await }
+        };
+        tasks.spawn(stop.clone().run_until_cancelled_owned(copies));
         let follow = follow(surveyor, inventory, news, here, told, metrics.clone());
         tasks.spawn(stop.clone().run_until_cancelled_owned(follow));
         let ends = stop.clone();

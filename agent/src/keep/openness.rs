@@ -235,6 +235,7 @@ mod tests {
     use super::*;
     use crate::config::{Config, RegistryConfig, UpstreamConfig};
     use crate::image::MediaType;
+    use crate::peers::Membership;
     use crate::store::{Options, Reason, Store};
     use crate::upstream::Upstreams;
     use crate::upstream::tests::server::{Act, Server};
@@ -300,7 +301,7 @@ mod tests {
             let store = Store::open(Options::from(&config.cache)).unwrap();
             let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
             let upstreams = Arc::new(Upstreams::new(&config).unwrap());
-            let pull = Pull::new(&config, store.clone(), upstreams, None, None, tasks, stop.clone());
+            let pull = Pull::new(&config, store.clone(), upstreams, None, Membership::off(), tasks, stop.clone());
             let surveyor = Arc::new(Surveyor::new(store, config.cache, None).await);
             let (inventory, catalog) = (watch::channel(None).1, watch::channel(Arc::default()).1);
             let manifest = Bytes::from_static(b"{}");

@@ -54,12 +54,6 @@ impl Peers {
             Backing::Script(_) => watched.iter().map(|_| None).collect(),
         }
     }
-
-    /// The budgets that this node owns.
-    #[must_use]
-    pub fn grants(&self) -> &super::Grants {
-        &self.inner().grants
-    }
 }
 
 impl Inner {

@@ -52,8 +52,9 @@ impl Grants {
         Self::with(Ledger::alone(), store, budgets)
     }
 
-    /// Those of a node that owns what the ring says.
-    pub(super) fn shared(store: Store, budgets: config::Health) -> Self {
+    /// Those of a node of a cluster, that owns what the ring says: nothing, before it has joined.
+    #[must_use]
+    pub fn shared(store: Store, budgets: config::Health) -> Self {
         Self::with(Ledger::new(), store, budgets)
     }
 
@@ -67,6 +68,12 @@ impl Grants {
             budgets,
             clock: Clock { began_at, began: Instant::now() },
         }))
+    }
+
+    /// This node can't join its cluster for now, and owns everything: as after a partition, it grants checks of its own once
+    /// it has been so for longer than what others may have granted counts.
+    pub fn stand_alone(&self) {
+        self.ledger().owns(self.0.clock.now(), |_| true);
     }
 
     /// Asks for `wanted` checks of a registry. What is granted may begin within [`Allowance::life`] of the call.

@@ -3,7 +3,8 @@
 //! [`Peers::follow`] gives a transfer its part in the one download that the cluster makes of a blob: a [`Follow`], which
 //! says at each moment what to do ([`Turn`]), and is told what became of it. [`Peers::tag`] does the same for what a tag
 //! means; [`Peers::watch`] and [`Peers::grant_checks`] have one node check an image for all. [`Peers::admit`] takes a peer that reads from here, and [`Peers::directory`] is this node's part of the
-//! directory, for the door that peers come to.
+//! directory, for the door that peers come to. [`Membership`] says whether there are any: who can't join at its start may
+//! do so later, and goes on by itself until then.
 //!
 //! Tasks: one for each transfer that is under way here, one for the directory and one for
 //! checks, one that tells owners what is held here.
@@ -22,6 +23,7 @@ mod gossip;
 mod grants;
 mod images;
 mod incoming;
+mod membership;
 pub mod messages;
 mod metrics;
 mod owner;
@@ -55,10 +57,11 @@ pub use follow::{Failed, Follow, Sought, Turn};
 pub use gossip::{Gossip, GossipMetrics, GossipParts};
 pub use grants::Grants;
 pub use images::Heard;
+pub use membership::{ClusterMetrics, Membership, Part};
 pub use messages::ReadAsk;
 pub use metrics::{Nearness, PeerMetrics};
-pub use shown::{Shown, ShownMember, ShownReading, ShownUpload};
-pub use start::{Ends, JoinError, Parts, Port};
+pub use shown::{Shown, ShownMember, ShownPart, ShownReading, ShownUpload};
+pub use start::{Candidate, Ends, JoinError, Parts, Port};
 pub use stream::{Head, Parted, Peer, PeerStream};
 pub use tags::{TagLease, TagSought, TagTurn};
 pub use trace::{InvalidTrace, Trace};

@@ -6,6 +6,21 @@ use serde::{Deserialize, Serialize};
 
 use crate::image::Digest;
 
+/// A node's part in its cluster.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum ShownPart {
+    /// It is one of the nodes.
+    Joined(Shown),
+    /// It isn't, for now.
+    Apart {
+        /// Why.
+        apart: String,
+    },
+    /// No cluster is configured.
+    Off,
+}
+
 /// The cluster, as one node sees it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Shown {

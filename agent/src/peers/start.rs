@@ -1,11 +1,11 @@
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use http::{Request, Response};
 use hyper::body::Incoming;
-use prometheus_client::registry::Registry;
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
@@ -17,7 +17,7 @@ use tower_service::Service;
 use super::announce::announce;
 use super::checks::follow_ring;
 use super::owner::Owner;
-use super::{Backing, Gossip, GossipMetrics, GossipParts, Grants, Inner, MOST_UPLOADS, PeerMetrics, Peers};
+use super::{Backing, ClusterMetrics, Gossip, GossipParts, Grants, Inner, MOST_UPLOADS, PeerMetrics, Peers};
 use crate::cluster::Ring;
 use crate::config;
 use crate::containerd::inventory::Inventory;
@@ -29,8 +29,10 @@ use crate::wire::{BindError, Channels, Datagrams, Identity, IdentityError, Limit
 pub struct Parts<'a> {
     /// Zone and limits.
     pub config: &'a config::Peers,
-    /// How often registries may be asked after images.
-    pub budgets: &'a config::Health,
+    /// The checks of images that this node grants.
+    pub grants: Grants,
+    /// What is counted.
+    pub metrics: PeerMetrics,
     /// Who this node is.
     pub identity: &'a Arc<Identity>,
     /// Who the members are.
@@ -47,6 +49,27 @@ pub struct Parts<'a> {
     pub tasks: TaskTracker,
     /// and ends with this.
     pub stop: CancellationToken,
+}
+
+/// A node that would join its cluster.
+#[derive(Debug, Clone)]
+pub struct Candidate {
+    /// Addresses, zone and limits.
+    pub config: config::Peers,
+    /// Where this node's number and what it knows of the members is kept.
+    pub dir: PathBuf,
+    /// What is held here, and told to owners.
+    pub store: Store,
+    /// What containerd holds, which they are told of too.
+    pub inventory: watch::Receiver<Option<Arc<Inventory>>>,
+    /// The checks of images that this node grants.
+    pub grants: Grants,
+    /// What is counted.
+    pub metrics: ClusterMetrics,
+    /// What works behind runs in these,
+    pub tasks: TaskTracker,
+    /// and ends so.
+    pub ends: Ends,
 }
 
 /// When a node ends: first it tells the others, then it serves what is under way, and then all that works behind ends.
@@ -85,17 +108,10 @@ pub struct Port {
     listener: PeerListener,
     identity: Arc<Identity>,
     wire: WireMetrics,
-    gossip: GossipMetrics,
     stop: CancellationToken,
 }
 
 impl Port {
-    /// What is counted of membership and of connections.
-    pub fn register(&self, registry: &mut Registry) {
-        self.wire.register(registry);
-        self.gossip.register(registry);
-    }
-
     /// Serves until the node ends.
     pub async fn serve<S>(self, service: S)
     where
@@ -108,22 +124,13 @@ impl Port {
 
 impl Peers {
     /// Joins the cluster that is configured. Others come to the port from then on, so it is to be served soon. Needs a
-    /// runtime: the one that all of it runs on. `identity`: opened by [`Identity::open`], which blocks; `dir`: where what
-    /// is known of the members is kept.
+    /// runtime: the one that all of it runs on. `identity`: opened by [`Identity::open`], which blocks.
     ///
     /// # Errors
     /// When a port can't be had.
-    pub fn join(
-        config: &config::Config,
-        identity: Arc<Identity>,
-        dir: std::path::PathBuf,
-        store: Store,
-        inventory: Option<watch::Receiver<Option<Arc<Inventory>>>>,
-        tasks: &TaskTracker,
-        ends: &Ends,
-    ) -> Result<(Self, Port), JoinError> {
-        let (config, budgets) = (&config.peers, &config.health);
-        let (wire, gossip_metrics) = (WireMetrics::default(), GossipMetrics::default());
+    pub fn join(candidate: &Candidate, identity: Arc<Identity>) -> Result<(Self, Port), JoinError> {
+        let Candidate { config, dir, store, inventory, grants, metrics, tasks, ends } = candidate.clone();
+        let wire = metrics.wire;
         let listener = PeerListener::bind(config.listen)?;
         let datagrams = Datagrams::bind(config.listen, Arc::clone(&identity), wire.clone())
             .map_err(|source| JoinError::Datagrams { address: config.listen, source })?;
@@ -132,7 +139,7 @@ impl Peers {
             config: config.clone(),
             datagrams,
             dir,
-            metrics: gossip_metrics.clone(),
+            metrics: metrics.gossip,
             tasks: tasks.clone(),
             stop: ends.stop.clone(),
         });
@@ -140,25 +147,27 @@ impl Peers {
         tasks.spawn(Arc::clone(&identity).keep_fresh(ends.end.clone()));
         tasks.spawn(Arc::clone(&channels).close_idle(ends.end.clone()));
         let peers = Self::new(Parts {
-            config,
-            budgets,
+            config: &config,
+            grants,
+            metrics: metrics.peers,
             identity: &identity,
             ring: gossip.ring(),
             gossip: Some(gossip),
             channels,
             store,
-            inventory,
-            tasks: tasks.clone(),
-            stop: ends.end.clone(),
+            inventory: Some(inventory),
+            tasks,
+            stop: ends.end,
         });
-        Ok((peers, Port { listener, identity, wire, gossip: gossip_metrics, stop: ends.stop.clone() }))
+        metrics.joined.set(1);
+        Ok((peers, Port { listener, identity, wire, stop: ends.stop }))
     }
 
     /// Takes part in a cluster whose parts are there. Needs a runtime: the one that all of it runs on.
     #[must_use]
     pub fn new(parts: Parts<'_>) -> Self {
-        let Parts { config, budgets, identity, ring, gossip, channels, store, inventory, tasks, stop } = parts;
-        let (metrics, started, node) = (PeerMetrics::default(), Instant::now(), identity.node());
+        let Parts { config, grants, metrics, identity, ring, gossip, channels, store, inventory, tasks, stop } = parts;
+        let (started, node) = (Instant::now(), identity.node());
         let directory = Owner::new(node, ring.borrow().clone(), started, metrics.clone());
         let limiter = |total: Option<config::Bytes>, per_peer: Option<config::Bytes>| {
             (total.is_some() || per_peer.is_some()).then(|| Arc::new(Limiter::new(total, per_peer)))
@@ -174,7 +183,7 @@ impl Peers {
             delays: Default::default(),
             avoided: Default::default(),
             directory: Arc::new(directory),
-            grants: Grants::shared(store.clone(), budgets.clone()),
+            grants,
             handed: Default::default(),
             board: Default::default(),
             copies: Default::default(),

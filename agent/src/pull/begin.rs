@@ -209,7 +209,7 @@ impl Driver {
     }
 
     fn small(&self) -> u64 {
-        let is_passed_on = self.pull.peers.is_some() && self.transfer.wanted.kind == Kind::Blob;
+        let is_passed_on = self.pull.peers.is_joined() && self.transfer.wanted.kind == Kind::Blob;
         if is_passed_on { SMALL_AMONG_PEERS } else { SMALL }
     }
 

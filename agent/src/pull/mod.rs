@@ -71,7 +71,7 @@ pub use transfer::UnderWay;
 use crate::config::{Config, OnDeleted};
 use crate::containerd::client::Client;
 use crate::image::{Digest, ImagePattern};
-use crate::peers::Peers;
+use crate::peers::Membership;
 use crate::store::Store;
 use crate::upstream::Upstreams;
 
@@ -111,8 +111,8 @@ struct Inner {
     upstreams: Arc<Upstreams>,
     /// To abort what containerd took in of a blob that turned out wrong.
     containerd: Option<Arc<Client>>,
-    /// The other nodes, where there are any.
-    peers: Option<Peers>,
+    /// The other nodes, while there are any.
+    peers: Membership,
     transfers: transfer::Transfers,
     tags: flight::Flights<resolve::TagKey, Result<Resolved, PullError>>,
     rights: rights::Rights,
@@ -129,14 +129,15 @@ struct Inner {
 }
 
 impl Pull {
-    /// Puts the rooms together. Without `peers` there is no cluster, and all comes from upstream. Background work runs in `tasks` and ends with `stop`.
+    /// Puts the rooms together. As long as there are no `peers`, all comes from upstream. Background work runs in `tasks` and
+    /// ends with `stop`.
     #[must_use]
     pub fn new(
         config: &Config,
         store: Store,
         upstreams: Arc<Upstreams>,
         containerd: Option<Arc<Client>>,
-        peers: Option<Peers>,
+        peers: Membership,
         tasks: TaskTracker,
         stop: CancellationToken,
     ) -> Self {

@@ -37,8 +37,8 @@ impl Pull {
 impl Inner {
     /// Whose turn it is to ask upstream what a tag means.
     pub(super) async fn tag_turn(&self, place: &Place, grant: &Grant, tag: &Tag) -> TagTurn {
-        let Some(peers) = &self.peers else { return TagTurn::Alone };
-        peers.tag(&self.tag_sought(peers, place, grant, tag), &self.journal.trace(place)).await
+        let Some(peers) = self.peers.peers() else { return TagTurn::Alone };
+        peers.tag(&self.tag_sought(&peers, place, grant, tag), &self.journal.trace(place)).await
     }
 
     /// Takes over what another node was told, if this caller may have it.
@@ -107,8 +107,8 @@ impl Inner {
         tag: &Tag,
         pace: Option<&Arc<Pace>>,
     ) {
-        let Some(peers) = &self.peers else { return };
-        let sought = self.tag_sought(peers, place, grant, tag);
+        let Some(peers) = self.peers.peers() else { return };
+        let sought = self.tag_sought(&peers, place, grant, tag);
         let told = peers.newest(&sought, &self.journal.trace(place)).await.map(|answer| record(&answer));
         let own = self.store.tag(&place.registry, &place.repository, tag).await;
         let is_newer = |told: &TagRecord| own.as_ref().is_none_or(|own| own.confirmed_at < told.confirmed_at);

@@ -113,8 +113,8 @@ impl Inner {
 
     /// This transfer's part in the cluster's download of its blob.
     pub(super) fn join_others(&self, transfer: &Transfer, size: Option<u64>, frontier: u64) -> Follow {
-        match &self.peers {
-            Some(peers) => peers.follow(self.sought(peers, &transfer.wanted), size, frontier, &transfer.trace),
+        match self.peers.peers() {
+            Some(peers) => peers.follow(self.sought(&peers, &transfer.wanted), size, frontier, &transfer.trace),
             None => Follow::alone(),
         }
     }

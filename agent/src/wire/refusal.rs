@@ -36,6 +36,8 @@ pub(super) enum Reason {
     Expired,
     /// A certificate made for another use.
     Usage,
+    /// A certificate of an authority that is trusted, and of nobody who is let in.
+    Id,
     /// Another node than the one that was dialled.
     Node,
     /// Not TLS.
@@ -70,7 +72,7 @@ struct Said {
 }
 
 impl Reason {
-    const ALL: [Self; 15] = [
+    const ALL: [Self; 16] = [
         Self::Short,
         Self::Version,
         Self::Key,
@@ -80,6 +82,7 @@ impl Reason {
         Self::Authority,
         Self::Expired,
         Self::Usage,
+        Self::Id,
         Self::Node,
         Self::Plain,
         Self::Alert,
@@ -106,6 +109,7 @@ impl Reason {
                 | CertificateError::NotValidYet
                 | CertificateError::NotValidYetContext { .. } => Self::Expired,
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => Self::Node,
+                CertificateError::ApplicationVerificationFailure => Self::Id,
                 CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => Self::Usage,
                 _ => Self::Authority,
             },
@@ -124,6 +128,7 @@ impl Reason {
             Self::Authority => "wrong_ca",
             Self::Expired => "expired",
             Self::Usage => "wrong_usage",
+            Self::Id => "wrong_id",
             Self::Node => "wrong_node",
             Self::Plain => "plain",
             Self::Alert => "alert",
@@ -207,6 +212,7 @@ mod tests {
         assert_eq!(of(CertificateError::BadSignature.into()), Reason::Authority);
         assert_eq!(of(CertificateError::Expired.into()), Reason::Expired);
         assert_eq!(of(CertificateError::NotValidForName.into()), Reason::Node);
+        assert_eq!(of(CertificateError::ApplicationVerificationFailure.into()), Reason::Id);
         assert_eq!(Reason::of_handshake(&io::ErrorKind::TimedOut.into()), Reason::Silent);
         assert_eq!(Reason::of_handshake(&io::ErrorKind::ConnectionReset.into()), Reason::Handshake);
     }

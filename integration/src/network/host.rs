@@ -79,6 +79,14 @@ impl Host {
         self.namespace.ip(&format!("addr add {address}/32 dev eth0\n"))
     }
 
+    /// Gives it another address in the place of its own, as DHCP may.
+    pub fn move_to(&mut self, address: Ipv4Addr) -> Result<()> {
+        let lines = format!("addr delete {}/16 dev eth0\naddr add {address}/16 dev eth0\n", self.address);
+        self.namespace.ip(&lines)?;
+        self.address = address;
+        Ok(())
+    }
+
     /// From now on, it finds the addresses of a network, `10.96.0.0/16`, on its link.
     pub fn add_route(&self, network: &str) -> Result<()> {
         self.namespace.ip(&format!("route add {network} dev eth0\n"))

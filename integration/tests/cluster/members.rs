@@ -1,10 +1,10 @@
 //! Who is there: seeds, restarts, those who leave.
 
-use std::net::UdpSocket;
+use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use larder_integration::{Image, NameServer};
+use larder_integration::{Folder, Image, NameServer, PEERS_PORT, until};
 use serde_json::Value;
 
 use super::{NAME, Stage, within};
@@ -44,10 +44,7 @@ fn seeds_come_from_a_name() {
             config.set_text("peers", "dns_server", &server);
         });
         let mut cluster = builder.launch().await?;
-        larder_integration::until("the name is asked for", Duration::from_secs(5), async || {
-            (dns.asked() >= 3).then_some(())
-        })
-        .await?;
+        until("the name is asked for", Duration::from_secs(5), async || (dns.asked() >= 3).then_some(())).await?;
         dns.set(&cluster.members().iter().map(|member| member.host.address()).collect::<Vec<_>>());
         cluster.settle().await
     });
@@ -69,7 +66,7 @@ fn a_silent_name_server_delays_nothing() {
         let cluster = within(AT_ONCE, builder.launch()).await.context("starting")?;
         within(AT_ONCE, cluster.member(0).pull(NAME)).await.context("pulling")?;
         let is_asked = async || silent.recv(&mut [0; 512]).is_ok().then_some(());
-        larder_integration::until("the name is asked for", AT_ONCE, is_asked).await
+        until("the name is asked for", AT_ONCE, is_asked).await
     });
 }
 
@@ -84,6 +81,72 @@ fn members_leave_and_die() {
         cluster.member_mut(2).agent.kill();
         cluster.settle_among(&[0, 1], 2).await.context("dying")?;
         cluster.member(0).pull(NAME).await?;
+        Ok(())
+    });
+}
+
+/// An address that changes under a running agent: it goes on at the new one.
+#[test]
+fn a_node_whose_address_changes_is_found_at_the_new_one() {
+    run(async {
+        let image = Image::tiny(6);
+        let stage = Stage::with(&image, None)?;
+        let mut cluster = stage.nodes(3, None)?.start().await?;
+        let elsewhere = Ipv4Addr::new(10, 77, 200, 3);
+        cluster.member_mut(2).host.move_to(elsewhere)?;
+        let there = format!("{elsewhere}:{PEERS_PORT}");
+        for number in [0, 1] {
+            until("the others know where it is", Duration::from_secs(60), async || {
+                let shown = cluster.member(number).agent.say(&["status", "--peers"]).await.ok()?;
+                shown.contains(&there).then_some(())
+            })
+            .await?;
+        }
+        cluster.settle().await?;
+        let shown = cluster.member(2).agent.say(&["status", "--peers"]).await?;
+        ensure!(shown.contains(&there), "{shown}");
+        cluster.pull(NAME, &image).await?;
+        Ok(())
+    });
+}
+
+/// What it takes to join may come after the agent: it serves meanwhile, says what is missing, and joins by itself.
+#[test]
+fn who_cannot_join_at_the_start_does_so_later() {
+    run(async {
+        let image = Image::tiny(7);
+        let stage = Stage::with(&image, None)?;
+        let folder = Folder::new()?;
+        let late = folder.path().join("ca.pem");
+        let ca = late.clone();
+        let builder = stage.nodes(3, None)?.configure(move |number, config| {
+            if number == 1 {
+                config.set_path("peers", "ca", &ca);
+            }
+        });
+        let taken = builder.hosts()[2].namespace().inside(|| TcpListener::bind(("0.0.0.0", PEERS_PORT)))?;
+        let mut cluster = within(Duration::from_secs(10), builder.launch()).await.context("starting")?;
+        let says = async |number: usize, what: &str| {
+            until(&format!("node {number} says {what}"), Duration::from_secs(20), async || {
+                let said = cluster.member(number).agent.say(&["status", "--peers"]).await.ok()?;
+                (said.contains("no peers") && said.contains(what)).then_some(())
+            })
+            .await
+        };
+        says(1, "No such file or directory").await?;
+        says(2, "no port for peers").await?;
+        for number in [1, 2] {
+            let metrics = cluster.member(number).agent.metrics().await?;
+            ensure!(metrics.has("larder_peer_joined") && metrics.sum("larder_peer_joined", &[]) == 0.0);
+            cluster.member(number).pull(NAME).await?;
+        }
+        // Another fault is said too.
+        std::fs::write(&late, "half of it")?;
+        says(1, "it has no certificate").await?;
+        std::fs::copy(cluster.authority().files().certificate, &late)?;
+        drop(taken);
+        cluster.settle().await?;
+        ensure!(cluster.sum("larder_peer_joined", &[]).await == 3.0);
         Ok(())
     });
 }

@@ -47,8 +47,8 @@ fn allowed_of_items(items: &Value, at: &str, found: &mut BTreeSet<String>) {
 fn the_schema_knows_every_key_of_the_configuration() {
     let mut there = BTreeSet::new();
     paths(&serde_json::to_value(defaults_with_examples().unwrap()).unwrap(), "", &mut there);
-    // Two more that exclude what the examples show, and what a registry's own budget may say.
-    there.extend(["peers.cert", "peers.cert_key", "peers.secret"].map(str::to_owned));
+    // More that exclude what the examples show, and what a registry's own budget may say.
+    there.extend(["peers.cert", "peers.cert_key", "peers.secret", "peers.allowed_ids"].map(str::to_owned));
     there.extend(["parallel", "timeout", "method"].map(|key| format!("health.registry.{key}")));
     // Names of headers are the user's.
     there.retain(|path| !path.starts_with("registry.upstream.headers."));

@@ -32,7 +32,7 @@ use super::flows::Minute;
 use super::port;
 use super::view::Status;
 use super::view::images::Images;
-use crate::peers::Shown;
+use crate::peers::ShownPart;
 use crate::wire;
 
 /// Browsers of people on this node; no more are served at a time.
@@ -70,8 +70,8 @@ pub struct Sight {
     pub status: Status,
     /// The images that are known here.
     pub images: Images,
-    /// The cluster; `None` where none is configured.
-    pub peers: Option<Shown>,
+    /// The cluster.
+    pub peers: ShownPart,
     /// Where bytes came from within the last hour, minute by minute.
     pub flows: Vec<Minute>,
 }

@@ -7,7 +7,7 @@ use crate::admin::view::images::{Concern, Images};
 use crate::admin::view::words::{age, size};
 use crate::admin::view::{Cache, HostsFolder, Upstream};
 use crate::containerd::canary::{Report, Verdict};
-use crate::peers::{Shown, ShownMember};
+use crate::peers::{ShownMember, ShownPart};
 
 /// Members that are named one by one.
 const MOST_MEMBERS: usize = 50;
@@ -55,7 +55,7 @@ pub(super) fn page(sight: &Sight) -> Markup {
                     section { h2 { "Upstreams" } (upstreams(&status.upstreams, *now)) }
                     div.two {
                         section { h2 { "Disk" } (disk(&status.cache)) }
-                        section { h2 { "Other nodes" } (cluster(peers.as_ref())) }
+                        section { h2 { "Other nodes" } (cluster(peers)) }
                     }
                 }
                 footer { p.muted.small { "The same for programs: " code { "larder images -o json" } ", " code { "larder status --json" } ", " code { "/metrics" } "." } }
@@ -202,8 +202,12 @@ fn disk(cache: &Cache) -> Markup {
     }
 }
 
-fn cluster(peers: Option<&Shown>) -> Markup {
-    let Some(shown) = peers else { return html! { p.muted { "No cluster is configured." } } };
+fn cluster(peers: &ShownPart) -> Markup {
+    let shown = match peers {
+        ShownPart::Off => return html! { p.muted { "No cluster is configured." } },
+        ShownPart::Apart { apart } => return html! { p.is.warn { "This node has no part in its cluster: " (apart) } },
+        ShownPart::Joined(shown) => shown,
+    };
     let others: Vec<&ShownMember> = shown.members.iter().filter(|member| member.node != shown.node).collect();
     html! {
         p { strong { (others.len()) } @if others.len() == 1 { " other node" } @else { " other nodes" }

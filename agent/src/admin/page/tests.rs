@@ -11,6 +11,7 @@ use crate::admin::view::{self, Down, Quota, Upstream};
 use crate::containerd::canary::{Report, Verdict as CanaryVerdict};
 use crate::health::{Status as Said, Verdict};
 use crate::keep::{Catalog, Why};
+use crate::peers::ShownPart;
 
 fn sight() -> Sight {
     let images = [
@@ -69,7 +70,7 @@ fn sight() -> Sight {
         now: at("2026-01-01T01:00:00Z"),
         status,
         images: Images::of(&catalog, &report),
-        peers: None,
+        peers: ShownPart::Off,
         flows: (0..61)
             .map(|minute| Minute { end: at("2026-01-01T00:00:00Z"), bytes: [minute << 20, 0, 1, 0, 3 << 20] })
             .collect(),

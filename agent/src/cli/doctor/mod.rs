@@ -66,6 +66,8 @@ pub struct AgentView {
     pub requests: u64,
     /// Hosts in the user's own files that were not taken over.
     pub left_out: Vec<LeftOut>,
+    /// Why this node has no part in the cluster that is configured, where it has none.
+    pub apart: Option<String>,
 }
 
 /// A host in one of the user's own files that stays with containerd.

@@ -12,6 +12,7 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::join::join;
 use super::takeover::{self, Offer, Taken};
 use super::word::{Teller, Word};
 use crate::admin::{self, Agent, Figures, Flows, MetricsPort, Page, Socket, Standing, Textfile, view};
@@ -19,16 +20,14 @@ use crate::config::{self, Config, HostsTarget};
 use crate::containerd::canary::Canary;
 use crate::containerd::client::{Client, Version};
 use crate::containerd::hosts::{self, Adopted, Adoption, Applied, Entry, HostsDir, HostsError};
-use crate::containerd::inventory::{self, Inventory};
+use crate::containerd::inventory;
 use crate::health::{self, Monitor};
 use crate::keep::{self, Keep};
 use crate::mirror::{Identity, Listener, Mirror};
-use crate::peers::{self, Peers};
+use crate::peers::{self, Candidate, ClusterMetrics, Grants};
 use crate::pull::Pull;
 use crate::sharing::{Callers, Sharing};
-use crate::store::Store;
 use crate::upstream::Upstreams;
-use crate::wire;
 
 /// How long background work may take to end.
 const END: Duration = Duration::from_secs(5);
@@ -87,11 +86,25 @@ async fn serve(config: &Config, mut teller: Teller) -> anyhow::Result<ExitCode> 
     };
     let Taken { store, door, left, has_waited } = taken;
     let canary = Arc::new(Canary::new());
-    let ends = peers::Ends { stop: stop.clone(), end: end.clone() };
     let watched = inventory::Metrics::default();
     let (mirror, client) = (config.mirror.listen, Arc::clone(&containerd));
     let inventory = inventory::watch(client, mirror, watched.clone(), &tasks, end.clone());
-    let (peers, port) = join(config, &store, inventory.clone(), &tasks, &ends, has_waited).await.unzip();
+    let grants = match config.peers.is_on() {
+        true => Grants::shared(store.clone(), config.health.clone()),
+        false => Grants::alone(store.clone(), config.health.clone()),
+    };
+    let cluster = ClusterMetrics::default();
+    let candidate = Candidate {
+        config: config.peers.clone(),
+        dir: config.cache.dir.join("peers"),
+        store: store.clone(),
+        inventory: inventory.clone(),
+        grants: grants.clone(),
+        metrics: cluster.clone(),
+        tasks: tasks.clone(),
+        ends: peers::Ends { stop: stop.clone(), end: end.clone() },
+    };
+    let (peers, joined) = join(candidate, has_waited).await;
     let pull = Pull::new(
         config,
         store.clone(),
@@ -142,6 +155,7 @@ async fn serve(config: &Config, mut teller: Teller) -> anyhow::Result<ExitCode> 
         store: store.clone(),
         upstreams: Arc::clone(&upstreams),
         peers: peers.clone(),
+        grants,
         pull: pull.clone(),
     };
     let monitor = Monitor::start(monitor, &tasks, end.clone());
@@ -186,7 +200,7 @@ async fn serve(config: &Config, mut teller: Teller) -> anyhow::Result<ExitCode> 
         });
     }
 
-    let flows = Flows::of(&pull, peers.as_ref(), &upstreams);
+    let flows = Flows::of(&pull, &cluster.peers, &upstreams);
     tasks.spawn(flows.clone().watch(stop.clone()));
     let agent = Arc::new(Agent {
         config: config.clone(),
@@ -195,7 +209,7 @@ async fn serve(config: &Config, mut teller: Teller) -> anyhow::Result<ExitCode> 
         store: store.clone(),
         pull: pull.clone(),
         keep: keep.clone(),
-        peers: peers.clone(),
+        peers,
         upstreams: Arc::clone(&upstreams),
         containerd,
         canary: Arc::clone(&canary),
@@ -213,14 +227,19 @@ async fn serve(config: &Config, mut teller: Teller) -> anyhow::Result<ExitCode> 
     upstreams.metrics().register(&mut registry);
     upstreams.keyring().register(&mut registry);
     canary.register(&mut registry);
-    let sharing = peers.zip(port).map(|(peers, port)| {
-        peers.metrics().register(&mut registry);
-        port.register(&mut registry);
+    if config.peers.is_on() {
+        cluster.register(&mut registry);
+    }
+    let sharing = {
         let callers = if config.peers.cert.is_some() { Callers::Trusted } else { Callers::Named };
-        let (catalog, report) = (keep.catalog(), monitor.report());
-        let told = Arc::new(move || admin::told(&admin::images(&catalog, &report)));
-        tokio::spawn(port.serve(Sharing::new(peers, pull.clone(), callers, stop.clone()).telling(told)))
-    });
+        let (catalog, report, pull, stop) = (keep.catalog(), monitor.report(), pull.clone(), stop.clone());
+        tokio::spawn(async move {
+            // An error: it ends without having joined, or there is no cluster.
+            let Some(Ok((peers, port))) = stop.run_until_cancelled(joined).await else { return };
+            let told = Arc::new(move || admin::told(&admin::images(&catalog, &report)));
+            port.serve(Sharing::new(peers, pull, callers, stop).telling(told)).await;
+        })
+    };
     let figures = Figures::new(registry);
     if let Some(path) = config.admin.textfile.clone() {
         tasks.spawn(Textfile::new(figures.clone(), path).keep(stop.clone()));
@@ -271,10 +290,7 @@ async fn serve(config: &Config, mut teller: Teller) -> anyhow::Result<ExitCode> 
     stop.cancel();
     let doors = async {
         serving.await.context("the mirror's listener")?;
-        match sharing {
-            Some(sharing) => sharing.await.context("the listener for peers"),
-            None => Ok(()),
-        }
+        sharing.await.context("the listener for peers")
     };
     if is_followed {
         // At the door they wait for the one that follows, and it waits for the store. What arrives is suspended, and gone
@@ -307,44 +323,6 @@ async fn end_work(end: &CancellationToken, tasks: &TaskTracker) {
     if tokio::time::timeout(END, tasks.wait()).await.is_err() {
         tracing::warn!(tasks = tasks.len(), "background work is cut off");
     }
-}
-
-/// Joins the cluster, if one is configured. One that can't be joined is no reason not to serve.
-async fn join(
-    config: &Config,
-    store: &Store,
-    inventory: watch::Receiver<Option<Arc<Inventory>>>,
-    tasks: &TaskTracker,
-    ends: &peers::Ends,
-    has_waited: bool,
-) -> Option<(Peers, peers::Port)> {
-    if !config.peers.is_on() {
-        return None;
-    }
-    let dir = config.cache.dir.join("peers");
-    let (peers, into) = (config.peers.clone(), dir.clone());
-    let opened = tokio::task::spawn_blocking(move || wire::Identity::open(&peers, &into)).await;
-    let joined = match opened {
-        Ok(Ok(identity)) => {
-            let join = || {
-                let (identity, dir, inventory) = (Arc::clone(&identity), dir.clone(), inventory.clone());
-                Peers::join(config, identity, dir, store.clone(), Some(inventory), tasks, ends)
-            };
-            takeover::bind(has_waited, join).await
-        }
-        Ok(Err(error)) => Err(error.into()),
-        // Only a runtime that ends cancels it.
-        Err(_) => return None,
-    };
-    let report =
-        |error: &peers::JoinError| tracing::error!(error = chain(error), "no peers: each blob comes from upstream");
-    joined.inspect_err(report).ok()
-}
-
-/// An error with its causes.
-fn chain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |cause| cause.source());
-    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
 /// Which containerd it is. Waits until it answers; `None`: what it says is no version.

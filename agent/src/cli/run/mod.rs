@@ -6,6 +6,7 @@
 //! that is stopped or starved as a whole, and in a container PID 1 could not be ended from within.
 
 mod agent;
+mod join;
 mod notify;
 mod takeover;
 mod watch;

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use crate::admin::Client;
 use crate::cli::block_on;
 use crate::config::{Bytes, Config};
-use crate::peers::{Shown, ShownMember, ShownReading, ShownUpload};
+use crate::peers::{Shown, ShownMember, ShownPart, ShownReading, ShownUpload};
 
 /// Characters of a node's number that people need to tell it from others.
 const SHORT: usize = 12;
@@ -16,8 +16,9 @@ pub(super) fn run(json: bool, config: &Config) -> anyhow::Result<ExitCode> {
         println!("{}", serde_json::to_string_pretty(&shown)?);
     } else {
         match shown {
-            Some(shown) => print!("{}", text(&shown)),
-            None => println!("no peers: peers.ca is not configured"),
+            ShownPart::Joined(shown) => print!("{}", text(&shown)),
+            ShownPart::Apart { apart } => println!("no peers: {apart}; it is tried again every few seconds"),
+            ShownPart::Off => println!("no peers: peers.ca is not configured"),
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -8,6 +8,9 @@ use crate::image::{NodeId, Zone};
 /// The version of the packets and rules that this build speaks.
 pub(super) const PROTOCOL: u8 = 1;
 
+/// The renewal of the life in which a process says good-bye: none comes after it.
+const LAST: u32 = u32::MAX;
+
 /// Which life of a node is meant: of two that claim the same node, the later one counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Run {
@@ -75,6 +78,21 @@ impl Identity {
     pub(super) fn renewed(&self) -> Self {
         let run = Run { renewal: self.run.renewal.saturating_add(1), ..self.run };
         Self { run, ..self.clone() }
+    }
+
+    /// The same process at another address.
+    pub(super) fn moved(&self, addr: SocketAddr) -> Self {
+        Self { ip: addr.ip().to_canonical(), port: addr.port(), ..self.renewed() }
+    }
+
+    /// The same process in its last life, in which it says good-bye: so whoever hears that it is down knows why.
+    pub(super) fn leaving(&self) -> Self {
+        Self { run: Run { renewal: LAST, ..self.run }, ..self.clone() }
+    }
+
+    /// Whether it has said good-bye.
+    pub(super) const fn has_left(&self) -> bool {
+        self.run.renewal == LAST
     }
 
     /// The same node in the same place, as if started after `other`.
@@ -152,6 +170,9 @@ mod tests {
         assert!(new.outlives(&old) && !old.outlives(&new));
         assert!(new.outlives(&old.renewed()));
         assert!(old.renewed().outlives(&old));
+        assert!(old.moved(new.socket()).outlives(&old) && new.outlives(&old.moved(new.socket())));
+        assert!(old.leaving().outlives(&old.renewed()) && new.outlives(&old.leaving()));
+        assert!(old.leaving().has_left() && !old.renewed().has_left());
         assert!(old.after(&new.renewed()).outlives(&new.renewed()));
         assert!(!old.outlives(&old.clone()));
     }

@@ -29,6 +29,14 @@ pub(super) struct Known {
     generation: u64,
 }
 
+/// A member that is up in a later life.
+pub(super) enum Renamed {
+    /// It is another process.
+    Restarted(Member),
+    /// It is at another address.
+    Moved(Member),
+}
+
 /// A node by its latest life.
 #[derive(Debug)]
 struct Person {
@@ -127,10 +135,11 @@ impl Known {
         Some(member)
     }
 
-    /// It goes on in a later life. The member, if it is another process that is up now.
-    pub(super) fn rename(&mut self, identity: &Identity) -> Option<Member> {
+    /// It goes on in a later life.
+    pub(super) fn rename(&mut self, identity: &Identity) -> Option<Renamed> {
         let person = self.nodes.get_mut(&identity.node())?;
         let is_other = person.identity.run().start != identity.run().start;
+        let is_elsewhere = person.identity.socket() != identity.socket();
         person.identity = identity.clone();
         if !person.up {
             return None;
@@ -138,8 +147,9 @@ impl Known {
         self.generation += 1;
         if is_other {
             person.settled = false;
+            return Some(Renamed::Restarted(person.member()));
         }
-        is_other.then(|| person.member())
+        is_elsewhere.then(|| Renamed::Moved(person.member()))
     }
 
     /// It may own buckets from now on, if it is still up in this process. Whether that is new.

@@ -11,12 +11,15 @@
 //! - *Doubts* (`doubt.rs`). A node that doesn't answer others' requests is probed at once.
 //! - *Twins* (`twin.rs`). Two that claim the same node, from a disk that was cloned, are found out, and the one that
 //!   started first yields.
+//! - *Lives* (`life.rs`). A node that moves, or was taken for dead, goes on in a later life; one that leaves says so in its
+//!   last.
 //! - *Search* (`search.rs`). When to ask the seeds again.
 
 mod agenda;
 mod doubt;
 mod identity;
 mod known;
+mod life;
 mod packet;
 mod roll;
 mod search;
@@ -38,7 +41,7 @@ use crate::image::NodeId;
 
 use agenda::{Agenda, Task};
 use doubt::Doubt;
-use known::Known;
+use known::{Known, Renamed};
 use packet::{Packet, SWIM_OVERHEAD};
 use roll::Roll;
 use twin::Standing;
@@ -68,10 +71,14 @@ pub enum Effect {
     },
     /// It has joined, or has come back.
     Up(Member),
-    /// It has left, or died.
+    /// It has died, as far as anybody knows.
     Down(Member),
+    /// It has said good-bye.
+    Left(Member),
     /// It has been started anew, while it was thought to be up.
     Restarted(Member),
+    /// It goes on at another address.
+    Moved(Member),
     /// This node was taken for dead, and has said that it isn't.
     Renewed,
     /// Somebody else claims to be this node: a disk has been cloned. Told at most once in ten minutes.
@@ -266,21 +273,6 @@ impl Members {
         }
     }
 
-    /// Says good-bye. What is received from now on is ignored.
-    pub fn leave(&mut self, now: Duration) {
-        if !self.standing.takes_part() {
-            return;
-        }
-        self.standing = Standing::Left;
-        let _ = self.swim(now, |swim, out| {
-            swim.leave_cluster(&mut *out)?;
-            // Nobody asks again: a few more are told, so that one lost datagram isn't the end of it.
-            swim.gossip(&mut *out)?;
-            swim.gossip(out)
-        });
-        self.agenda.clear();
-    }
-
     fn pass_swim(&mut self, now: Duration, timer: foca::Timer<Identity>) {
         match &timer {
             foca::Timer::RemoveDown(identity) => self.known.forget(identity),
@@ -335,24 +327,6 @@ impl Members {
         true
     }
 
-    /// Goes on under another identity, and says so.
-    fn go_on_as(&mut self, now: Duration, me: Identity) {
-        if !self.standing.takes_part() {
-            return;
-        }
-        self.renewed = Some(now);
-        self.me = me.clone();
-        let sender = self.sender.take();
-        let _ = self.swim(now, |swim, out| {
-            swim.change_identity(me, &mut *out)?;
-            // The others are still there: probing them goes on.
-            swim.apply_many(std::iter::empty(), false, &mut *out)?;
-            sender.map_or(Ok(()), |sender| swim.announce(sender, out))
-        });
-        self.effects.push_back(Effect::Renewed);
-        self.known.touch();
-    }
-
     /// Lets SWIM do something, and takes in what came of it.
     fn swim<T>(
         &mut self,
@@ -380,13 +354,20 @@ impl Members {
             }
             OwnedNotification::MemberDown(identity) => {
                 let Some(member) = self.known.fall(identity) else { return };
-                self.effects.push_back(Effect::Down(member));
+                let has_left = identity.has_left();
+                self.effects.push_back(if has_left { Effect::Left(member) } else { Effect::Down(member) });
                 self.roll_soon(now);
             }
             OwnedNotification::Rename(_, identity) => {
-                let Some(member) = self.known.rename(identity) else { return };
-                self.settle_later(now, &member);
-                self.effects.push_back(Effect::Restarted(member));
+                let effect = match self.known.rename(identity) {
+                    None => return,
+                    Some(Renamed::Moved(member)) => Effect::Moved(member),
+                    Some(Renamed::Restarted(member)) => {
+                        self.settle_later(now, &member);
+                        Effect::Restarted(member)
+                    }
+                };
+                self.effects.push_back(effect);
             }
             OwnedNotification::Defunct if self.standing.takes_part() => {
                 match self.renewed.map(|last| last + BETWEEN_RENEWALS).filter(|next| *next > now) {

@@ -20,6 +20,7 @@ use tokio_util::task::TaskTracker;
 use crate::config::Config;
 use crate::containerd::canary::Canary;
 use crate::mirror::{Identity, Listener, Mirror};
+use crate::peers::Membership;
 use crate::pull::Pull;
 use crate::store::{self, Store};
 use crate::upstream::Upstreams;
@@ -56,7 +57,7 @@ impl Node {
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         let store = Store::open(store::Options::from(&config.cache)).unwrap();
         let upstreams = Arc::new(Upstreams::new(&config).unwrap());
-        let pull = Pull::new(&config, store.clone(), upstreams, None, None, tasks.clone(), stop.clone());
+        let pull = Pull::new(&config, store.clone(), upstreams, None, Membership::off(), tasks.clone(), stop.clone());
         let mirror =
             Mirror::new(pull.clone(), Arc::new(Canary::new()), config.mirror.listen, Arc::new(AtomicU64::new(0)));
         let listener = Listener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();

@@ -28,18 +28,19 @@ impl GossipMetrics {
     /// Enters them all.
     pub fn register(&self, registry: &mut Registry) {
         // From zero on: what first appears as 1 has never risen for Prometheus.
-        for event in ["up", "down", "renewed", "twin"] {
+        for event in ["up", "left", "down", "renewed", "moved", "twin"] {
             drop(self.events.get_or_create(&EventLabel { event }));
         }
         registry.register(
             "larder_peer_members",
             "Members of the cluster as this node sees it, itself among them: settled own buckets, joining don't yet, \
-             missing were up within the last hour",
+             missing were up within the last hour and went without a word",
             self.members.clone(),
         );
         registry.register(
             "larder_peer_member_events",
-            "Members that came up, went down or were started anew, and times this node was taken for dead or met a twin",
+            "Members that came up, left, went down, moved or were started anew, and times this node was taken for dead or \
+             met a twin",
             self.events.clone(),
         );
         registry.register(
@@ -53,13 +54,23 @@ impl GossipMetrics {
         self.events.get_or_create(&EventLabel { event }).inc();
     }
 
-    pub(super) fn ring(&self, ring: &Ring, missing: usize) {
+    pub(super) fn ring(&self, ring: &Ring) {
         let settled = ring.members().iter().filter(|member| member.settled).count();
-        let joining = ring.members().len() - settled;
-        for (state, count) in [("settled", settled), ("joining", joining), ("missing", missing)] {
-            let count = i64::try_from(count).unwrap_or(i64::MAX);
-            self.members.get_or_create(&StateLabel { state }).set(count);
-        }
+        self.set("settled", settled);
+        self.set("joining", ring.members().len() - settled);
+    }
+
+    pub(super) fn missing(&self, missing: usize) {
+        self.set("missing", missing);
+    }
+
+    fn set(&self, state: &'static str, count: usize) {
+        self.members.get_or_create(&StateLabel { state }).set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    #[cfg(test)]
+    pub(super) fn members(&self, state: &'static str) -> Option<i64> {
+        self.members.get(&StateLabel { state }).map(|gauge| gauge.get())
     }
 
     pub(super) fn yielded(&self, yielded: bool) {

@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
 use std::net::SocketAddr;
@@ -29,8 +29,26 @@ pub(super) struct Roster {
 #[derive(Debug)]
 struct Entry {
     addr: SocketAddr,
-    /// Since when it is down. `None`: it is up.
-    down: Option<Duration>,
+    presence: Presence,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Presence {
+    Up,
+    /// Nobody knows why it is gone; since when.
+    Lost(Duration),
+    /// It said good-bye; when.
+    Left(Duration),
+}
+
+impl Presence {
+    /// Since when it is down.
+    const fn down(self) -> Option<Duration> {
+        match self {
+            Self::Up => None,
+            Self::Lost(since) | Self::Left(since) => Some(since),
+        }
+    }
 }
 
 /// What is on the disk.
@@ -39,44 +57,65 @@ pub(super) struct Page {
     /// The number of the last process's start.
     pub(super) start: u64,
     members: Vec<(String, SocketAddr)>,
+    /// Which of them had said good-bye.
+    #[serde(default)]
+    left: BTreeSet<String>,
 }
 
 impl Roster {
     /// The one that an earlier process wrote.
     pub(super) fn new(page: Page, now: Duration) -> Self {
         let members = page.members.into_iter().take(MOST);
-        let members = members.filter_map(|(node, addr)| Some((node.parse().ok()?, Entry { addr, down: Some(now) })));
+        let members = members.filter_map(|(node, addr)| {
+            let presence = if page.left.contains(&node) { Presence::Left(now) } else { Presence::Lost(now) };
+            Some((node.parse().ok()?, Entry { addr, presence }))
+        });
         Self { members: members.collect(), has_changed: true }
     }
 
     pub(super) fn up(&mut self, member: &Member) {
         if self.members.len() >= MOST && !self.members.contains_key(&member.node) {
-            let Some(gone) = self.members.iter().find(|(_, entry)| entry.down.is_some()).map(|(node, _)| *node) else {
+            let Some(gone) =
+                self.members.iter().find(|(_, entry)| entry.presence != Presence::Up).map(|(node, _)| *node)
+            else {
                 return;
             };
             self.members.remove(&gone);
         }
-        let entry = Entry { addr: member.addr, down: None };
+        let entry = Entry { addr: member.addr, presence: Presence::Up };
         let before = self.members.insert(member.node, entry);
-        self.has_changed |= before.is_none_or(|before| before.addr != member.addr);
+        let is_as_before = |before: Entry| before.addr == member.addr && !matches!(before.presence, Presence::Left(_));
+        self.has_changed |= !before.is_some_and(is_as_before);
     }
 
     pub(super) fn down(&mut self, member: &Member, now: Duration) {
         if let Some(entry) = self.members.get_mut(&member.node) {
-            entry.down = Some(now);
+            entry.presence = Presence::Lost(now);
+        }
+    }
+
+    pub(super) fn left(&mut self, member: &Member, now: Duration) {
+        if let Some(entry) = self.members.get_mut(&member.node) {
+            entry.presence = Presence::Left(now);
+            self.has_changed = true;
         }
     }
 
     /// Forgets who has been down for too long.
     pub(super) fn forget(&mut self, now: Duration) {
         let before = self.members.len();
-        self.members.retain(|_, entry| entry.down.is_none_or(|down| now < down + FOR));
+        self.members.retain(|_, entry| entry.presence.down().is_none_or(|down| now < down + FOR));
         self.has_changed |= self.members.len() != before;
     }
 
     /// Where those were that are not up.
     pub(super) fn missing(&self) -> impl Iterator<Item = SocketAddr> {
-        self.members.values().filter(|entry| entry.down.is_some()).map(|entry| entry.addr)
+        self.members.values().filter(|entry| entry.presence != Presence::Up).map(|entry| entry.addr)
+    }
+
+    /// How many went without a word.
+    pub(super) fn lost(&self) -> usize {
+        self.members.values().filter(|entry| matches!(entry.presence, Presence::Lost(_))).count()
     }
 
     /// What to write down, if it is other than the last time.
@@ -84,6 +123,10 @@ impl Roster {
         std::mem::take(&mut self.has_changed).then(|| Page {
             start,
             members: self.members.iter().map(|(node, entry)| (node.to_string(), entry.addr)).collect(),
+            left: {
+                let left = self.members.iter().filter(|(_, entry)| matches!(entry.presence, Presence::Left(_)));
+                left.map(|(node, _)| node.to_string()).collect()
+            },
         })
     }
 }
@@ -143,6 +186,15 @@ mod tests {
         assert_eq!(page.start, 77);
         let read = Roster::new(page, Duration::ZERO);
         assert_eq!(read.missing().collect::<Vec<_>>(), [member(1).addr]);
+        assert_eq!(read.lost(), 1);
+
+        // Who said good-bye is looked for too, and is no loss, also to the next process.
+        roster.left(&member(1), Duration::ZERO);
+        roster.changed(78).unwrap().write(dir.path()).unwrap();
+        let read = Roster::new(Page::read(dir.path()).unwrap(), Duration::ZERO);
+        assert_eq!((read.missing().count(), read.lost(), roster.lost()), (1, 0, 0));
+        roster.up(&member(1));
+        assert!(roster.changed(79).unwrap().left.is_empty());
 
         fs::write(dir.path().join(NAME), "{\"start\": 1, \"mem").unwrap();
         assert!(Page::read(dir.path()).is_err());
@@ -161,8 +213,9 @@ mod tests {
         roster.up(&member(MOST));
         assert!(roster.members.contains_key(&member(MOST).node) && !roster.members.contains_key(&member(3).node));
         // All of it, with the longest addresses, is still read.
-        let longest = "[ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff]:65535".parse().unwrap();
-        roster.members.values_mut().for_each(|entry| entry.addr = longest);
+        let addr = "[ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff]:65535".parse().unwrap();
+        let presence = Presence::Left(Duration::ZERO);
+        roster.members.values_mut().for_each(|entry| *entry = Entry { addr, presence });
         let bytes = serde_json::to_vec(&roster.changed(u64::MAX).unwrap()).unwrap();
         assert!(bytes.len() as u64 <= FILE_MAX, "{} bytes", bytes.len());
     }

@@ -52,11 +52,25 @@ impl Seeds {
     }
 }
 
+/// Whether an address is one of this node's own now.
+pub(super) fn is_own(ip: IpAddr) -> bool {
+    // Where the kernel lets anybody bind to any address (`ip_nonlocal_bind`), it seems so of all.
+    UdpSocket::bind((ip, 0)).is_ok()
+}
+
+/// The address that others reach this node at, by the routes to these: a seed on this very node says nothing of it.
+/// `None`: there is no route at all.
+pub(super) fn source_towards_any(places: impl Iterator<Item = SocketAddr>) -> Option<IpAddr> {
+    let sources: Vec<IpAddr> = places.filter_map(|to| source_towards(to).ok()).collect();
+    let ip = sources.iter().find(|ip| !ip.is_loopback()).or(sources.first())?;
+    Some(ip.to_canonical())
+}
+
 /// The address that this node's packets to `to` come from. Sends nothing.
 ///
 /// # Errors
 /// When there is no route.
-pub(super) fn source_towards(to: SocketAddr) -> io::Result<IpAddr> {
+fn source_towards(to: SocketAddr) -> io::Result<IpAddr> {
     let any: IpAddr = match to {
         SocketAddr::V4(_) => std::net::Ipv4Addr::UNSPECIFIED.into(),
         SocketAddr::V6(_) => std::net::Ipv6Addr::UNSPECIFIED.into(),
@@ -82,6 +96,12 @@ mod tests {
 
     #[test]
     fn towards_itself_a_node_comes_from_itself() {
-        assert_eq!(source_towards("127.0.0.1:7441".parse().unwrap()).unwrap(), IpAddr::from([127, 0, 0, 1]));
+        let here = IpAddr::from([127, 0, 0, 1]);
+        assert_eq!(source_towards("127.0.0.1:7441".parse().unwrap()).unwrap(), here);
+        assert_eq!(source_towards_any(["127.0.0.1:7441".parse().unwrap()].into_iter()), Some(here));
+        assert_eq!(source_towards_any(std::iter::empty()), None);
+        assert!(is_own(here));
+        // One for documentation.
+        assert!(!is_own(IpAddr::from([192, 0, 2, 1])));
     }
 }

@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
 use super::roster::{Page, Roster};
-use super::seeds::{Found, Seeds, source_towards};
+use super::seeds::{Found, Seeds, is_own, source_towards_any};
 use super::{GossipMetrics, GossipParts};
 use crate::cluster::{Effect, Identity, Member, Members, Ring, Search};
 use crate::image::NodeId;
@@ -84,7 +84,8 @@ impl Task {
         let millis = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis());
         let start = u64::try_from(millis).unwrap_or(u64::MAX).max(page.start.saturating_add(1));
         let roster = Roster::new(page, Duration::ZERO);
-        let addr = self.own_address(&roster).await;
+        let place = self.place();
+        let addr = self.own_address(place, &roster).await;
         let Self { parts, ring, doubted, seeds, began } = self;
         let mut rng: SmallRng = make_rng();
         let me = Identity::new(parts.node, addr, parts.config.zone.clone(), start);
@@ -100,6 +101,7 @@ impl Task {
             ring,
             doubted,
             seeds,
+            place,
             began,
             roster,
             start,
@@ -112,27 +114,30 @@ impl Task {
         }
     }
 
-    /// The address that others reach this node at; waits for a route if need be.
-    async fn own_address(&self, roster: &Roster) -> SocketAddr {
+    /// How this node knows where others reach it.
+    fn place(&self) -> Place {
         let bound = self.parts.datagrams.local_addr();
         let port = bound.as_ref().map_or(self.parts.config.listen.port(), SocketAddr::port);
-        if let Some(advertised) = self.parts.config.advertised() {
-            return advertised;
+        match (self.parts.config.advertised(), bound) {
+            (Some(advertised), _) => Place::Fixed(advertised),
+            (None, Ok(bound)) if !bound.ip().is_unspecified() => Place::Fixed(bound),
+            (None, _) => Place::Routed { port },
         }
-        if let Ok(bound) = bound
-            && !bound.ip().is_unspecified()
-        {
-            return bound;
-        }
+    }
+
+    /// The address that others reach this node at; waits for a route if need be.
+    async fn own_address(&self, place: Place, roster: &Roster) -> SocketAddr {
+        let port = match place {
+            Place::Fixed(addr) => return addr,
+            Place::Routed { port } => port,
+        };
         let mut told = false;
         loop {
             let literal: Vec<SocketAddr> = self.seeds.literal().collect();
             let named = if literal.is_empty() { self.seeds.clone().find().await.addresses } else { Vec::new() };
             let towards = literal.into_iter().chain(named).chain(roster.missing()).chain(ANYWHERE);
-            let sources: Vec<IpAddr> = towards.filter_map(|to| source_towards(to).ok()).collect();
-            // A seed on this very node says nothing of how others reach it.
-            if let Some(ip) = sources.iter().find(|ip| !ip.is_loopback()).or(sources.first()) {
-                return SocketAddr::new(ip.to_canonical(), port);
+            if let Some(ip) = source_towards_any(towards) {
+                return SocketAddr::new(ip, port);
             }
             if !std::mem::replace(&mut told, true) {
                 warn!("this node has no route to anywhere: without an address it has no peers");
@@ -140,6 +145,15 @@ impl Task {
             sleep(BETWEEN_ADDRESSES).await;
         }
     }
+}
+
+/// Where others reach this node.
+#[derive(Debug, Clone, Copy)]
+enum Place {
+    /// Where the configuration says.
+    Fixed(SocketAddr),
+    /// At the address from which its routes to others begin, as long as it has it.
+    Routed { port: u16 },
 }
 
 /// The task at work.
@@ -153,6 +167,7 @@ struct Running {
     ring: watch::Sender<Arc<Ring>>,
     doubted: mpsc::Receiver<NodeId>,
     seeds: Seeds,
+    place: Place,
     began: Instant,
     roster: Roster,
     start: u64,
@@ -232,14 +247,33 @@ impl Running {
         if now >= self.write_due {
             self.write_due = now + BETWEEN_WRITES;
             self.roster.forget(now);
+            self.metrics.missing(self.roster.lost());
             if self.writing.is_empty() {
                 self.write();
             }
         }
     }
 
+    /// Goes on at another address where this node hasn't the one any more that it has told the others. They answer to the
+    /// old one, so it is as lonely as if it were cut off.
+    fn follow_address(&mut self, found: &Found) {
+        let Place::Routed { port } = self.place else { return };
+        let before = self.members.identity().socket();
+        if is_own(before.ip()) {
+            return;
+        }
+        let named = found.addresses.iter().copied();
+        let towards = self.seeds.literal().chain(named).chain(self.roster.missing()).chain(ANYWHERE);
+        // Without a route there is none yet.
+        let Some(ip) = source_towards_any(towards) else { return };
+        let (now, addr) = (self.now(), SocketAddr::new(ip, port));
+        self.members.move_to(now, addr);
+        warn!(%before, %addr, "this node's address has changed: the others are told");
+    }
+
     /// Asks a few of the seeds and of the members of old who is there.
     fn knock(&mut self, found: Found) {
+        self.follow_address(&found);
         let failing = !found.failed.is_empty();
         if failing && !self.seeds_fail {
             for error in &found.failed {
@@ -274,8 +308,18 @@ impl Running {
                     self.roster.down(&member, now);
                     self.search.is_lonely(now);
                 }
+                Effect::Left(member) => {
+                    self.tell("left", &member);
+                    let now = self.now();
+                    self.roster.left(&member, now);
+                    self.search.is_lonely(now);
+                }
                 Effect::Restarted(member) => {
                     self.tell("restarted", &member);
+                    self.roster.up(&member);
+                }
+                Effect::Moved(member) => {
+                    self.tell("moved", &member);
                     self.roster.up(&member);
                 }
                 Effect::Renewed => {
@@ -315,7 +359,8 @@ impl Running {
         }
         self.published = (generation, Some(now));
         let ring = Ring::new(self.members.identity().node(), self.members.members());
-        self.metrics.ring(&ring, self.roster.missing().count());
+        self.metrics.ring(&ring);
+        self.metrics.missing(self.roster.lost());
         self.ring.send_replace(Arc::new(ring));
     }
 
@@ -333,5 +378,29 @@ impl Running {
             warn!(dir = %self.dir.display(), %error, "the known members can't be written down: after a restart the seeds are asked");
         }
         self.write_fails = written.is_err();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::peers::gossip::tests::{authority, parts};
+
+    #[tokio::test]
+    async fn who_is_lost_is_counted_for_an_hour_though_nobody_comes_or_goes() {
+        let (authority, dir) = (authority(), tempfile::tempdir().unwrap());
+        let lost = NodeId::new([7; 16]).to_string();
+        let page = serde_json::json!({ "start": 1, "members": [[lost, "127.0.0.1:9"]] });
+        std::fs::write(dir.path().join("members"), page.to_string()).unwrap();
+        let (parts, _) = parts(authority.path(), dir.path(), &[]);
+        let (metrics, node) = (parts.metrics.clone(), parts.node);
+        let (_doubts, doubted) = mpsc::channel(1);
+        let task = Task::new(parts, watch::channel(Arc::new(Ring::empty(node))).0, doubted);
+        let mut running = task.begin().await;
+        running.publish();
+        assert_eq!(metrics.members("missing"), Some(1));
+        running.began -= Duration::from_secs(3601);
+        running.pass();
+        assert_eq!(metrics.members("missing"), Some(0));
     }
 }

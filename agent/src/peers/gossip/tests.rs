@@ -14,7 +14,7 @@ use super::*;
 use crate::wire::{Identity, WireMetrics};
 
 /// Files of an authority.
-fn authority() -> TempDir {
+pub(super) fn authority() -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     let key = KeyPair::generate().unwrap();
     let mut params = CertificateParams::default();
@@ -25,38 +25,39 @@ fn authority() -> TempDir {
     dir
 }
 
+/// What a node's membership is made of, and where others reach it.
+pub(super) fn parts(authority: &Path, dir: &Path, seeds: &[SocketAddr]) -> (GossipParts, SocketAddr) {
+    let config = format!(
+        "ca = '{0}/ca.pem'\nkey = '{0}/key.pem'\nzone = 'z1'\nlisten = '127.0.0.1:7441'\nseeds = {1:?}",
+        authority.display(),
+        seeds.iter().map(ToString::to_string).collect::<Vec<_>>(),
+    );
+    let config: config::Peers = toml::from_str(&config).unwrap();
+    let identity = Identity::open(&config, dir).unwrap();
+    let node = identity.node();
+    let datagrams = Datagrams::bind("127.0.0.1:0".parse().unwrap(), identity, WireMetrics::default()).unwrap();
+    let addr = datagrams.local_addr().unwrap();
+    let (metrics, tasks, stop) = (GossipMetrics::default(), TaskTracker::new(), CancellationToken::new());
+    (GossipParts { node, config, datagrams, dir: dir.to_owned(), metrics, tasks, stop }, addr)
+}
+
 /// A node that runs.
 struct Node {
     gossip: Gossip,
     node: NodeId,
     addr: SocketAddr,
+    metrics: GossipMetrics,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
 
 impl Node {
     fn start(authority: &Path, dir: &Path, seeds: &[SocketAddr]) -> Self {
-        let config = format!(
-            "ca = '{0}/ca.pem'\nkey = '{0}/key.pem'\nzone = 'z1'\nlisten = '127.0.0.1:7441'\nseeds = {1:?}",
-            authority.display(),
-            seeds.iter().map(ToString::to_string).collect::<Vec<_>>(),
-        );
-        let config: config::Peers = toml::from_str(&config).unwrap();
-        let identity = Identity::open(&config, dir).unwrap();
-        let node = identity.node();
-        let datagrams = Datagrams::bind("127.0.0.1:0".parse().unwrap(), identity, WireMetrics::default()).unwrap();
-        let addr = datagrams.local_addr().unwrap();
-        let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
-        let gossip = Gossip::start(GossipParts {
-            node,
-            config,
-            datagrams,
-            dir: dir.to_owned(),
-            metrics: GossipMetrics::default(),
-            tasks: tasks.clone(),
-            stop: stop.clone(),
-        });
-        Self { gossip, node, addr, tasks, stop }
+        let (parts, addr) = parts(authority, dir, seeds);
+        let (node, metrics) = (parts.node, parts.metrics.clone());
+        let (tasks, stop) = (parts.tasks.clone(), parts.stop.clone());
+        let gossip = Gossip::start(parts);
+        Self { gossip, node, addr, metrics, tasks, stop }
     }
 
     /// Waits until the ring is as it should be.
@@ -123,6 +124,30 @@ async fn nodes_find_each_other_and_again_without_a_seed_and_elsewhere() {
 
 fn settled_others(me: NodeId) -> impl Fn(&Ring) -> bool {
     move |ring| ring.members().len() == 3 && ring.members().iter().all(|member| member.node == me || member.settled)
+}
+
+#[tokio::test]
+async fn who_leaves_is_no_loss_and_who_dies_is_one() {
+    let authority = authority();
+    let dirs: Vec<TempDir> = (0..3).map(|_| tempfile::tempdir().unwrap()).collect();
+    let first = Node::start(authority.path(), dirs[0].path(), &[]);
+    let second = Node::start(authority.path(), dirs[1].path(), &[first.addr]);
+    // It ends with its runtime, without a word.
+    let elsewhere = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let third = {
+        let _inside = elsewhere.enter();
+        Node::start(authority.path(), dirs[2].path(), &[first.addr])
+    };
+    first.until("three settled", settled(3)).await;
+    third.until("three settled", settled(3)).await;
+
+    second.stop().await;
+    first.until("two", |ring| ring.members().len() == 2).await;
+    assert_eq!(first.metrics.members("missing"), Some(0));
+    elsewhere.shutdown_background();
+    first.until("one", |ring| ring.members().len() == 1).await;
+    assert_eq!(first.metrics.members("missing"), Some(1));
+    first.stop().await;
 }
 
 #[tokio::test]

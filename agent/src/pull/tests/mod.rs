@@ -26,7 +26,7 @@ use super::{EndedShort, Found, Kind, Place, Pull, PullError, Reader, Wanted};
 use crate::config::Config;
 use crate::containerd::client::Client;
 use crate::image::Digest;
-use crate::peers::Peers;
+use crate::peers::{Membership, Peers};
 use crate::store::{Options, Store};
 use crate::upstream::{Grant, Upstream, Upstreams};
 
@@ -101,6 +101,7 @@ impl Node {
         let store = Store::open(Options::from(&config.cache)).unwrap();
         let upstreams = Arc::new(Upstreams::new(&config).unwrap());
         let stop = CancellationToken::new();
+        let peers = peers.map_or_else(Membership::off, Membership::of);
         let pull = Pull::new(&config, store.clone(), upstreams, containerd, peers, TaskTracker::new(), stop.clone());
         let place = Place { registry: "reg.test".parse().unwrap(), repository: "acme/app".parse().unwrap() };
         let wanted = Wanted { place, grant: Grant::Anonymous, digest: Digest::of(blob), kind: Kind::Blob };

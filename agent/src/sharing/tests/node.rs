@@ -17,7 +17,7 @@ use crate::cluster::directory::TagKey;
 use crate::cluster::{Member, Ring};
 use crate::config;
 use crate::image::{Access, Digest, NodeId, Registry};
-use crate::peers::{Credential, Failed, Parts, Peer, Peers, Sought, Trace, Turn};
+use crate::peers::{Credential, Failed, Grants, Parts, Peer, PeerMetrics, Peers, Sought, Trace, Turn};
 use crate::sharing::{Callers, Sharing};
 use crate::store::{Options, Store};
 use crate::wire::{Channels, ClusterCa, Identity, PeerListener, WireMetrics};
@@ -143,7 +143,8 @@ impl Node {
         let ring = watch::Sender::new(Arc::new(Ring::empty(identity.node())));
         let peers = Peers::new(Parts {
             config,
-            budgets: &config::Health::default(),
+            grants: Grants::shared(store.clone(), config::Health::default()),
+            metrics: PeerMetrics::default(),
             identity: &identity,
             ring: ring.subscribe(),
             gossip: None,

@@ -28,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 use self::files::Stamp;
 use self::material::{Material, Shown};
 use self::trust::Trust;
-use crate::config;
+use crate::config::{self, CertificateId};
 use crate::image::NodeId;
 
 pub use self::ca::{CaError, ClusterCa};
@@ -52,6 +52,7 @@ const AUTHORITY_END_IS_NEAR: time::Duration = time::Duration::days(90);
 pub struct Identity {
     node: NodeId,
     paths: Paths,
+    allowed: Vec<CertificateId>,
     current: ArcSwap<Set>,
     seen: Mutex<Seen>,
     changed: watch::Sender<u64>,
@@ -109,12 +110,20 @@ impl Identity {
             Some(node) => node,
             None => number::open(dir)?,
         };
-        let set = Set::new(material, node, 0, OffsetDateTime::now_utc())?;
+        let (is_named, allowed) = (material.named().is_some(), config.allowed_ids.clone());
+        let set = Set::new(material, node, 0, OffsetDateTime::now_utc(), &allowed)?;
         set.warn_of_itself();
         paths.warn_of_open_secrets();
+        if matches!(paths.own, Own::Given { .. }) && !is_named && allowed.is_empty() {
+            tracing::warn!(
+                "this node's certificate names no node (larder://node/...), and `allowed_ids` in [peers] is empty: \
+                 whoever has a certificate of `ca` is a peer, and may speak as any"
+            );
+        }
         Ok(Arc::new(Self {
             node,
             paths,
+            allowed,
             current: ArcSwap::from_pointee(set),
             seen: Mutex::new(Seen { stamps, failed: None, said: None }),
             changed: watch::Sender::new(0),
@@ -213,7 +222,7 @@ impl Identity {
             current.warn_of_end(&mut seen, now);
             return;
         };
-        let made = made.and_then(|material| Set::new(material, self.node, current.generation + 1, now));
+        let made = made.and_then(|material| Set::new(material, self.node, current.generation + 1, now, &self.allowed));
         match made {
             Ok(set) => {
                 set.warn_of_itself();
@@ -287,9 +296,15 @@ impl Paths {
 }
 
 impl Set {
-    fn new(material: Material, node: NodeId, generation: u64, now: OffsetDateTime) -> Result<Self, IdentityError> {
+    fn new(
+        material: Material,
+        node: NodeId,
+        generation: u64,
+        now: OffsetDateTime,
+        allowed: &[CertificateId],
+    ) -> Result<Self, IdentityError> {
         let shown = material.show(node, now)?;
-        let trust = Trust::new(material.ca())?;
+        let trust = Trust::new(material.ca(), allowed)?;
         let server = Arc::new(trust.server_config(&shown.key)?);
         Ok(Self { material, shown, trust, server, generation })
     }
@@ -300,8 +315,8 @@ impl Set {
             tracing::error!(
                 error = &error as &dyn std::error::Error,
                 issuer = self.shown.issuer,
-                "peers will refuse this node's certificate: it has to be of an authority in `ca`, valid now, and for \
-                 both client and server authentication"
+                "peers will refuse this node's certificate: it has to be of an authority in `ca`, valid now, for both \
+                 client and server authentication, and one of `allowed_ids` where there are any"
             );
         }
     }

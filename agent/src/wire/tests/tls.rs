@@ -99,6 +99,35 @@ async fn certificates_have_their_time_and_use() {
     node.refused(Reason::Usage, 2).await;
 }
 
+/// An authority that signs others' certificates too, as that of a SPIFFE trust domain does.
+#[tokio::test]
+async fn where_ids_are_named_others_of_the_authority_get_nothing() {
+    let cluster = Cluster::new();
+    let with_id = |name: &str, id: &str, allowed: &[&str]| {
+        let (certificate, key) = leaf(&cluster.ca(), |params| {
+            params.subject_alt_names = vec![SanType::URI(id.try_into().unwrap())];
+        });
+        replace(&cluster.path(&format!("{name}.pem")), &certificate);
+        replace(&cluster.path(&format!("{name}.key")), &key);
+        let mut config = cluster.config_given(name);
+        config.allowed_ids = allowed.iter().map(|id| id.parse().unwrap()).collect();
+        Node::start(Identity::open(&config, &cluster.path(name)).unwrap())
+    };
+    let allowed = ["spiffe://corp/ns/larder/"];
+    let a = with_id("a", "spiffe://corp/ns/larder/sa/a", &allowed);
+    let b = with_id("b", "spiffe://corp/ns/larder/sa/b", &allowed);
+    assert_eq!(a.ask(&b).await.unwrap(), "nobody");
+    // It would talk to anybody, so that it is us who refuse.
+    let other = with_id("other", "spiffe://corp/ns/shop/sa/web", &[]);
+    assert!(other.ask(&a).await.is_err());
+    a.refused(Reason::Id, 1).await;
+    assert!(a.ask(&other).await.is_err());
+    a.refused(Reason::Id, 2).await;
+    let unnamed = with_id("unnamed", "https://corp/ns/larder/", &[]);
+    assert!(unnamed.ask(&b).await.is_err());
+    b.refused(Reason::Id, 1).await;
+}
+
 /// A node that was broken into can be this node, and no other.
 #[tokio::test]
 async fn a_members_certificate_makes_no_others() {

@@ -64,6 +64,36 @@ fn who_moves_to_another_address_is_found_there() {
 }
 
 #[test]
+fn whose_address_changes_while_it_runs_keeps_its_place() {
+    let mut world = cluster(6);
+    let before = world.sees(0, 5).unwrap();
+    world.relocate(5, 6);
+    world.run_until("it is known at its new address", secs(3), |world| {
+        (0..5).all(|host| world.sees(host, 5).is_some_and(|member| member.addr == addr(6)))
+    });
+    assert!(world.is_settled(), "it is the same process");
+    assert_eq!(world.sees(0, 5).unwrap().start, before.start);
+    let told = world.told(0);
+    assert!(matches!(told.as_slice(), [Effect::Moved(member)] if member.addr == addr(6)), "{told:?}");
+    assert_eq!(world.told(6), vec![]);
+}
+
+#[test]
+fn whose_address_changed_long_ago_is_found_when_it_knows() {
+    let mut world = cluster(6);
+    // What is sent to the old address arrives nowhere.
+    world.sides[5] = 1;
+    world.run_until("it is taken for dead", secs(60), |world| (0..5).all(|host| world.sees(host, 5).is_none()));
+    world.run(secs(60));
+    world.relocate(5, 6);
+    world.run_until("it is known at its new address", secs(40), |world| {
+        (0..5).all(|host| world.sees(host, 5).is_some_and(|member| member.addr == addr(6))) && world.agrees()
+    });
+    world.run_until("it is settled", secs(10), World::is_settled);
+    assert!(!world.told(6).iter().any(|effect| matches!(effect, Effect::Twin { .. })));
+}
+
+#[test]
 fn a_clock_that_was_set_back_keeps_nobody_out() {
     let mut world = cluster(4);
     world.crash(3);
@@ -95,6 +125,18 @@ fn who_leaves_is_gone_at_once() {
     world.leave(7);
     let took = world.run_until("all know", secs(5), World::agrees);
     assert!(took <= secs(2), "{took:?}");
+    // And why: nobody has lost it.
+    for host in (0..20).filter(|host| *host != 7) {
+        let told = world.told(host);
+        assert!(matches!(told.as_slice(), [Effect::Left(member)] if member.node == node(7)), "at {host}: {told:?}");
+    }
+    world.crash(8);
+    world.run_until("its death is known", secs(60), World::agrees);
+    let told = world.told(0);
+    assert!(matches!(told.as_slice(), [Effect::Down(member)] if member.node == node(8)), "{told:?}");
+    // Who left comes back as anybody.
+    world.start(7, 7);
+    world.run_until("it is back", secs(10), World::is_settled);
 }
 
 #[test]

@@ -117,6 +117,13 @@ impl World {
         self.hosts[at] = None;
     }
 
+    /// Its address changes while it runs, and it knows.
+    pub(super) fn relocate(&mut self, from: usize, to: usize) {
+        let now = self.now;
+        self.hosts[to] = self.hosts[from].take().map(|host| Host { wakes: Duration::MAX, ..host });
+        self.with(to, |host| host.members.move_to(now, addr(to)));
+    }
+
     /// Lets a machine do something, and what follows from it happen.
     pub(super) fn with(&mut self, at: usize, act: impl FnOnce(&mut Host)) {
         if let Some(host) = &mut self.hosts[at] {

@@ -98,7 +98,7 @@ fn need(path: &str, reach: Reach) -> Need {
 fn view(verdict: Verdict) -> Agent {
     let at = u64::try_from(NOW).unwrap() - 60;
     let report = Report { verdict, at, took: Duration::from_secs(1) };
-    Agent::Serving(AgentView { canary: Some(report), requests: 12, left_out: Vec::new() })
+    Agent::Serving(AgentView { canary: Some(report), requests: 12, left_out: Vec::new(), apart: None })
 }
 
 pub(in crate::cli::doctor) fn release(text: &str) -> Result<Release, ClientError> {
@@ -189,7 +189,7 @@ fn the_canary_says() {
     has(&problem(&facts).1, &["its pull failed", "no space left"]);
     facts.agent = view(Verdict::Unknown { reason: "no socket".to_owned() });
     assert_eq!(Outcome::of(&all(&facts)), Outcome::Unchecked);
-    facts.agent = Agent::Serving(AgentView { canary: None, requests: 0, left_out: Vec::new() });
+    facts.agent = Agent::Serving(AgentView { canary: None, requests: 0, left_out: Vec::new(), apart: None });
     assert_eq!(Outcome::of(&all(&facts)), Outcome::Unchecked);
     facts.config.containerd.canary_interval = crate::config::Span::secs(0);
     has(&note(&facts), &["canary is off"]);

@@ -131,6 +131,12 @@ fn the_cluster_authority() {
     }
     facts.peers_ca = valid(-10, 86_400);
     has(&note(&facts), &["only", "larder certs"]);
+    // What else keeps the agent from it, it says itself.
+    let before = facts.agent.clone();
+    let Agent::Serving(view) = &mut facts.agent else { panic!("it serves") };
+    view.apart = Some("the `key` can't be read".to_owned());
+    has(&problem(&facts).1, &["no part in its cluster", "the `key` can't be read"]);
+    facts.agent = before;
     facts.peers_ca = Some(Authority::Missing);
     has(&note(&facts), &["they are off", "larder certs"]);
     facts.surroundings.is_pod = true;

@@ -61,7 +61,7 @@ fn files_that_are_not_mounted() {
         file: "/etc/containerd/certs.d/docker.io/hosts.toml".into(),
         what: "https://mirror.corp: /etc/corp/client.pem can't be used: it isn't there".to_owned(),
     }];
-    facts.agent = Agent::Serving(AgentView { canary: None, requests: 0, left_out });
+    facts.agent = Agent::Serving(AgentView { canary: None, requests: 0, left_out, apart: None });
     let finding = found(&facts, "the agent doesn't ask https://mirror.corp");
     assert!(finding.severity == Severity::Note && finding.because_has("host.paths"), "{finding:?}");
 }
