@@ -91,7 +91,7 @@ impl Inner {
     /// Asks the others, behind a transfer's back, of which of its upstreams they know that it sent wrong bytes, of whatever
     /// blob. A pull's manifest asks first: what is said of its layers' sources is known when these come.
     pub(super) fn ask_about_upstreams(self: &Arc<Self>, registry: &Registry) {
-        let Some(peers) = &self.peers else { return };
+        let Some(peers) = self.peers.peers() else { return };
         for upstream in self.upstreams.of(registry).in_order() {
             if !self.blame.is_to_be_asked_about(upstream.name()) {
                 continue;
@@ -106,7 +106,7 @@ impl Inner {
 
     /// An upstream sent wrong bytes here: the others are told, behind the back of whoever found out.
     pub(super) fn warn_others(&self, upstream: &str) {
-        let Some(peers) = self.peers.clone() else { return };
+        let Some(peers) = self.peers.peers() else { return };
         let (upstream, stop) = (upstream.to_owned(), self.stop.clone());
         self.tasks.spawn(stop.run_until_cancelled_owned(async move { peers.tell_suspect(&upstream).await }));
     }
