@@ -73,7 +73,7 @@ impl Inner {
                 if wanted.kind == Kind::Manifest {
                     self.has_given(&upstream, place, Reference::Digest(*digest), *digest);
                 }
-                self.store.delivered(digest, &place.registry, &place.repository, access).await;
+                self.store.confirmed(digest, &place.registry, &place.repository, access).await;
                 return Ok(());
             }
             Ok(Err(said)) => said,
@@ -117,7 +117,9 @@ impl Inner {
     }
 
     async fn opened_before(&self, wanted: &Wanted, is_public: bool) -> bool {
-        self.is_remembered(&wanted.place, &wanted.grant).await && (is_public || self.is_known_in(wanted).await)
+        let Wanted { place, grant, .. } = wanted;
+        let was_opened = self.is_remembered(self.hash(place, grant)).await || self.is_opened_by_node(place).await;
+        was_opened && (is_public || self.is_known_in(wanted).await)
     }
 
     /// Whether the registry delivered it, or confirmed it, in this repository.
@@ -190,20 +192,20 @@ impl Inner {
             Grant::Anonymous if said.iter().any(|e| is_refusal(e)) && said.iter().all(|e| e.is_answer()) => {
                 self.learn_openness(place, Access::Authorized);
             }
-            Grant::Anonymous => {}
-            Grant::Credentials(_) | Grant::Own(_) => {
-                let is_known = self.origin(place).is_some_and(|origin| origin.is_shown_credentials(grant));
-                if is_known && self.word(place, said) == Some(Word::Refused) {
-                    self.rights.closed(place, grant);
-                    // Who else has credentials for it will say so again.
-                    let (store, hashes) = (self.store.clone(), [self.hash(place, grant), self.somebody(place)]);
-                    self.tasks.spawn(async move {
-                        for hash in hashes {
-                            store.forget(hash).await;
-                        }
-                    });
+            Grant::Anonymous | Grant::Credentials(_) | Grant::Own(_) => {}
+        }
+        let is_known = self.origin(place).is_some_and(|origin| origin.is_shown_credentials(grant));
+        if is_known && self.word(place, said) == Some(Word::Refused) {
+            self.rights.closed(place, grant);
+            let node = self.opened_as_node(place, grant);
+            let (store, hash, somebody) = (self.store.clone(), self.hash(place, grant), self.somebody(place));
+            self.tasks.spawn(async move {
+                // What never opened it takes nothing from those who did. Who else did will say so again.
+                let had_opened = store.remembered(hash).await.map(|_| somebody);
+                for hash in [hash].into_iter().chain(had_opened).chain(node) {
+                    store.forget(hash).await;
                 }
-            }
+            });
         }
     }
 
@@ -277,7 +279,7 @@ impl Inner {
     }
 
     /// Asks the upstreams whether they have it, as whom its grant says, and learns from what they say.
-    async fn look_for(&self, wanted: &Wanted) -> Result<Access, Vec<Arc<UpstreamError>>> {
+    pub(super) async fn look_for(&self, wanted: &Wanted) -> Result<Access, Vec<Arc<UpstreamError>>> {
         let ask = |upstream: Arc<Upstream>| async move {
             let access = head(&upstream, wanted).await?;
             Ok((access, access))
@@ -286,11 +288,12 @@ impl Inner {
         self.across(&chain, &wanted.place, &wanted.grant, ask).await.map(|(_, access)| access)
     }
 
-    async fn is_remembered(&self, place: &Place, grant: &Grant) -> bool {
+    /// Whether what has this hash held, and lately enough.
+    pub(super) async fn is_remembered(&self, hash: [u8; 32]) -> bool {
         if self.options.remember.is_zero() {
             return false;
         }
-        let at = self.store.remembered(self.hash(place, grant)).await;
+        let at = self.store.remembered(hash).await;
         at.is_some_and(|at| Duration::from_secs(now().saturating_sub(at)) < self.options.remember)
     }
 

@@ -6,7 +6,8 @@ use tokio::sync::watch;
 
 use super::node::Node;
 use super::registry::{Registry, State};
-use crate::image::Digest;
+use crate::image::{Digest, ImageName};
+use crate::pull::Place;
 
 const ALICE: Option<(&str, &str)> = Some(("alice", "secret"));
 const MALLORY: Option<(&str, &str)> = Some(("mallory", "guess"));
@@ -166,6 +167,79 @@ async fn a_refusal_ends_what_was_remembered() {
 }
 
 #[tokio::test]
+async fn whose_password_is_wrong_takes_nothing_from_who_has_the_right_one() {
+    let world = World::new(true).await;
+    let name: ImageName = "reg.test/acme/app:v1".parse().unwrap();
+    let node = world.node("").await;
+    let [alice, mallory] = [node.token(TAG, ALICE).await, node.token(TAG, MALLORY).await];
+    assert_eq!(world.pull(&node, Some(&alice)).await, [200, 200, 200]);
+    assert_eq!(world.pull(&node, Some(&mallory)).await, [401, 401, 401]);
+    // What goes on behind replies is done.
+    node.end().await;
+    let node = world.node("").await;
+    assert!(node.pull.would_give(&name, &world.manifest, &[world.layer]).await, "alice would be let in");
+    // Her own end is another matter.
+    world.registry.now().dismissed = true;
+    let alice = node.token(TAG, ALICE).await;
+    assert_eq!(world.pull(&node, Some(&alice)).await, [401, 401, 401]);
+    node.end().await;
+    let node = world.node("").await;
+    assert!(!node.pull.would_give(&name, &world.manifest, &[world.layer]).await);
+    node.end().await;
+}
+
+#[tokio::test]
+async fn in_an_outage_the_nodes_own_credentials_speak_where_that_is_configured() {
+    let world = World::new(true).await;
+    let (url, file) = (world.registry.server.url(), world.dir.path().join("docker.json"));
+    let host = url.strip_prefix("http://").unwrap();
+    std::fs::write(&file, format!(r#"{{"auths":{{"{host}":{{"username":"alice","password":"secret"}}}}}}"#)).unwrap();
+    let node = async |outage: &str| {
+        let upstream = format!("[[registry.upstream]]\nurl = {url:?}\ninsecure = true");
+        let registry = format!("[[registry]]\nname = \"reg.test\"\noutage = {outage:?}\n{upstream}");
+        let more = format!("[credentials]\ndocker_config = [{file:?}]\n{registry}");
+        Node::start(world.dir.path(), &[], &more).await
+    };
+    let place = Place { registry: "reg.test".parse().unwrap(), repository: "acme/app".parse().unwrap() };
+    // A password that the registry never saw, and nobody at all.
+    let others = async |node: &Node| {
+        let [late, nobody] = [node.token(TAG, MALLORY).await, node.token(TAG, None).await];
+        [world.pull(node, Some(&late)).await, world.pull(node, Some(&nobody)).await]
+    };
+    let first = node("node").await;
+    let alice = first.token(TAG, ALICE).await;
+    assert_eq!(world.pull(&first, Some(&alice)).await, [200, 200, 200]);
+    world.registry.now().down = true;
+    assert_eq!(others(&first).await, [[503; 3]; 2], "the node itself hasn't opened it");
+    world.registry.now().down = false;
+    assert_eq!(first.pull.opens_to_node(&place, &world.manifest).await, Some(true));
+    assert_eq!(others(&first).await, [[401; 3]; 2], "the registry can be asked");
+    first.end().await;
+
+    world.registry.now().down = true;
+    let second = node("node").await;
+    assert_eq!(others(&second).await, [[200; 3]; 2]);
+    let elsewhere = format!("/v2/acme/other/blobs/{}?ns=reg.test", world.layer);
+    let late = second.token(&elsewhere, MALLORY).await;
+    assert_eq!(second.get(&elsewhere, Some(&late)).await.status, 503, "it opened one repository");
+    second.end().await;
+    let third = node("deny").await;
+    assert_eq!(others(&third).await, [[503; 3]; 2]);
+    third.end().await;
+
+    // A refusal ends it.
+    world.registry.now().down = false;
+    world.registry.now().dismissed = true;
+    let fourth = node("node").await;
+    assert_eq!(fourth.pull.opens_to_node(&place, &world.manifest).await, Some(false));
+    fourth.end().await;
+    world.registry.now().down = true;
+    let fifth = node("node").await;
+    assert_eq!(others(&fifth).await, [[503; 3]; 2]);
+    fifth.end().await;
+}
+
+#[tokio::test]
 async fn what_is_remembered_ends_with_its_lifetime() {
     let world = World::new(true).await;
     let node = world.node("").await;
@@ -230,6 +304,42 @@ async fn another_registry_gets_nothing_by_saying_so() {
     // Who really has it may give it; that makes it nobody's secret.
     evil.now().push_blob("evil/app", b"a layer");
     assert_eq!(node.get(&target, None).await.body, b"a layer");
+    node.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nor_by_saying_so_while_it_delivers_something_to_somebody() {
+    let world = World::new(true).await;
+    let evil = Registry::start(State { challenges: true, says_yes: true, ..State::default() }).await;
+    let (open, gate) = watch::channel(false);
+    let named = ("evil/app".to_owned(), world.layer.to_string());
+    evil.now().content.insert(named.clone(), b"a liar.".to_vec());
+    evil.now().gate = Some(gate);
+    let registries: [(&str, &[&str]); 2] =
+        [("reg.test", &[&world.registry.server.url()]), ("evil.test", &[&evil.server.url()])];
+    let node = Node::start(world.dir.path(), &registries, "").await;
+    let alice = node.token(TAG, ALICE).await;
+    assert_eq!(world.pull(&node, Some(&alice)).await, [200, 200, 200]);
+
+    let target = format!("/v2/evil/app/blobs/{}?ns=evil.test", world.layer);
+    let [first, second] = [node.token(&target, ALICE).await, node.token(&target, None).await];
+    let has_seen = async |method: &str, token: &str| {
+        let (line, token) = (format!("{method} /v2/evil/app/blobs/"), format!("Bearer {token}"));
+        evil.server.wait_until(|seen| seen.iter().any(|head| head.starts_with(&line) && head.contains(&token))).await;
+    };
+    let another = async {
+        has_seen("GET", "alice").await;
+        let says = async {
+            has_seen("HEAD", "anybody").await;
+            open.send(true).unwrap();
+        };
+        tokio::join!(node.get(&target, Some(&second)), says).0
+    };
+    let (first, other) = tokio::join!(node.get(&target, Some(&first)), another);
+    assert!(first.status != 200 && other.status != 200, "{first:?} {other:?}");
+    evil.now().content.remove(&named);
+    let after = node.get(&target, Some(&second)).await;
+    assert_eq!(after.status, 404, "{after:?}");
     node.end().await;
 }
 
