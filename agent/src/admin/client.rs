@@ -8,6 +8,7 @@ use http_body_util::{BodyExt as _, Empty};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 use tokio::task::JoinHandle;
@@ -193,7 +194,10 @@ impl Client {
         while let Some(more) = self.next(&mut body).await? {
             rest.extend_from_slice(&more);
             while let Some(end) = rest.iter().position(|&byte| byte == b'\n') {
-                row(self.parse(&rest[..end])?);
+                match self.parse(&rest[..end])? {
+                    Line::Row(line) => row(line),
+                    Line::Failed(failed) => return Err(ClientError::Refused(failed.error)),
+                }
                 rest.drain(..=end);
             }
         }
@@ -245,6 +249,15 @@ impl Client {
     fn broken(&self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> ClientError {
         ClientError::Broken { path: self.0.clone(), source: source.into() }
     }
+}
+
+/// A line of a long answer.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Line<T> {
+    Row(T),
+    /// Nothing more comes.
+    Failed(Failed),
 }
 
 /// The task that moves a connection's bytes; ends with it.

@@ -43,7 +43,7 @@ use crate::image::{Digest, NodeId};
 use crate::keep::{Catalog, Collected, Keep};
 use crate::peers::{Heard, Peers};
 use crate::pull::Pull;
-use crate::store::{Listed, Proof, Store};
+use crate::store::{Listed, Proof, Store, Stuck};
 use crate::upstream::Upstreams;
 
 /// How many blobs are listed at a time.
@@ -155,7 +155,7 @@ impl Agent {
 
     async fn kept(&self, lines: Lines) {
         let mut rows = Rows::default();
-        while let Some(row) = rows.next(&self.store).await {
+        while let Some(row) = self.next(&mut rows, &lines).await {
             let kept = kept(&self.store, row).await;
             if !lines.write(&kept).await {
                 return;
@@ -165,11 +165,22 @@ impl Agent {
 
     async fn verify(&self, lines: Lines) {
         let mut rows = Rows::default();
-        while let Some(row) = rows.next(&self.store).await {
+        while let Some(row) = self.next(&mut rows, &lines).await {
             if let Some(checked) = check(&self.store, &row).await
                 && !lines.write(&checked).await
             {
                 return;
+            }
+        }
+    }
+
+    /// The next blob. Where it can't be told whether there is one, the last line says so.
+    async fn next(&self, rows: &mut Rows, lines: &Lines) -> Option<Listed> {
+        match rows.next(&self.store).await {
+            Ok(row) => row,
+            Err(error) => {
+                lines.write(&view::Failed { error: error.to_string() }).await;
+                None
             }
         }
     }
@@ -198,13 +209,16 @@ pub struct Rows {
 
 impl Rows {
     /// The next blob; `None` at the end.
-    pub async fn next(&mut self, store: &Store) -> Option<Listed> {
+    ///
+    /// # Errors
+    /// When the disk doesn't answer: then there may be more.
+    pub async fn next(&mut self, store: &Store) -> Result<Option<Listed>, Stuck> {
         if self.batch.len() == 0 {
-            self.batch = store.list(self.after.as_ref(), BATCH).await.into_iter();
+            self.batch = store.list(self.after.as_ref(), BATCH).await?.into_iter();
         }
-        let row = self.batch.next()?;
-        self.after = Some(row.digest);
-        Some(row)
+        let row = self.batch.next();
+        self.after = row.as_ref().map(|row| row.digest).or(self.after);
+        Ok(row)
     }
 }
 

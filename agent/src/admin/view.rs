@@ -196,7 +196,7 @@ pub struct Collected {
     pub goes: Vec<Goes>,
 }
 
-/// An error of any call.
+/// An error of any call; of one that is answered line by line, also as the last line.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Failed {
     /// For people.

@@ -12,7 +12,7 @@ use crate::admin::view::{Checked, Collected, Kept};
 use crate::admin::{Client, ClientError, KeptImages, KeptRest, Rows, check, kept};
 use crate::config::{Bytes, Config};
 use crate::keep::Shelf;
-use crate::store::{self, Store};
+use crate::store::{self, Store, Stuck};
 
 /// `larder cache`
 #[derive(Debug, Args)]
@@ -127,7 +127,7 @@ async fn list_blobs(config: &Config, json: bool) -> anyhow::Result<ExitCode> {
         Err(ClientError::NoAgent { .. }) => {
             let store = open(config).await?;
             let mut blobs = Rows::default();
-            while let Some(blob) = blobs.next(&store).await {
+            while let Some(blob) = blobs.next(&store).await? {
                 rows.push(kept(&store, blob).await);
             }
             store.close().await;
@@ -159,21 +159,27 @@ fn text(row: &Kept) -> String {
 
 async fn verify(config: &Config) -> anyhow::Result<ExitCode> {
     let mut progress = Progress::default();
-    match Client::new(&config.admin.socket).verify(|row| progress.row(&row)).await {
-        Ok(()) => {}
+    let checked = match Client::new(&config.admin.socket).verify(|row| progress.row(&row)).await {
         Err(ClientError::NoAgent { .. }) => {
             let store = open(config).await?;
-            let mut blobs = Rows::default();
-            while let Some(blob) = blobs.next(&store).await {
-                if let Some(row) = check(&store, &blob).await {
-                    progress.row(&row);
-                }
-            }
+            let checked = check_all(&store, &mut progress).await;
             store.close().await;
+            checked.map_err(Into::into)
         }
-        Err(e) => return Err(e.into()),
+        checked => checked.map_err(anyhow::Error::from),
+    };
+    let end = progress.end();
+    checked.context("not every blob was checked").map(|()| end)
+}
+
+async fn check_all(store: &Store, progress: &mut Progress) -> Result<(), Stuck> {
+    let mut blobs = Rows::default();
+    while let Some(blob) = blobs.next(store).await? {
+        if let Some(row) = check(store, &blob).await {
+            progress.row(&row);
+        }
     }
-    Ok(progress.end())
+    Ok(())
 }
 
 async fn collect(config: &Config, dry_run: bool) -> anyhow::Result<ExitCode> {
@@ -234,4 +240,45 @@ async fn open(config: &Config) -> anyhow::Result<Store> {
     let options = store::Options::from(&config.cache);
     let opened = tokio::task::spawn_blocking(move || Store::open(options)).await?;
     opened.with_context(|| format!("the cache in {}", dir.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::UnixListener;
+
+    use super::*;
+    use crate::admin::view::Failed;
+    use crate::image::Digest;
+
+    /// What the command says of an agent that answers so.
+    async fn verified(lines: &[String]) -> anyhow::Result<ExitCode> {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("larder.sock");
+        let config: Config = toml::from_str(&format!("[admin]\nsocket = {socket:?}")).unwrap();
+        let listener = UnixListener::bind(&socket).unwrap();
+        let body = lines.iter().map(|line| format!("{line}\n")).collect::<String>();
+        let answer = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                stream.read_buf(&mut head).await.unwrap();
+            }
+            let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", body.len());
+            stream.write_all((head + &body).as_bytes()).await.unwrap();
+            stream
+        };
+        let (said, _stream) = tokio::join!(verify(&config), answer);
+        said
+    }
+
+    #[tokio::test]
+    async fn what_was_not_checked_to_the_end_is_not_sound() {
+        let row = Checked { digest: Digest::of(b"x"), bytes: 1, wrong: None };
+        let row = serde_json::to_string(&row).unwrap();
+        let failed = serde_json::to_string(&Failed { error: Stuck.to_string() }).unwrap();
+        assert!(verified(std::slice::from_ref(&row)).await.is_ok());
+        let error = verified(&[row, failed]).await.unwrap_err();
+        assert!(format!("{error:#}").contains("the cache's disk does not answer"), "{error:#}");
+    }
 }

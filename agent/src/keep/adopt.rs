@@ -15,7 +15,7 @@ use super::survey::Surveyor;
 use crate::containerd::client::Content;
 use crate::containerd::inventory::Inventory;
 use crate::image::{Access, Digest, MediaType, Registry, Repository};
-use crate::store::{AdoptError, Adopted, Found, Held, Store};
+use crate::store::{AdoptError, Adopted, Found, Held, Store, Stuck};
 
 /// What couldn't be adopted is tried again after so long.
 const RETRY: Duration = Duration::from_secs(600);
@@ -83,15 +83,16 @@ impl Adopter {
             let round = async {
                 let now = inventory.borrow_and_update().clone();
                 if let Some(now) = now {
-                    let released = match &before {
-                        Some(before) => before.keys().filter(|key| !now.contents.contains_key(key)).copied().collect(),
+                    let held: Result<Vec<Digest>, Stuck> = match &before {
+                        Some(before) => Ok(before.keys().copied().collect()),
                         // What containerd gave up while nobody looked.
-                        None => {
-                            self.borrowed().await.into_iter().filter(|key| !now.contents.contains_key(key)).collect()
-                        }
+                        None => self.borrowed().await,
                     };
-                    before = Some(Arc::clone(&now.contents));
-                    self.release(released).await;
+                    // Where the disk doesn't tell, it is asked again after the next change.
+                    if let Ok(held) = held {
+                        before = Some(Arc::clone(&now.contents));
+                        self.release(held.into_iter().filter(|key| !now.contents.contains_key(key)).collect()).await;
+                    }
                 }
                 if inventory.changed().await.is_err() {
                     std::future::pending::<()>().await;
@@ -115,11 +116,11 @@ impl Adopter {
     }
 
     /// What the store has with containerd.
-    async fn borrowed(&self) -> Vec<Digest> {
+    async fn borrowed(&self) -> Result<Vec<Digest>, Stuck> {
         let (mut borrowed, mut after) = (Vec::new(), None);
         loop {
-            let page = self.store().list(after.as_ref(), PAGE).await;
-            let Some(last) = page.last() else { return borrowed };
+            let page = self.store().list(after.as_ref(), PAGE).await?;
+            let Some(last) = page.last() else { return Ok(borrowed) };
             after = Some(last.digest);
             borrowed.extend(page.iter().filter(|listed| listed.held != Held::Own).map(|listed| listed.digest));
         }

@@ -171,7 +171,8 @@ impl Collector {
         let mut after = None;
         loop {
             let begun = std::time::Instant::now();
-            let page = self.store().list(after.as_ref(), PAGE).await;
+            // By a part of it, nobody knows what goes first.
+            let Ok(page) = self.store().list(after.as_ref(), PAGE).await else { return Stock::default() };
             let Some(last) = page.last() else { break };
             after = Some(last.digest);
             for listed in page {

@@ -325,10 +325,19 @@ impl Store {
         self.run(move |shelves| shelves.drop_leftovers(age)).await.unwrap_or(0)
     }
 
-    /// The first `limit` blobs after `after`, in the order of their digests.
-    pub async fn list(&self, after: Option<&Digest>, limit: usize) -> Vec<Listed> {
+    /// The first `limit` blobs after `after`, in the order of their digests. None means that there are no more.
+    ///
+    /// # Errors
+    /// When the disk doesn't answer: then there may be more.
+    pub async fn list(&self, after: Option<&Digest>, limit: usize) -> Result<Vec<Listed>, Stuck> {
         let after = after.copied();
-        self.run_aside(move |shelves| shelves.list(after.as_ref(), limit)).await.unwrap_or_default()
+        self.run_aside(move |shelves| shelves.list(after.as_ref(), limit)).await.ok_or(Stuck)
+    }
+
+    /// From now on, the disk answers nobody.
+    #[cfg(test)]
+    pub(crate) fn hang(&self) {
+        self.shelves().reading.hands.hang();
     }
 
     /// Hashes one blob, and sets it aside if it is not what its name says. Takes as long as reading it does.
@@ -340,12 +349,15 @@ impl Store {
 
     /// Hashes every blob and sets aside those that are not what their names say. Takes as long as reading the store
     /// does; `progress` is told after each blob, with whether it is sound.
-    pub async fn verify(&self, mut progress: impl FnMut(&Listed, bool)) -> Audit {
+    ///
+    /// # Errors
+    /// When the disk doesn't answer, and there may be more.
+    pub async fn verify(&self, mut progress: impl FnMut(&Listed, bool)) -> Result<Audit, Stuck> {
         let mut audit = Audit::default();
         let mut after = None;
         loop {
-            let batch = self.list(after.as_ref(), 256).await;
-            let Some(last) = batch.last() else { return audit };
+            let batch = self.list(after.as_ref(), 256).await?;
+            let Some(last) = batch.last() else { return Ok(audit) };
             after = Some(last.digest);
             for listed in batch {
                 let proof = self.check(&listed.digest).await;

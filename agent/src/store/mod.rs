@@ -70,6 +70,7 @@ pub use bounds::{Bounds, DiskUse, Excess, Reason, Usage};
 pub use errors::{AdoptError, CommitError, IngestError, OpenError, ReadError};
 pub use events::{Event, Events};
 pub use handle::{Options, Store};
+pub use hands::Stuck;
 pub use holding::{Held, Holding};
 pub use ingest::{Ingest, Mismatch, Origin, Verified};
 pub use metrics::Metrics;

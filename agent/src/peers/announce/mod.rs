@@ -43,6 +43,8 @@ const RENEW: Duration = Duration::from_secs(300);
 const AGAIN: Duration = Duration::from_secs(5);
 /// Owners that are told at a time.
 const AT_ONCE: usize = 8;
+/// When what is here is listed again, after the disk didn't answer.
+const LIST_AGAIN: Duration = Duration::from_secs(30);
 /// How many blobs are listed at a time.
 const LISTED: usize = 256;
 /// And of how many it is asked at a time whether the store holds them.
@@ -63,6 +65,7 @@ pub(super) async fn announce(
         todo: BTreeMap::new(),
         calls: FuturesUnordered::new(),
         busy: BTreeSet::new(),
+        list_at: None,
         flush_at: None,
         spread_at: None,
         spread: BTreeSet::new(),
@@ -85,6 +88,8 @@ struct Announcer {
     calls: FuturesUnordered<BoxFuture<'static, Called>>,
     /// Owners that are being told something: what follows waits, so that nothing overtakes.
     busy: BTreeSet<NodeId>,
+    /// When what is here is listed again: the disk didn't answer.
+    list_at: Option<Instant>,
     /// When news are told.
     flush_at: Option<Instant>,
     /// When these buckets are told as a whole to their owners.
@@ -110,7 +115,11 @@ impl Announcer {
     async fn list(&mut self, store: &Store) {
         let (mut all, mut after) = (HashMap::new(), None);
         loop {
-            let batch = store.list(after.as_ref(), LISTED).await;
+            let Ok(batch) = store.list(after.as_ref(), LISTED).await else {
+                // A part of it would withdraw the rest.
+                self.list_at = Some(Instant::now() + LIST_AGAIN);
+                return;
+            };
             let Some(last) = batch.last() else { break };
             after = Some(last.digest);
             all.extend(batch.into_iter().map(|listed| (listed.digest, listed.provenance)));
@@ -118,6 +127,7 @@ impl Announcer {
         for (digest, provenance) in self.lent.all() {
             all.entry(digest).or_insert(provenance);
         }
+        self.list_at = None;
         self.holdings.replace(all);
         self.flush();
     }
@@ -142,6 +152,7 @@ impl Announcer {
                     Some(Event::Missed) => self.list(store).await,
                     None => return,
                 },
+                () = until(self.list_at) => self.list(store).await,
                 () = until(self.flush_at) => self.flush(),
                 () = until(self.spread_at) => self.spread(),
                 changed = self.lent.changed() => self.containerd_changed(store, &changed).await,

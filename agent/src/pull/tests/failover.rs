@@ -49,6 +49,18 @@ async fn it_ends_short_when_nobody_goes_on() {
 }
 
 #[tokio::test]
+async fn a_disk_that_hangs_costs_one_wait() {
+    let blob = blob(8);
+    let only = Registry::start(&blob).await;
+    let node = Node::new(&blob, &[&only]);
+    node.store.hang();
+    node.whole().await.expect("within the reply deadline");
+    let begun = Instant::now();
+    node.whole().await.unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
 async fn with_nothing_received_it_fails_at_once() {
     let blob = blob(8);
     let only = Registry::start(&blob).await;

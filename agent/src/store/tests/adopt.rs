@@ -136,8 +136,8 @@ async fn an_own_copy_gives_way_while_it_is_read() {
     let store = node.open();
     until_mended(&store, &node.cache()).await;
     assert_eq!(counted(&store).await, (1, 0, bytes.len() as u64));
-    assert_eq!(store.list(None, 9).await[0].condition, Condition::Synced);
-    assert_eq!(store.list(None, 9).await[0].held, Held::Shared);
+    assert_eq!(store.list(None, 9).await.unwrap()[0].condition, Condition::Synced);
+    assert_eq!(store.list(None, 9).await.unwrap()[0].held, Held::Shared);
     assert_eq!(store.metrics().rechecked.get(), 0);
     assert_eq!(read(&store.blob(&digest).await.unwrap()).await, bytes);
 }

@@ -71,7 +71,7 @@ async fn foreign_files_are_proven_or_left_alone() {
 
     let store = open(dir.path());
     until_mended(&store, dir.path()).await;
-    let listed = store.list(None, 100).await;
+    let listed = store.list(None, 100).await.unwrap();
     assert_eq!(listed.len(), 3);
     assert_eq!(listed.iter().filter(|blob| blob.condition == Condition::Suspect).count(), 2);
     let blob = store.blob(&right).await.unwrap();
@@ -224,7 +224,7 @@ async fn records_without_files_and_leftovers_go() {
     let store = open(dir.path());
     until_mended(&store, dir.path()).await;
     assert_eq!(store.usage().await.unwrap().blobs, 0);
-    assert!(store.list(None, 10).await.is_empty());
+    assert!(store.list(None, 10).await.unwrap().is_empty());
     assert!(!old.exists() && !put.exists() && !trash.exists());
     assert!(young.exists(), "it may be taken up again");
 }
@@ -238,7 +238,7 @@ async fn verification_finds_what_is_wrong() {
     let file = File::options().write(true).open(path_of(dir.path(), &bad)).unwrap();
     file.write_all_at(b"rot", 1_050_000).unwrap();
     let mut said = Vec::new();
-    let audit = store.verify(|listed, sound| said.push((listed.digest, sound))).await;
+    let audit = store.verify(|listed, sound| said.push((listed.digest, sound))).await.unwrap();
     assert_eq!(audit, Audit { sound: 1, sound_bytes: 100, wrong: 1, unreadable: 0 });
     said.sort_unstable();
     let mut expected = vec![(*good.digest(), true), (bad, false)];

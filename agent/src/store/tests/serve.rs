@@ -8,7 +8,7 @@ use proptest::prelude::*;
 
 use super::fixture::*;
 use crate::image::{Access, Digest, MediaType, Tag};
-use crate::store::{CHUNK, CommitError, Condition, IngestError, Origin, ReadError, TagRecord};
+use crate::store::{CHUNK, CommitError, Condition, IngestError, Origin, ReadError, Stuck, TagRecord};
 
 const MIB: usize = 1 << 20;
 
@@ -39,7 +39,7 @@ async fn a_blob_is_readable_at_once_and_after_a_restart() {
     let usage = store.usage().await.unwrap();
     assert_eq!((usage.blobs, usage.bytes), (1, bytes.len() as u64));
     until_synced(&store, &digest).await;
-    assert_eq!(store.list(None, 10).await[0].condition, Condition::Synced);
+    assert_eq!(store.list(None, 10).await.unwrap()[0].condition, Condition::Synced);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -240,4 +240,16 @@ async fn a_rotten_chunk_stops_the_reader_before_it() {
     assert!(matches!(error, ReadError::Rotten { chunk: 1, .. }) && error.is_damage());
     blob.opened.file.set_len(MIB as u64 + 5).unwrap();
     assert!(matches!(reader.next().await, Err(ReadError::Truncated { chunk: 1, .. })));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_doesnt_answer_is_no_empty_store() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    arrive(&store, &content(1, 1000)).await;
+    assert_eq!(store.list(None, 10).await.unwrap().len(), 1);
+    store.hang();
+    assert!(store.blob(&Digest::of(b"x")).await.is_none());
+    assert_eq!(store.list(None, 10).await, Err(Stuck));
+    assert_eq!(store.verify(|_, _| {}).await, Err(Stuck));
 }
