@@ -75,8 +75,8 @@ impl Pull {
         let pull = &self.0;
         pull.journal.resolved(place, tag.as_str());
         if !pull.options.tag_max_age.is_zero()
-            && let Known::This(record, age) = pull.known(place, grant, tag).await
-            && age < pull.options.tag_max_age
+            && let Known::This(record, _) = pull.known(place, grant, tag).await
+            && record.is_younger_than(pull.options.tag_max_age)
             && pull.is_given(place, grant, &record.digest).await
         {
             pull.metrics.tag_answered("fresh");

@@ -79,6 +79,14 @@ impl TagRecord {
         Self { digest, media_type, size, confirmed_at }
     }
 
+    /// Whether an upstream said so less than `time` ago. Not where it seems to be still to come: the clock was set back
+    /// since, and nobody knows by how much.
+    #[must_use]
+    pub fn is_younger_than(&self, time: Duration) -> bool {
+        let age = (unix_now() / 1000).checked_sub(self.confirmed_at);
+        age.is_some_and(|age| Duration::from_secs(age) < time)
+    }
+
     /// How long ago an upstream last said so, to the second.
     #[must_use]
     pub fn age(&self) -> Duration {

@@ -6,7 +6,8 @@ use crate::config;
 use crate::image::{Access, MediaType, Tag};
 use crate::peers::script::{Script, Told};
 use crate::peers::{TagMeaning, Turn};
-use crate::pull::Pace;
+use crate::pull::{Pace, permit};
+use crate::store::TagRecord;
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 
@@ -109,6 +110,26 @@ async fn the_background_asks_the_cluster_while_upstreams_are_left_alone() {
     assert_eq!(resolved.digest, Digest::of(&manifest()));
     assert!(resolved.stale_for.is_some_and(|age| age >= Duration::from_secs(60)), "{resolved:?}");
     assert_eq!((upstream.asked().len(), upstream.heads()), (1, 0), "it was left alone");
+}
+
+#[tokio::test]
+async fn an_answer_is_not_young_because_the_clock_was_set_back() {
+    let upstream = Registry::start(&manifest()).await;
+    let node = Node::with(&manifest(), &[&upstream], "[tags]\nmax_age = \"1m\"");
+    let (place, tag) = (&node.wanted.place, "v1".parse().unwrap());
+    let manifest = Wanted { kind: Kind::Manifest, ..node.wanted.clone() };
+    drop(node.pull.fetch(&manifest, 0).await.unwrap());
+    assert!(!node.pull.0.rights.look_is_due(place), "nobody asks behind a reply");
+    let record = |ahead: i64| {
+        let TagMeaning { digest, media_type, size, .. } = answer(&node.blob, 0, Access::Anonymous);
+        let confirmed_at = permit::now().saturating_add_signed(ahead);
+        TagRecord { digest, media_type, size, confirmed_at }
+    };
+    for (ahead, heads) in [(-1, 0), (3600, 1)] {
+        node.store.record_tag(&place.registry, &place.repository, &tag, record(ahead)).await;
+        node.pull.resolve(place, &Grant::Anonymous, &tag).await.unwrap();
+        assert_eq!(upstream.heads(), heads, "confirmed {ahead} seconds from now");
+    }
 }
 
 /// What goes wrong with a manifest that a tag names, where there is no HEAD to tell what it is.
