@@ -3,7 +3,7 @@
 //! The CA lives for ten years in the cache's folder; hosts.toml pins it, so that no other process that gets hold of the
 //! port can pass for the mirror. The mirror's own certificate exists in memory alone and is made anew at each start and
 //! every ten days. A year before the CA ends, its successor is made and trusted beside it; it signs when the old one is
-//! about to end.
+//! about to end. A CA that was made while the clock was ahead isn't valid once it is set right: it is replaced at once.
 
 use std::io::{self, Write};
 use std::net::{IpAddr, SocketAddr};
@@ -33,8 +33,9 @@ const CA_SUCCESSOR: time::Duration = time::Duration::days(365);
 const CA_END: time::Duration = time::Duration::days(60);
 const LEAF_LIFE: time::Duration = time::Duration::days(30);
 const RENEW_AFTER: time::Duration = time::Duration::days(10);
-/// By the wall clock, which may jump: a node that slept, or had no time when it started.
-const LOOK_EVERY: Duration = Duration::from_secs(600);
+/// By the wall clock, which may jump: a node that slept, or had no time when it started. Until it is looked at, what is shown
+/// may be valid no more, or not yet.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
 
 /// Why there is no certificate.
 #[derive(Debug, thiserror::Error)]
@@ -62,6 +63,7 @@ struct Current(ArcSwap<CertifiedKey>);
 struct Authority {
     certificate: String,
     key: KeyPair,
+    begins: OffsetDateTime,
     ends: OffsetDateTime,
 }
 
@@ -108,7 +110,7 @@ impl Identity {
         let mut made = OffsetDateTime::now_utc();
         while stop.run_until_cancelled(tokio::time::sleep(LOOK_EVERY)).await.is_some() {
             let now = OffsetDateTime::now_utc();
-            if (now - made).abs() < RENEW_AFTER && now > made - DAY {
+            if !is_due(made, now) {
                 continue;
             }
             let identity = Arc::clone(&self);
@@ -138,12 +140,19 @@ impl Identity {
     }
 }
 
+/// Whether what was made then is to be made anew: it is old, or the clock was set.
+fn is_due(made: OffsetDateTime, now: OffsetDateTime) -> bool {
+    now - made >= RENEW_AFTER || now <= made - DAY
+}
+
 /// The CAs to trust, and a certificate of the one that signs now.
 fn renew(dir: &Path, addresses: &[IpAddr], now: OffsetDateTime) -> Result<(String, CertifiedKey), IdentityError> {
     let (ca_path, successor_path) = (dir.join("ca.pem"), dir.join("ca-next.pem"));
     let left = |authority: &Authority| authority.ends - now;
-    let mut ca = Authority::load(&ca_path);
-    let mut successor = Authority::load(&successor_path);
+    // Whoever checks a CA looks at both ends of its life.
+    let load = |path| Authority::load(path).filter(|authority| authority.begins <= now);
+    let mut ca = load(&ca_path);
+    let mut successor = load(&successor_path);
     if ca.as_ref().is_none_or(|ca| left(ca) < CA_END) {
         ca = match successor.take() {
             Some(successor) => {
@@ -174,7 +183,8 @@ impl Authority {
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
         params.not_before = now - DAY;
         params.not_after = now + CA_LIFE;
-        Ok(Self { certificate: params.self_signed(&key)?.pem(), key, ends: params.not_after })
+        let certificate = params.self_signed(&key)?.pem();
+        Ok(Self { certificate, key, begins: params.not_before, ends: params.not_after })
     }
 
     /// `None` for what isn't there or isn't a CA of ours.
@@ -185,9 +195,9 @@ impl Authority {
         let key = KeyPair::from_pem(key).ok()?;
         let der = CertificateDer::from_pem_slice(certificate.as_bytes()).ok()?;
         let (_, parsed) = x509_parser::parse_x509_certificate(&der).ok()?;
-        let ends = parsed.validity().not_after.to_datetime();
+        let (begins, ends) = (parsed.validity().not_before.to_datetime(), parsed.validity().not_after.to_datetime());
         let of_this_key = parsed.public_key().raw == key.subject_public_key_info();
-        of_this_key.then(|| Self { certificate: certificate.to_owned(), key, ends })
+        of_this_key.then(|| Self { certificate: certificate.to_owned(), key, begins, ends })
     }
 
     fn saved(self, path: &Path) -> Self {
@@ -283,6 +293,31 @@ mod tests {
         // A process that starts now goes on with it.
         let (again, _) = renew(dir.path(), &identity.addresses, start + time::Duration::days(3650 - 40)).unwrap();
         assert_eq!(again, new);
+    }
+
+    #[test]
+    fn one_of_a_clock_that_was_ahead_is_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let start = OffsetDateTime::now_utc();
+        let bundle = |days| renew(dir.path(), &[], start + time::Duration::days(days)).unwrap().0;
+        let ahead = bundle(700);
+        let right = bundle(0);
+        assert_ne!(right, ahead);
+        assert_eq!(count(&right), 1);
+        let made = Authority::load(&dir.path().join("ca.pem")).unwrap();
+        assert!(made.begins <= start && made.certificate == right);
+        assert_eq!((bundle(0), bundle(20)), (right.clone(), right), "and stays");
+        // Nor is a successor trusted, or taken for one, that nobody believes yet.
+        let both = bundle(3650 - 300);
+        assert_eq!((count(&both), count(&bundle(0))), (2, 1));
+    }
+
+    #[test]
+    fn what_is_shown_is_made_anew_when_it_is_old_and_when_the_clock_was_set() {
+        let made = OffsetDateTime::now_utc();
+        for (days, is) in [(0, false), (9, false), (10, true), (700, true), (-1, true), (-700, true)] {
+            assert_eq!(is_due(made, made + time::Duration::days(days)), is, "{days}");
+        }
     }
 
     #[test]

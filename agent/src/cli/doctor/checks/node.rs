@@ -133,12 +133,17 @@ pub(super) fn clock(facts: &Facts) -> Vec<Finding> {
     let judge = |(path, authority): (&std::path::PathBuf, &Authority)| {
         let Authority::Valid { from, until } = authority else { return None };
         let renew = Mend::new("restart the agent, which renews its own", ["systemctl restart larder"]);
-        let (severity, what, mend) = match facts.now {
+        let (severity, what, mends) = match facts.now {
             now if now < *from => {
-                (Severity::Problem, format!("is valid from {} on, later than the clock", time(*from)), set.clone())
+                let what = format!("is valid from {} on, later than the clock", time(*from));
+                let right = "if the clock is right by now, restart the agent, which replaces its own";
+                let renew = Mend::new(right, ["systemctl restart larder"]);
+                (Severity::Problem, what, vec![set.clone(), renew])
             }
-            now if now > *until => (Severity::Problem, format!("was valid until {}", time(*until)), renew),
-            now if now > *until - SOON => (Severity::Note, format!("is valid until {} only", time(*until)), renew),
+            now if now > *until => (Severity::Problem, format!("was valid until {}", time(*until)), vec![renew]),
+            now if now > *until - SOON => {
+                (Severity::Note, format!("is valid until {} only", time(*until)), vec![renew])
+            }
             _ => return None,
         };
         let why = "containerd refuses what it signs, and passes that host by";
@@ -146,7 +151,7 @@ pub(super) fn clock(facts: &Facts) -> Vec<Finding> {
             Finding::new("clock", severity, format!("the certificate {what}"))
                 .at(&path.display())
                 .because(why)
-                .mended_by([mend]),
+                .mended_by(mends),
         )
     };
     let findings: Vec<_> = facts.authorities.iter().filter_map(judge).collect();

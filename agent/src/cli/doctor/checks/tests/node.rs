@@ -53,6 +53,8 @@ fn the_clock() {
         facts.authorities.insert(path.clone(), authority);
         has(&problem(&facts).1, &[said]);
     }
+    facts.authorities.insert(path.clone(), valid(3600, 7200));
+    has(&problem(&facts).1, &["timedatectl set-ntp true", "if the clock is right by now", "systemctl restart larder"]);
     facts.authorities.insert(path, valid(-10, 3600));
     has(&note(&facts), &["only"]);
     facts.now = 1000;
