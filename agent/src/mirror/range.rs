@@ -53,9 +53,12 @@ impl RangeAsked {
         }
     }
 
-    /// Whether it says itself where it ends, and so doesn't ask for the end of the blob.
-    pub(super) const fn has_end(self) -> bool {
-        matches!(self, Self::FromTo(..))
+    /// What is asked for, where it says itself where it ends, and so doesn't ask for the end of the blob.
+    pub(super) fn closed(self) -> Option<Range<u64>> {
+        match self {
+            Self::FromTo(first, last) => Some(first..last.saturating_add(1)),
+            Self::Whole | Self::From(_) | Self::Last(_) => None,
+        }
     }
 
     /// Of a blob of `size` bytes.

@@ -24,7 +24,7 @@ use super::request::Request;
 use super::token;
 use crate::containerd::canary::Canary;
 use crate::image::{Digest, MediaType, Reference, Tag};
-use crate::pull::{Kind, Passed, Place, Pull, PullError, Resolved, Wanted};
+use crate::pull::{Kind, Passed, Place, Pull, PullError, Wanted};
 use crate::upstream::{Credentials, Grant};
 
 /// To send the form that asks for a token.
@@ -200,16 +200,20 @@ impl Mirror {
     }
 
     async fn tag(&self, place: &Place, tag: &Tag, asked: &Asked<'_>) -> Response<Body> {
-        let resolved = match self.pull.resolve(place, asked.grant(), tag).await {
-            Ok(resolved) => resolved,
+        let answer = match asked.head {
+            true => self.pull.resolve(place, asked.grant(), tag).await.map(|resolved| (resolved, None)),
+            false => self.pull.fetch_tag(place, asked.grant(), tag).await.map(|(of, found)| (of, Some(found))),
+        };
+        let (resolved, found) = match answer {
+            Ok(answer) => answer,
             Err(e) => return asked.failed(&e, place, Kind::Manifest),
         };
-        let mut response = if asked.head {
-            let Resolved { digest, media_type, size, .. } = &resolved;
-            reply::content(StatusCode::OK, digest, media_type.as_str(), Some(*size), reply::whole(""))
-        } else {
-            self.blob(place, &resolved.digest, Kind::Manifest, asked).await
+        let (media_type, size) = match &found {
+            Some(found) => (found.media_type.clone(), found.size),
+            None => (resolved.media_type.clone(), Some(resolved.size)),
         };
+        let body = found.map_or_else(|| reply::whole(""), |found| reply::streamed(found.read()));
+        let mut response = reply::content(StatusCode::OK, &resolved.digest, media_type.as_str(), size, body);
         if let Some(age) = resolved.stale_for {
             let warning = match resolved.deleted {
                 true => "299 larder \"Deleted at the origin\"",
@@ -227,9 +231,9 @@ impl Mirror {
             kind == Kind::Manifest || asked.head || asked.if_range.is_some_and(|tag| tag != format!("\"{digest}\""));
         let range = if whole { RangeAsked::Whole } else { asked.range };
         let wanted = Wanted { place: place.clone(), grant: asked.grant().clone(), digest: *digest, kind };
-        let found = match range.has_end() {
-            true => self.pull.fetch_part(&wanted, range.start()).await,
-            false => self.pull.fetch(&wanted, range.start()).await,
+        let found = match range.closed() {
+            Some(part) => self.pull.fetch_part(&wanted, part).await,
+            None => self.pull.fetch(&wanted, range.start()).await,
         };
         let found = match found {
             Ok(found) => found,
@@ -251,7 +255,7 @@ impl Mirror {
             (Part::Some(part), Some(size)) => {
                 let length = part.end - part.start;
                 let content_range = format!("bytes {}-{}/{size}", part.start, part.end - 1);
-                let reader = if range.has_end() { found.read_part(part) } else { found.read_from(part.start) };
+                let reader = if range.closed().is_some() { found.read_part(part) } else { found.read_from(part.start) };
                 let body = reply::streamed(reader);
                 let mut response =
                     reply::content(StatusCode::PARTIAL_CONTENT, digest, media_type.as_str(), Some(length), body);

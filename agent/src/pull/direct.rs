@@ -220,9 +220,12 @@ impl Direct {
         }
     }
 
-    /// Takes over an answer that was opened at the blob's first byte.
+    /// Takes over an answer that was opened already, where it has what comes next, and goes far enough.
     pub(super) fn take_over(&mut self, opened: Opened) {
-        self.at = opened.offset;
+        let is_near = opened.offset <= self.at && self.at - opened.offset <= CHUNK;
+        if !is_near || opened.end.is_some_and(|to| self.end.is_none_or(|end| end > to)) {
+            return;
+        }
         let upstream = Arc::clone(&opened.upstream);
         self.sources.settle(&upstream);
         self.read_from(upstream, opened);

@@ -2,22 +2,27 @@
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::time::{Instant, timeout_at};
+use http::StatusCode;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::ask::first_to_answer;
 use super::drive::drive;
+use super::error::Said;
 use super::reader::Source;
 use super::sources::Sources;
 use super::transfer::{Failure, Following, State, Transfer, Unstored, Who};
-use super::{Inner, Kind, Pace, Place, Pull, PullError, Reader, Wanted};
-use crate::image::{Access, Digest, MediaType};
+use super::{Inner, Kind, Pace, Place, Pull, PullError, Reader, Resolved, Wanted};
+use crate::image::{Access, Digest, MediaType, Tag};
 use crate::store::Blob;
-use crate::upstream::Part;
+use crate::upstream::{ErrorKind, Grant, Part};
 
 /// The most that is read of a stored manifest to tell its type, in bytes. containerd takes no longer one.
 const MAX_MANIFEST: u64 = 4 << 20;
+/// How long the store may take to find what it had a moment ago.
+const LOOKED_UP_WITHIN: Duration = Duration::from_secs(1);
 
 /// A blob that can be read. Up to `verify_first` bytes, it is whole and verified already.
 pub struct Found {
@@ -42,8 +47,8 @@ enum At {
 #[derive(Clone, Copy)]
 enum Reading<'a> {
     ToTheEnd,
-    /// Up to a byte that was named.
-    Part,
+    /// Up to this byte.
+    Part(u64),
     /// All of it, at the pace of the background.
     InBackground(&'a Arc<Pace>),
 }
@@ -54,7 +59,7 @@ impl Pull {
     /// # Errors
     /// When nothing has it, or no source answers within the reply deadline.
     pub async fn fetch(&self, wanted: &Wanted, start: u64) -> Result<Found, PullError> {
-        self.find(wanted, start, Reading::ToTheEnd).await
+        self.find_by(self.deadline(), wanted, start, Reading::ToTheEnd).await
     }
 
     /// The same for one who said where the reading ends, too. Who reads so has means of its own to prove what it gets, and
@@ -62,8 +67,44 @@ impl Pull {
     ///
     /// # Errors
     /// As for [`Pull::fetch`].
-    pub async fn fetch_part(&self, wanted: &Wanted, start: u64) -> Result<Found, PullError> {
-        self.find(wanted, start, Reading::Part).await
+    pub async fn fetch_part(&self, wanted: &Wanted, range: Range<u64>) -> Result<Found, PullError> {
+        self.find_by(self.deadline(), wanted, range.start, Reading::Part(range.end)).await
+    }
+
+    /// What `tag` means, and the manifest that it means: as [`Pull::resolve`] and [`Pull::fetch`], with one reply deadline
+    /// for both.
+    ///
+    /// # Errors
+    /// As for both.
+    pub async fn fetch_tag(&self, place: &Place, grant: &Grant, tag: &Tag) -> Result<(Resolved, Found), PullError> {
+        let deadline = self.deadline();
+        let resolved = self.resolve_by(deadline, place, grant, tag).await?;
+        let (place, grant, digest) = (place.clone(), grant.clone(), resolved.digest);
+        let wanted = Wanted { place, grant, digest, kind: Kind::Manifest };
+        match self.find_by(deadline, &wanted, 0, Reading::ToTheEnd).await {
+            Err(late @ PullError::Late(_)) if resolved.stale_for.is_some() => {
+                let found = self.found_before(wanted, &resolved).await.ok_or(late)?;
+                Ok((resolved, found))
+            }
+            found => Ok((resolved, found?)),
+        }
+    }
+
+    /// The manifest of a tag that is given as it last was: it is here, and this caller was found to be one who could have it
+    /// before. For when the registry doesn't answer that question either.
+    async fn found_before(&self, wanted: Wanted, resolved: &Resolved) -> Option<Found> {
+        let pull = Arc::clone(&self.0);
+        let blob = timeout(LOOKED_UP_WITHIN, pull.store.blob(&wanted.digest)).await.ok()??;
+        if !blob.provenance().is_public() {
+            pull.metrics.outage_permits.inc();
+        }
+        Some(Found {
+            size: Some(blob.size()),
+            media_type: resolved.media_type.clone(),
+            pull,
+            wanted,
+            at: At::Store(blob),
+        })
     }
 
     /// As [`Pull::fetch`], of all of it, for one who is in no hurry: its bytes come at the pace of the background, unless
@@ -72,7 +113,7 @@ impl Pull {
     /// # Errors
     /// As for [`Pull::fetch`], and when nobody is left to be asked.
     pub async fn fetch_in_background(&self, wanted: &Wanted, pace: &Arc<Pace>) -> Result<Found, PullError> {
-        self.find(wanted, 0, Reading::InBackground(pace)).await
+        self.find_by(self.deadline(), wanted, 0, Reading::InBackground(pace)).await
     }
 
     /// A caller reads a blob from its first byte on, and more of it by requests that follow: what went out before, right
@@ -82,48 +123,63 @@ impl Pull {
         self.0.blame.lifted(digest);
     }
 
+    /// By when a reply has to begin that is asked for now.
+    pub(super) fn deadline(&self) -> Instant {
+        Instant::now() + self.0.options.reply_deadline
+    }
+
+    async fn find_by(
+        &self,
+        deadline: Instant,
+        wanted: &Wanted,
+        start: u64,
+        reading: Reading<'_>,
+    ) -> Result<Found, PullError> {
+        let found = timeout_at(deadline, self.find(wanted, start, reading)).await;
+        found.unwrap_or_else(|_| Err(PullError::Late(Said::default())))
+    }
+
+    /// Takes as long as it takes.
     async fn find(&self, wanted: &Wanted, start: u64, reading: Reading<'_>) -> Result<Found, PullError> {
         let pull = &self.0;
         let Wanted { place, digest, kind, .. } = wanted;
         let kind = *kind;
         let pace = match reading {
             Reading::InBackground(pace) => Some(pace),
-            Reading::ToTheEnd | Reading::Part => None,
+            Reading::ToTheEnd | Reading::Part(_) => None,
         };
-        let may_continue = start > 0 && !matches!(reading, Reading::Part);
+        let may_continue = start > 0 && !matches!(reading, Reading::Part(_));
         if may_continue && pull.blame.continues_poison(digest, start) {
             return Err(PullError::Poisoned);
         }
-        let deadline = Instant::now() + pull.options.reply_deadline;
-        let late = |_| PullError::Late(super::error::Said::default());
         let found =
             |size, media_type, at| Found { size, media_type, pull: Arc::clone(pull), wanted: wanted.clone(), at };
         if pull.is_ignored(place) {
-            timeout_at(deadline, pull.may_ask(place, &wanted.grant)).await.map_err(late)??;
-            let unstored = timeout_at(deadline, pull.past_the_disk(wanted)).await.map_err(late)??;
+            pull.may_ask(place, &wanted.grant).await?;
+            let unstored = pull.past_the_disk(wanted, reading.of(start)).await?;
             return Ok(found(unstored.size, unstored.media_type.clone(), At::Upstream(unstored)));
         }
         // The transfer that was joined may be another registry's.
         for _ in 0..=pull.attempts(place) {
-            if let Some(blob) = timeout_at(deadline, pull.held(wanted)).await.map_err(late)?? {
+            if let Some(blob) = pull.held(wanted).await? {
                 let media_type = pull.look_into(wanted, &blob).await;
                 return Ok(found(Some(blob.size()), media_type, At::Store(blob)));
             }
-            timeout_at(deadline, pull.may_ask(place, &wanted.grant)).await.map_err(late)??;
+            pull.may_ask(place, &wanted.grant).await?;
             let following = match pull.follow(wanted, start, pace) {
                 Ok(following) => following,
                 Err(theirs) if theirs.wanted.place.registry == place.registry => {
                     // Of the same registry: it says in a moment whether it is this caller's too.
-                    timeout_at(deadline, pull.confirm(wanted, false)).await.map_err(late)??;
+                    pull.confirm(wanted, false).await?;
                     theirs
                 }
                 Err(_) => {
-                    let unstored = timeout_at(deadline, pull.past_the_disk(wanted)).await.map_err(late)??;
+                    let unstored = pull.past_the_disk(wanted, reading.of(start)).await?;
                     return Ok(found(unstored.size, unstored.media_type.clone(), At::Upstream(unstored)));
                 }
             };
             let is_mine = following.wanted.place == *place && following.wanted.grant == wanted.grant;
-            match timeout_at(deadline, ready(&following, pull.options.verify_first)).await.map_err(late)? {
+            match ready(&following, pull.options.verify_first).await {
                 State::Whole(blob) => {
                     let media_type = pull.look_into(wanted, &blob).await;
                     return Ok(found(Some(blob.size()), media_type, At::Store(blob)));
@@ -216,15 +272,34 @@ impl Inner {
     }
 
     /// A source of this caller's own.
-    async fn past_the_disk(self: &Arc<Self>, wanted: &Wanted) -> Result<Unstored, PullError> {
+    async fn past_the_disk(self: &Arc<Self>, wanted: &Wanted, part: Part) -> Result<Unstored, PullError> {
         let mut sources = Sources::new(Arc::clone(self), wanted.clone());
-        let Some((_, opened)) = first_to_answer(&mut sources, wanted, Part::WHOLE).await else {
+        let mut answered = first_to_answer(&mut sources, wanted, part).await;
+        let beyond = ErrorKind::Server(StatusCode::RANGE_NOT_SATISFIABLE);
+        if answered.is_none() && part != Part::WHOLE && sources.said(&beyond) {
+            // Who asks beyond the end is told where that is.
+            sources.begin_round();
+            answered = first_to_answer(&mut sources, wanted, Part::WHOLE).await;
+        }
+        let Some((_, opened)) = answered else {
             let error = sources.verdict();
             self.refused(&wanted.place, &wanted.grant, error.said());
             return Err(error.for_grant(&wanted.grant));
         };
         let (size, media_type) = (opened.size, opened.media_type.clone());
         Ok(Unstored { size, media_type, opened: Arc::new(Mutex::new(Some(opened))) })
+    }
+}
+
+impl Reading<'_> {
+    /// What it asks a source for that nobody else reads, when it begins at `start`.
+    fn of(self, start: u64) -> Part {
+        match self {
+            // Somewhere at the end: the first byte is enough to be told where that is.
+            _ if start == u64::MAX => Part { from: 0, to: Some(1) },
+            Self::Part(end) if end > start => Part { from: start, to: Some(end) },
+            _ => Part::from(start),
+        }
     }
 }
 

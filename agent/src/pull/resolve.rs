@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use http::StatusCode;
 use tokio::sync::Semaphore;
-use tokio::time::timeout;
+use tokio::time::{self, timeout_at};
 
 use super::bounded::insert;
 use super::direct::Opened;
@@ -72,6 +72,30 @@ impl Pull {
     /// # Errors
     /// When upstream says that there is no such tag, or nothing answers and nothing is known.
     pub async fn resolve(&self, place: &Place, grant: &Grant, tag: &Tag) -> Result<Resolved, PullError> {
+        self.resolve_by(self.deadline(), place, grant, tag).await
+    }
+
+    /// The same, for a reply that has to begin by `deadline`.
+    pub(super) async fn resolve_by(
+        &self,
+        deadline: time::Instant,
+        place: &Place,
+        grant: &Grant,
+        tag: &Tag,
+    ) -> Result<Resolved, PullError> {
+        // The rest of the time is for what was known before.
+        let asked_until = deadline - self.0.options.reply_deadline / 10;
+        let resolved = timeout_at(deadline, self.ask_until(asked_until, place, grant, tag)).await;
+        resolved.unwrap_or_else(|_| Err(PullError::Late(Said::default())))
+    }
+
+    async fn ask_until(
+        &self,
+        asked_until: time::Instant,
+        place: &Place,
+        grant: &Grant,
+        tag: &Tag,
+    ) -> Result<Resolved, PullError> {
         let pull = &self.0;
         pull.journal.resolved(place, tag.as_str());
         if !pull.options.tag_max_age.is_zero()
@@ -88,7 +112,7 @@ impl Pull {
             async move { pull.ask(&place, &grant, &tag).await }
         };
         let key = (place.clone(), tag.clone(), grant.clone());
-        match timeout(pull.options.reply_deadline, pull.tags.join(key, &pull.tasks, ask)).await {
+        match timeout_at(asked_until, pull.tags.join(key, &pull.tasks, ask)).await {
             Ok(Some(answer)) => answer,
             Ok(None) => Err(PullError::Stopping),
             // Upstreams that are slow, one after the other, amount to no answer.

@@ -124,6 +124,23 @@ async fn in_an_outage_who_could_pull_it_can_and_who_could_not_cant() {
 }
 
 #[tokio::test]
+async fn where_the_registry_is_silent_a_tag_is_given_in_time_to_who_could_pull_it() {
+    let world = World::new(true).await;
+    let node = world.node("").await;
+    let alice = node.token(TAG, ALICE).await;
+    assert_eq!(world.pull(&node, Some(&alice)).await, [200, 200, 200]);
+    node.end().await;
+
+    world.registry.now().slow = Duration::from_secs(60);
+    let node = world.node("[mirror]\nreply_deadline = \"2s\"\nheader_timeout = \"3s\"").await;
+    let [alice, mallory] = [node.token(TAG, ALICE).await, node.token(TAG, MALLORY).await];
+    let reply = node.get(TAG, Some(&alice)).await;
+    assert_eq!((reply.status, &reply.headers["warning"][..]), (200, "110 larder \"Response is Stale\""));
+    assert_eq!(node.get(TAG, Some(&mallory)).await.status, 401);
+    node.end().await;
+}
+
+#[tokio::test]
 async fn a_refusal_ends_what_was_remembered() {
     let world = World::new(true).await;
     let node = world.node("").await;

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use tokio::sync::watch;
 
@@ -22,6 +23,8 @@ pub(super) struct State {
     pub(super) down: bool,
     /// Its token server closes every connection.
     pub(super) tokens_down: bool,
+    /// It takes so long before it answers of content.
+    pub(super) slow: Duration,
     /// It says yes to every HEAD.
     pub(super) says_yes: bool,
     /// By repository and tag or digest.
@@ -113,7 +116,7 @@ fn answer(state: &State, head: &str) -> Vec<Act> {
         write!(text, "Docker-Content-Digest: {}\r\n", Digest::of(content)).unwrap();
     }
     text.push_str("\r\n");
-    let mut acts = vec![raw(text)];
+    let mut acts = vec![Act::Wait(state.slow), raw(text)];
     if method == "GET" {
         if let (Some(gate), "blobs") = (&state.gate, kind) {
             acts.push(Act::Await(gate.clone()));

@@ -1,5 +1,7 @@
 //! Tags across a chain of upstreams.
 
+use std::time::Duration;
+
 use prometheus_client::encoding::text::encode;
 
 use super::node::Node;
@@ -102,9 +104,25 @@ async fn a_mirror_that_disagrees_is_reported() {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(std::time::Duration::from_secs(5), reported).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(5), reported).await.unwrap();
     let heads = origin.count("HEAD /v2/acme/app/manifests/v1");
     assert_eq!(node.get(TAG, None).await.status, 200);
     assert_eq!((heads, origin.count("HEAD /v2/acme/app/manifests/v1")), (1, 1), "once a minute at the most");
+    node.end().await;
+}
+
+/// Each of its two questions would be answered in time.
+#[tokio::test]
+async fn for_a_tag_and_its_manifest_there_is_one_deadline() {
+    let origin = registry(Some(b"x")).await;
+    origin.now().slow = Duration::from_millis(1500);
+    let dir = tempfile::tempdir().unwrap();
+    let node = node(&dir, &[&origin], "[mirror]\nreply_deadline = \"2s\"").await;
+    let reply = node.get(TAG, None).await;
+    assert_eq!(reply.status, 503, "{reply:?}");
+    assert_eq!(origin.count("HEAD /v2/acme/app/manifests/v1"), 1);
+    // The manifest comes all the same, and is here for who asks again.
+    origin.now().slow = Duration::ZERO;
+    assert_eq!(node.get(TAG, None).await.status, 200);
     node.end().await;
 }

@@ -62,9 +62,18 @@ impl Node {
 
     /// The same, in a cluster.
     fn among(blob: &Bytes, registries: &[&Registry], mirror: &str, peers: Option<Peers>) -> Self {
+        Self::configured(blob, registries, ["", mirror], peers)
+    }
+
+    /// One that passes everything through.
+    fn ignoring(blob: &Bytes, registries: &[&Registry]) -> Self {
+        Self::configured(blob, registries, ["ignore = [\"reg.test/*\"]", ""], None)
+    }
+
+    fn configured(blob: &Bytes, registries: &[&Registry], [cache, mirror]: [&str; 2], peers: Option<Peers>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let mut text = format!(
-            "[cache]\ndir = {:?}\nmax_disk_percent = 100\n[mirror]\n{mirror}\n[[registry]]\nname = \"reg.test\"\n",
+            "[cache]\ndir = {:?}\nmax_disk_percent = 100\n{cache}\n[mirror]\n{mirror}\n[[registry]]\nname = \"reg.test\"\n",
             dir.path()
         );
         for registry in registries {
@@ -99,7 +108,7 @@ impl Node {
 
     /// A range that says where it ends.
     async fn part(&self, range: Range<u64>) -> Result<(), EndedShort> {
-        let found = self.pull.fetch_part(&self.wanted, range.start).await.expect("a source answers");
+        let found = self.pull.fetch_part(&self.wanted, range.clone()).await.expect("a source answers");
         self.check(found.read_part(range.clone()), range).await
     }
 

@@ -92,6 +92,38 @@ async fn beyond_the_end_the_length_is_told() {
     assert_eq!(node.fetch(100 * MIB).await.unwrap().size, Some(8 * MIB));
 }
 
+#[tokio::test]
+async fn of_what_is_passed_through_only_what_is_asked_for_is_fetched() {
+    let blob = blob(48);
+    let only = Registry::start(&blob).await;
+    let node = Node::ignoring(&blob, &[&only]);
+    let from = 48 * MIB - 70_000;
+    let found = node.fetch(from).await.unwrap();
+    node.check(found.read_from(from), from..48 * MIB).await.unwrap();
+    node.part(30 * MIB + 5..30 * MIB + 500).await.unwrap();
+    // The last bytes, by one who doesn't know where they are.
+    let found = node.fetch(u64::MAX).await.unwrap();
+    assert_eq!(found.size, Some(48 * MIB));
+    node.check(found.read_from(from), from..48 * MIB).await.unwrap();
+    assert_eq!(only.asked(), [from..48 * MIB, 30 * MIB + 5..30 * MIB + 500, 0..1, from..48 * MIB]);
+    assert!(only.sent() < MIB, "{} bytes were sent", only.sent());
+    assert_eq!(node.fetch(100 * MIB).await.unwrap().size, Some(48 * MIB), "beyond the end, the length is told");
+}
+
+#[tokio::test]
+async fn what_is_passed_through_by_a_source_without_ranges_is_right_all_the_same() {
+    let blob = blob(4);
+    let only = Registry::start(&blob).await;
+    only.always(Manner { no_ranges: true, ..Manner::default() });
+    let node = Node::ignoring(&blob, &[&only]);
+    for part in [3 * MIB + 5..3 * MIB + 500, 100..200, 0..4 * MIB] {
+        node.part(part).await.unwrap();
+    }
+    let found = node.fetch(2 * MIB).await.unwrap();
+    node.check(found.read_from(2 * MIB), 2 * MIB..4 * MIB).await.unwrap();
+    node.whole().await.unwrap();
+}
+
 /// As containerd does with `concurrent_layer_fetch_buffer`.
 #[tokio::test]
 async fn many_open_ended_reads_of_which_each_reads_a_piece() {
