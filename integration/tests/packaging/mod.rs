@@ -5,4 +5,5 @@ mod debian;
 mod image;
 mod package;
 mod scene;
+mod setup;
 mod systemd;
