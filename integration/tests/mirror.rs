@@ -1,5 +1,7 @@
 //! The mirror's port, asked by hand: what containerd never sends as well as what it does.
 
+use std::io::ErrorKind;
+use std::net::TcpListener;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
@@ -132,22 +134,43 @@ fn nothing_else_is_answered() {
 #[test]
 fn nobody_can_use_it_to_reach_what_they_should_not() {
     run(async {
-        let (registry, unnamed) = (FaultRegistry::start().await?, FaultRegistry::start().await?);
-        unnamed.add(&Image::tiny(5), "acme/app", "v1");
+        let registry = FaultRegistry::start().await?;
+        // Whoever is contacted there has been reached, whatever is said then.
+        let (unnamed, port) = unnamed()?;
         let node = node(&registry).await?;
         let (http, base) = (Http::new(), node.agent()?.mirror());
-        let port = unnamed.host().rsplit(':').next().unwrap_or_default().to_owned();
-        for name in [unnamed.host(), format!("localhost:{port}"), "169.254.169.254".to_owned(), format!("[::1]:{port}")]
-        {
+        for name in [
+            format!("127.0.0.1:{port}"),
+            format!("127.1.2.3:{port}"),
+            format!("localhost:{port}"),
+            "169.254.169.254".to_owned(),
+            format!("[::1]:{port}"),
+        ] {
             let url = format!("{base}/v2/acme/app/manifests/v1?ns={name}");
             let begun = std::time::Instant::now();
             let reply = http.get(&url).await?;
             ensure!(!reply.status.is_success(), "{name}: {reply:?}");
             ensure!(begun.elapsed() < Duration::from_secs(5), "{name}: took {:?}", begun.elapsed());
         }
-        ensure!(unnamed.requests().is_empty(), "{:?}", unnamed.requests());
+        for listener in &unnamed {
+            let contacted = listener.accept();
+            ensure!(
+                contacted.as_ref().is_err_and(|error| error.kind() == ErrorKind::WouldBlock),
+                "contacted: {contacted:?}"
+            );
+        }
         Ok(())
     });
+}
+
+/// Listeners on every loopback address, at a port of nobody's configuration.
+fn unnamed() -> Result<(Vec<TcpListener>, u16)> {
+    let four = TcpListener::bind("0.0.0.0:0")?;
+    let port = four.local_addr()?.port();
+    // A machine without IPv6 has no such address to contact.
+    let listeners: Vec<_> = std::iter::once(four).chain(TcpListener::bind(("::1", port))).collect();
+    listeners.iter().try_for_each(|listener| listener.set_nonblocking(true))?;
+    Ok((listeners, port))
 }
 
 /// Sends a path as it is, which a client library wouldn't; returns the status.
