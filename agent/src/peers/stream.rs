@@ -4,9 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::future::BoxFuture;
 use larder_proto::peers::{ReadReply, read_reply};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::chain::Chain;
 use super::frames::Part;
@@ -21,6 +20,8 @@ use crate::wire::Purpose;
 
 /// From the last byte to what the peer says of the whole: it has to hash what it just got, too.
 const PARTING: Duration = Duration::from_secs(2);
+/// By so much longer has a rest to be for it to be told of again.
+const WORTH_TELLING: Duration = Duration::from_millis(50);
 
 /// Another node that a blob can be read from, as one turn names it. Equal when the same turn does.
 #[derive(Clone)]
@@ -130,7 +131,8 @@ impl Place {
             aside: self.is_aside,
             trace: self.chain.trace(self.reading),
         };
-        let channel = inner.channel(node, Purpose::Bulk);
+        let rate = inner.download.as_ref().and_then(|limiter| limiter.rate());
+        let channel = inner.channel(node, rate.map_or(Purpose::Bulk, Purpose::Limited));
         let channel = channel.map_err(|e| PeerError::Unreachable { node, why: e.to_string() })?;
         let mut incoming = Incoming::open(node, inner.node, channel, &messages::read_request(&ask)).await?;
         let head = loop {
@@ -160,7 +162,8 @@ impl Place {
             place: self.clone(),
             incoming,
             ready: VecDeque::new(),
-            paying: None,
+            due: None,
+            known_rest: None,
             at: from,
             end,
             parted: None,
@@ -235,6 +238,15 @@ impl PeerStream {
         }
     }
 
+    /// Whoever reads it takes nothing for so long, of its own will.
+    pub fn rests(&mut self, rest: Duration) {
+        match &mut self.bytes {
+            Reading::Peer(stream) => stream.rests(Instant::now() + rest),
+            #[cfg(test)]
+            Reading::Script(_) => {}
+        }
+    }
+
     /// What the peer said of the whole at the end: known once [`Self::frame`] has given `None`, at most two seconds later.
     pub async fn parted(&mut self) -> Parted {
         match &mut self.bytes {
@@ -251,8 +263,10 @@ struct FromPeer {
     incoming: Incoming,
     /// Checked, and not yet given.
     ready: VecDeque<Bytes>,
-    /// Until what is ready is within the limits, kept when it is interrupted: it is paid for.
-    paying: Option<BoxFuture<'static, ()>>,
+    /// From when on what is ready is within the limits: it is paid for.
+    due: Option<Instant>,
+    /// Until when the reading knows of the rest.
+    known_rest: Option<Instant>,
     /// The first byte that hasn't come.
     at: u64,
     end: u64,
@@ -267,9 +281,9 @@ impl FromPeer {
 
     async fn next(&mut self) -> Result<Option<Bytes>, PeerError> {
         loop {
-            if let Some(paying) = &mut self.paying {
-                paying.await;
-                self.paying = None;
+            if let Some(due) = self.due {
+                sleep_until(due).await;
+                self.due = None;
             }
             if let Some(bytes) = self.ready.pop_front() {
                 return Ok(Some(bytes));
@@ -296,11 +310,21 @@ impl FromPeer {
         self.at += len;
         self.ready = pieces;
         self.counted.add(len);
-        if let Some(limiter) = self.place.chain.inner().download.clone() {
-            let node = self.node();
-            self.paying = Some(Box::pin(async move { limiter.take(node, len).await }));
+        let limiter = self.place.chain.inner().download.as_ref();
+        self.due = limiter.and_then(|limiter| limiter.charge(self.node(), len));
+        if let Some(due) = self.due {
+            self.rests(due);
         }
         Ok(())
+    }
+
+    /// Nothing is read until then: it isn't the peer that is silent.
+    fn rests(&mut self, until: Instant) {
+        if self.place.is_aside || self.known_rest.is_some_and(|told| until < told + WORTH_TELLING) {
+            return;
+        }
+        self.known_rest = Some(until);
+        self.place.chain.rests(self.place.reading, self.place.opening.number, until);
     }
 
     fn told(&mut self, reply: ReadReply) -> Result<(), PeerError> {

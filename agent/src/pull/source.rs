@@ -105,6 +105,13 @@ impl Pieces {
         }
     }
 
+    /// Nothing is taken for so long, of this node's own will. A peer is not to seem silent or slow for it.
+    pub(super) fn rest(&mut self, rest: Duration) {
+        if let Self::Peer(AtPeer { stream, .. }) = self {
+            stream.rests(rest);
+        }
+    }
+
     /// The error of an answer that ended in good order, and too early.
     pub(super) fn cut(&self, at: u64) -> Fault {
         match self {

@@ -101,6 +101,9 @@ impl Worker {
 
     /// Goes on to the next piece, after a rest.
     pub(super) fn read_on(&mut self, mut pieces: Pieces, rest: Option<Duration>) {
+        if let Some(rest) = rest.filter(|rest| *rest > PAUSE) {
+            pieces.rest(rest);
+        }
         self.step = Box::pin(async move {
             if let Some(rest) = rest {
                 tokio::time::sleep(rest).await;

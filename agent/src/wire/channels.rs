@@ -32,6 +32,11 @@ pub(super) const FRAME: u32 = 256 << 10;
 const STREAM_WINDOW: u32 = 2 << 20;
 /// What all streams of a connection may have: one whose reader waits doesn't hold up the others.
 const CONNECTION_WINDOW: u32 = 8 << 20;
+/// Where streams are held to a rate, each waits for its turn most of the time, with its window full. So many of them leave
+/// room for another, which would seem silent otherwise; a peer gives no more at a time.
+const LIMITED_STREAMS: u32 = 256;
+/// The time in which a stream's window comes at that rate, as a part of a second: a peer's signs of life lie behind it.
+const LIMITED_PART: u64 = 8;
 
 /// What a connection is for: small calls must not wait behind streams.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -40,6 +45,8 @@ pub enum Purpose {
     Small,
     /// Streams of content.
     Bulk,
+    /// Streams of content, all of which take so many bytes a second at most.
+    Limited(u64),
 }
 
 /// Connections to peers, made when they are first needed.
@@ -127,6 +134,13 @@ impl Channels {
                 .max_frame_size(FRAME)
                 .initial_stream_window_size(STREAM_WINDOW)
                 .initial_connection_window_size(CONNECTION_WINDOW),
+            Purpose::Limited(rate) => {
+                let window = u32::try_from(rate / LIMITED_PART).unwrap_or(u32::MAX).clamp(FRAME, STREAM_WINDOW);
+                endpoint
+                    .max_frame_size(FRAME)
+                    .initial_stream_window_size(window)
+                    .initial_connection_window_size(window * LIMITED_STREAMS)
+            }
         };
         let endpoint = endpoint.http2_keep_alive_interval(PING_EVERY).keep_alive_timeout(PING_TIMEOUT);
         let (identity, metrics) = (Arc::clone(&self.identity), self.metrics.clone());

@@ -41,14 +41,21 @@ impl Limiter {
     /// Waits until a piece of so many bytes may go to (or has been earned by) this peer. Cancelled, it has still been
     /// paid for.
     pub async fn take(&self, node: NodeId, bytes: u64) {
-        if self.total.is_none() && self.per_peer.is_none() {
-            return;
-        }
-        let now = Instant::now();
-        let start = self.reserve(node, bytes, now);
-        if start > now {
+        if let Some(start) = self.charge(node, bytes) {
             sleep_until(start).await;
         }
+    }
+
+    /// Pays for a piece of so many bytes; when it may go to this peer (or has been earned by it), if that isn't now.
+    pub fn charge(&self, node: NodeId, bytes: u64) -> Option<Instant> {
+        let now = Instant::now();
+        Some(self.reserve(node, bytes, now)).filter(|start| *start > now)
+    }
+
+    /// Bytes a second that one peer may have at most. `None`: any number.
+    #[must_use]
+    pub fn rate(&self) -> Option<u64> {
+        [self.total, self.per_peer].into_iter().flatten().min()
     }
 
     /// When the piece may go.

@@ -48,8 +48,8 @@ pub(super) struct Complaint {
 }
 
 impl Complaint {
-    pub(super) const fn fed(&mut self, now: Duration) {
-        self.fed = Some(now);
+    pub(super) fn fed(&mut self, at: Duration) {
+        self.fed = self.fed.max(Some(at));
     }
 }
 
@@ -103,7 +103,8 @@ impl Follow {
     /// Complains if little comes.
     pub(super) fn look_about(&mut self, now: Duration, parent: NodeId) {
         self.complaint.looked = now;
-        if self.rate(now) >= LITTLE {
+        let is_held_back = matches!(&self.source, Source::Peer(reading) if reading.is_held_back(now));
+        if is_held_back || self.rate(now) >= LITTLE {
             self.complaint.looks = 0;
         } else if self.somebody_hears(now) {
             self.complaint.looks += 1;

@@ -331,7 +331,7 @@ impl Follow {
                 }
             }
             Source::Peer(reading) => {
-                reading.heard = now;
+                reading.hear(now);
                 reading.fed_since.get_or_insert(now);
                 self.complaint.fed(now);
             }

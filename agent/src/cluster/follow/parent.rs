@@ -16,7 +16,7 @@ impl Follow {
     /// A peer has begun to answer.
     pub fn opened(&mut self, now: Duration, opening: u64) {
         let Some(reading) = self.reading(opening) else { return };
-        reading.heard = now;
+        reading.hear(now);
         if !std::mem::replace(&mut reading.is_open, true) {
             // Who was named besides was named for a moment.
             self.candidates.clear();
@@ -31,7 +31,7 @@ impl Follow {
         let may_move =
             now >= self.stays_until && self.moved.is_none_or(|moved| now.saturating_sub(moved) >= MOVES_EVERY);
         let Some(reading) = self.reading(opening) else { return };
-        reading.heard = now;
+        reading.hear(now);
         // Under an older ticket this node may still be on paths that were told further and further.
         let is_circle = beat.path.iter().any(|hop| hop.node == me && hop.ticket == ticket);
         let parent = reading.opening.node;
@@ -52,6 +52,15 @@ impl Follow {
             self.candidates.push_back(Candidate::of(parent));
             self.try_next(now);
         }
+    }
+
+    /// More came from a peer than this node's own limits let it take until then. That nothing more comes meanwhile, and that
+    /// it comes slowly, is none of the peer's doing.
+    pub fn rests(&mut self, now: Duration, opening: u64, until: Duration) {
+        let Some(reading) = self.reading(opening) else { return };
+        reading.rest(now, until);
+        self.patience.rest(now, until);
+        self.complaint.fed(until);
     }
 
     /// A peer has ended the stream, or refused it.

@@ -33,7 +33,13 @@ impl Patience {
             Some(waited) => self.left.saturating_sub(waited),
             None => (self.left + gap / 10).min(ALL.max(self.left)),
         };
-        self.last = now;
+        self.last = self.last.max(now);
+    }
+
+    /// Bytes came, and are taken no sooner than then: until then nothing is waited for.
+    pub(super) fn rest(&mut self, now: Duration, until: Duration) {
+        self.sign(now);
+        self.last = self.last.max(until);
     }
 
     /// What waits begins now.

@@ -16,11 +16,15 @@ const LAG: u64 = 2 << 20;
 const LAG_PART: u64 = 4;
 /// And so much less than it receives comes in here.
 const CLEARLY_LESS: f64 = 0.6;
+/// Rates look back for so long: what this node itself held back shows in them until then.
+const HELD_BACK: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
 pub(super) struct Reading {
     pub(super) opening: Opening,
-    pub(super) heard: Duration,
+    heard: Duration,
+    /// What came is taken no sooner than then, by this node's own limits. Nothing else is heard meanwhile: it lies behind.
+    rests_until: Duration,
     pub(super) is_open: bool,
     /// When its first bytes came.
     pub(super) fed_since: Option<Duration>,
@@ -33,7 +37,37 @@ pub(super) struct Reading {
 
 impl Reading {
     pub(super) const fn new(now: Duration, opening: Opening) -> Self {
-        Self { opening, heard: now, is_open: false, fed_since: None, path: Vec::new(), starved_since: None, best: 0 }
+        Self {
+            opening,
+            heard: now,
+            rests_until: Duration::ZERO,
+            is_open: false,
+            fed_since: None,
+            path: Vec::new(),
+            starved_since: None,
+            best: 0,
+        }
+    }
+
+    /// The peer has said something, or sent.
+    pub(super) const fn hear(&mut self, now: Duration) {
+        self.heard = now;
+    }
+
+    /// It has sent more than may be taken until then.
+    pub(super) fn rest(&mut self, now: Duration, until: Duration) {
+        self.heard = now;
+        self.rests_until = self.rests_until.max(until);
+    }
+
+    /// Since when nothing was heard that could have been.
+    pub(super) fn silent_since(&self) -> Duration {
+        self.heard.max(self.rests_until)
+    }
+
+    /// Do this node's own limits say how much comes?
+    pub(super) fn is_held_back(&self, now: Duration) -> bool {
+        !self.rests_until.is_zero() && now < self.rests_until + HELD_BACK
     }
 
     /// Takes in a beat. `frontier`, `rate`: of this node, of a blob of `size`. Says whether bytes come nearer, and whom to
@@ -62,7 +96,7 @@ impl Reading {
         let behind = beyond.frontier.saturating_sub(frontier.min(parent.frontier));
         let starves =
             behind > size.map_or(LAG, |size| LAG.min(size / LAG_PART)) && here < CLEARLY_LESS * beyond_rate as f64;
-        if !starves {
+        if !starves || self.is_held_back(now) {
             self.starved_since = None;
             return (comes_nearer, None);
         }

@@ -321,6 +321,44 @@ fn a_reader_that_starves_moves_up_and_one_that_is_slow_itself_goes_to_the_tail()
     }
 }
 
+/// A limit of this node's own lets a piece through every three seconds.
+#[test]
+fn who_holds_itself_back_takes_nobody_for_silent_or_slow() {
+    let (mut follow, first) = reading();
+    let fast = 100 << 20;
+    let mut now = millis(1);
+    for piece in 1..5 {
+        // The peer's signs lie behind what isn't taken yet.
+        follow.arrived(now, piece * 256 * 1024);
+        follow.beat(now, first.number, beat([20 << 20, 90 << 20, 90 << 20], [fast, fast, fast]));
+        let until = now + millis(3_000);
+        follow.rests(now, first.number, until);
+        // How far it is, is told a little later.
+        follow.arrived(now + millis(80), piece * 256 * 1024 + 1);
+        while let Some(at) = follow.next_deadline().filter(|at| *at < until) {
+            follow.tick(at);
+        }
+        now = until;
+    }
+    assert_eq!((opening(&follow), asks(&mut follow).len()), (first, 0), "nobody is left, and nothing complained of");
+    follow.tick(now + millis(599));
+    assert_eq!(opening(&follow), first);
+    follow.tick(now + millis(600));
+    assert_eq!(opening(&follow).node, node(9), "who is silent after that is silent");
+}
+
+#[test]
+fn of_a_small_blob_too() {
+    let (mut follow, first) = reading();
+    follow.learnt_size(1 << 20);
+    follow.arrived(millis(2), 256 << 10);
+    follow.rests(millis(3), first.number, millis(5_000));
+    while let Some(at) = follow.next_deadline().filter(|at| *at < millis(5_600)) {
+        follow.tick(at);
+        assert_eq!((opening(&follow), asks(&mut follow).len()), (first, 0), "{at:?}");
+    }
+}
+
 #[test]
 fn who_all_receive_slowly_stay_where_they_are() {
     let (mut follow, first) = reading();
@@ -525,6 +563,7 @@ enum Comes {
     Verdict(u8),
     Opened,
     Beat(u8, u8),
+    Rests(u64),
     Parted(u8),
     Lost,
     Bytes(u64),
@@ -540,6 +579,7 @@ fn comes() -> impl Strategy<Value = Comes> {
         (0..3u8).prop_map(Comes::Verdict),
         Just(Comes::Opened),
         (0..4u8, 0..8u8).prop_map(|(length, who)| Comes::Beat(length, who)),
+        (0..2_000u64).prop_map(Comes::Rests),
         (0..10u8).prop_map(Comes::Parted),
         Just(Comes::Lost),
         (1..8_000_000u64).prop_map(Comes::Bytes),
@@ -592,6 +632,7 @@ fn happens(follow: &mut Follow, now: Duration, event: Comes, asked: &mut Vec<u64
             };
             follow.beat(now, opening, Beat { path: (0..length).map(hop).collect() });
         }
+        Comes::Rests(rest) => follow.rests(now, opening, now + millis(rest)),
         Comes::Parted(how) => {
             let parting = match how {
                 0 => Parting::Held,
@@ -654,7 +695,7 @@ proptest! {
             now = now.max(at.unwrap_or_default()) + Duration::from_micros(1);
             follow.tick(now);
             follow.actions();
-            prop_assert!(now < silent_since + Duration::from_secs(6), "nothing happens: {follow:?}");
+            prop_assert!(now < silent_since + Duration::from_secs(8), "nothing happens: {follow:?}");
         }
     }
 }

@@ -22,7 +22,7 @@ impl Follow {
         let is_to_complain = self.is_to_complain(now);
         let is_to_look = self.looks_at().is_some_and(|at| now >= at);
         match &mut self.source {
-            Source::Peer(reading) if now.saturating_sub(reading.heard) >= silence => {
+            Source::Peer(reading) if now.saturating_sub(reading.silent_since()) >= silence => {
                 self.losses = self.losses.saturating_add(1);
                 self.leave_parent(now, Some(Ailment::Silent));
             }
@@ -76,7 +76,7 @@ impl Follow {
         }
         let own = match &self.source {
             Source::Peer(reading) => {
-                let heard_until = (reading.heard + self.silence()).min(self.patience_until());
+                let heard_until = (reading.silent_since() + self.silence()).min(self.patience_until());
                 let asks = [self.hungry_at(), self.looks_at(), Some(self.told_reading + REPORT_READING_EVERY)];
                 Some(asks.into_iter().flatten().fold(heard_until, Duration::min))
             }

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use larder_proto::peers::Beat as ProtoBeat;
 use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 
 use super::owner::held;
 use super::{Inner, PeerError, Trace, messages};
@@ -263,6 +264,12 @@ impl Chain {
         if let Ok(beat) = messages::beat(beat) {
             self.tell(number, |machine, now| machine.beat(now, opening, beat));
         }
+    }
+
+    /// What came from a peer waits here until then, by this node's own limits.
+    pub(super) fn rests(&self, number: u64, opening: u64, until: Instant) {
+        let until = until.saturating_duration_since(self.inner.started);
+        self.tell(number, |machine, now| machine.rests(now, opening, until));
     }
 
     /// A peer is no use, or no more.

@@ -105,6 +105,30 @@ async fn uploads_are_held_to_their_limit() {
     assert_eq!(world.fetched(), bytes.len() as u64);
 }
 
+/// As the background does between its pieces, for longer than any peer may be silent.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_rests_of_its_own_will_stays_with_its_peer() {
+    let world = World::new(2);
+    let (bytes, upstream) = (content(30, 4 * MIB), watch::Sender::new(u64::MAX));
+    world.nodes[0].pull(&bytes, upstream.subscribe()).await;
+    let sought = super::node::Node::sought(Digest::of(&bytes));
+    let mut follow = world.nodes[1].peers.follow(sought, Some(bytes.len() as u64), 0, &Trace::new());
+    let peer = loop {
+        match follow.turn() {
+            Turn::Peer(peer) => break peer,
+            _ => follow.changed().await,
+        }
+    };
+    let (mut stream, mut at, rest) = (peer.open(0, None).await.unwrap(), 0, Duration::from_millis(1_200));
+    for _ in 0..3 {
+        at += stream.frame().await.unwrap().unwrap().len() as u64;
+        follow.arrived(at);
+        stream.rests(rest);
+        tokio::time::sleep(rest).await;
+        assert!(matches!(follow.turn(), Turn::Peer(now) if now == peer), "{:?}", follow.turn());
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn damaged_bytes_are_not_taken() {
     let world = World::new(2);
