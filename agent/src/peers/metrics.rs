@@ -165,7 +165,7 @@ impl PeerMetrics {
         for reason in ["slow", "other"] {
             drop(self.moves.get_or_create(&ReasonLabel { reason }));
         }
-        for reason in ["absent", "full", "not_lower", "nameless"] {
+        for reason in ["absent", "failed", "full", "not_lower", "nameless"] {
             drop(self.refusals.get_or_create(&ReasonLabel { reason }));
         }
     }

@@ -20,6 +20,8 @@ use crate::store::{Blob, BlobReader, Provenance};
 const BEGINS_WITHIN: Duration = Duration::from_secs(1);
 /// How long a peer that has had all of it waits for the digest.
 const PROVEN_WITHIN: Duration = Duration::from_secs(1);
+/// How long the store is asked, while a peer waits for us.
+const FOUND_WITHIN: Duration = Duration::from_secs(5);
 /// What is sent at a time at the least, in bytes, unless nothing more comes for a moment.
 const LEAST: u64 = 64 << 10;
 /// What is sent at a time at the most of a growing file, in bytes.
@@ -59,6 +61,9 @@ pub enum NotShared {
     /// It is being asked for, and nobody has answered yet.
     #[error("on its way, and not begun yet")]
     NotYet,
+    /// The disk, or containerd, doesn't say in time whether it is here.
+    #[error("it isn't known in time whether it is here")]
+    Unanswered,
 }
 
 /// Why a peer gets no more.
@@ -79,7 +84,7 @@ impl Pull {
     /// A blob for a peer whose own transfer is for `registry` and runs as `access`: the bytes from `from` on, to `end` or
     /// to the blob's. What is on its way is shared only with those who want it for the same registry as the same.
     ///
-    /// Waits at most a second, for a transfer that has only just begun.
+    /// Waits at most a second for a transfer that has only just begun, and some for the disk.
     ///
     /// # Errors
     /// When it isn't here, or not for such a peer.
@@ -100,17 +105,21 @@ impl Pull {
             let head = Head { size: blob.size(), media_type, registry, access, whole: true, sources: Vec::new() };
             Some(shared(head, Lies::Stored(blob)))
         };
-        if let Some(shared) = pull.store.blob(digest).await.and_then(stored) {
+        let held = || async {
+            // One that has to be hashed first is, for whoever comes next.
+            timeout(FOUND_WITHIN, pull.store.blob(digest)).await.map_err(|_| NotShared::Unanswered)
+        };
+        if let Some(shared) = held().await?.and_then(stored) {
             return Ok(shared);
         }
         let suits = |wanted: &Wanted| wanted.place.registry == *registry && pull.access_of(wanted) == access;
         let Some(following) = pull.transfers.join(digest, |transfer| suits(&transfer.wanted)) else {
             // It may have been on its way when the store was asked, and have come there since.
-            if let Some(shared) = pull.store.blob(digest).await.and_then(stored) {
+            if let Some(shared) = held().await?.and_then(stored) {
                 return Ok(shared);
             }
-            let lent = pull.lent(digest, registry, access).await.ok_or(NotShared::Absent)?;
-            let reader = lent.read(from, end.unwrap_or(u64::MAX).min(lent.head.size)).await.ok_or(NotShared::Absent)?;
+            let lent = pull.lent(digest, registry, access).await?;
+            let reader = lent.read(from, end.unwrap_or(u64::MAX).min(lent.head.size)).await?;
             return Ok(shared(lent.head, Lies::Lent(Box::new(reader))));
         };
         let state = timeout(BEGINS_WITHIN, begun(&following)).await.map_err(|_| NotShared::NotYet)?;

@@ -151,6 +151,8 @@ impl Sender {
                 Ok(reading) => break reading,
                 Err(NotShared::NotYet) if Instant::now() < begins_by => {}
                 Err(NotShared::NotYet | NotShared::Absent) => return Ok(Err(Parting::Absent)),
+                // It may be here: owners are to go on knowing that it is.
+                Err(NotShared::Unanswered) => return Ok(Err(Parting::Failed)),
             }
         };
         let admitted = self.peers.admit(self.reader, &ask, reading.head().whole);

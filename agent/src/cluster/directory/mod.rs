@@ -108,18 +108,18 @@ impl Directory {
         }
         for trouble in &ask.troubles {
             match trouble.why {
-                Ailment::Absent => self.shelves.is_no_holder(trouble.node, &ask.key),
-                Ailment::Wrong => self.shelves.drop_holder(trouble.node, &ask.key.digest),
+                Ailment::Absent => self.shelves.is_absent(now, trouble.node, &ask.key),
+                Ailment::Wrong => self.shelves.is_wrong(now, trouble.node, &ask.key.digest),
                 _ => {}
             }
         }
         // Who asks hasn't got it.
-        self.shelves.is_no_holder(from, &ask.key);
+        self.shelves.is_absent(now, from, &ask.key);
         let leap = owners.first != Some(self.me);
         let Some(chain) = chain_of(&mut self.chains, now, &ask.key, leap) else {
             return Answer::Alone { absent: false };
         };
-        let holders = self.shelves.holders(&ask.key);
+        let holders = self.shelves.holders(now, &ask.key);
         let holders: Vec<(NodeId, &Zone)> =
             holders.filter_map(|node| self.ring.member(node).map(|member| (node, &member.zone))).collect();
         let mut known = Known { holders: &holders, rates: &mut self.rates, at_once: self.leases };
@@ -138,7 +138,7 @@ impl Directory {
         if let State::Broken { sources, node } = &report.state {
             self.broken.told(now, &key.digest, sources);
             if let Some(node) = node {
-                self.shelves.drop_holder(*node, &key.digest);
+                self.shelves.is_wrong(now, *node, &key.digest);
             }
         }
         if report.state == State::Whole {

@@ -11,6 +11,10 @@ use super::words::{Holding, Shelf};
 
 /// How long a shelf stands without being renewed.
 const LIFE: Duration = Duration::from_secs(15 * 60);
+/// For so long nobody is sent to a holder of which somebody says that it hasn't got it, or sent wrong bytes. It may still have
+/// it, as its shelf says: of that it would tell no more as long as nothing changes there.
+const ABSENT_FOR: Duration = Duration::from_secs(60);
+const WRONG_FOR: Duration = Duration::from_secs(3600);
 /// The most holders remembered of one digest: a newcomer needs one, of its own zone where there is any.
 const MAX_HOLDERS: usize = 256;
 /// The most holdings in all; what is beyond isn't known, and costs a second copy.
@@ -38,6 +42,8 @@ struct Holder {
     registries: Vec<Registry>,
     /// Of one that isn't on a known shelf yet.
     expires: Option<Duration>,
+    /// Nobody is sent there until then.
+    doubted_until: Duration,
 }
 
 impl Holder {
@@ -120,6 +126,7 @@ impl Shelves {
                 holder.registries.clear();
             }
             holder.expires = holder.expires.and(expires);
+            holder.doubted_until = Duration::ZERO;
             return;
         }
         if holders.len() >= MAX_HOLDERS
@@ -129,25 +136,36 @@ impl Shelves {
             self.holdings -= 1;
         }
         if holders.len() < MAX_HOLDERS && self.holdings < MAX_HOLDINGS {
-            holders.push(Holder { node, registries: holding.registries, expires });
+            holders.push(Holder { node, registries: holding.registries, expires, doubted_until: Duration::ZERO });
             self.holdings += 1;
         }
     }
 
     /// The nodes that have all of it, and may give it on to who asks by this key.
-    pub(super) fn holders<'a>(&'a self, key: &'a Key) -> impl Iterator<Item = NodeId> + 'a {
+    pub(super) fn holders<'a>(&'a self, now: Duration, key: &'a Key) -> impl Iterator<Item = NodeId> + 'a {
         let holders = self.holders.get(&key.digest).map_or(&[][..], Vec::as_slice);
-        holders.iter().filter(|holder| holder.may_give(key)).map(|holder| holder.node)
+        let gives = move |holder: &&Holder| holder.may_give(key) && holder.doubted_until <= now;
+        holders.iter().filter(gives).map(|holder| holder.node)
     }
 
-    /// `node` hasn't got what this key asks for. What it has for others it still has.
-    pub(super) fn is_no_holder(&mut self, node: NodeId, key: &Key) {
-        if self.holders(key).any(|holder| holder == node) {
-            self.drop_holder(node, &key.digest);
+    /// `node` hasn't got what this key asks for, somebody says. What it has for others it still has.
+    pub(super) fn is_absent(&mut self, now: Duration, node: NodeId, key: &Key) {
+        self.doubt(node, &key.digest, now + ABSENT_FOR, |holder| holder.may_give(key));
+    }
+
+    /// `node` sent wrong bytes, somebody says.
+    pub(super) fn is_wrong(&mut self, now: Duration, node: NodeId, digest: &Digest) {
+        self.doubt(node, digest, now + WRONG_FOR, |_| true);
+    }
+
+    fn doubt(&mut self, node: NodeId, digest: &Digest, until: Duration, whom: impl Fn(&Holder) -> bool) {
+        let holders = self.holders.get_mut(digest).map_or(&mut [][..], Vec::as_mut_slice);
+        for holder in holders.iter_mut().filter(|holder| holder.node == node && whom(holder)) {
+            holder.doubted_until = holder.doubted_until.max(until);
         }
     }
 
-    pub(super) fn drop_holder(&mut self, node: NodeId, digest: &Digest) {
+    fn drop_holder(&mut self, node: NodeId, digest: &Digest) {
         let Some(holders) = self.holders.get_mut(digest) else { return };
         let before = holders.len();
         holders.retain(|holder| holder.node != node);

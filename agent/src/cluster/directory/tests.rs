@@ -451,6 +451,41 @@ fn shelves_are_renewed_by_their_hash_and_told_anew_when_something_was_missed() {
     assert_eq!(table.directory.len().1, 0);
 }
 
+/// A reader that was told "absent" while the holder's containerd had other things to do.
+#[test]
+fn a_holder_that_was_absent_is_found_again() {
+    let mut table = Table::new();
+    let key = key(Access::Anonymous);
+    let bucket = crate::cluster::Bucket::of(&key.digest);
+    let holding = Holding { digest: key.digest, registries: Vec::new() };
+    let same =
+        Shelf { bucket, generation: 1, hash: holding.hash(), all: false, added: Vec::new(), dropped: Vec::new() };
+    let all = Shelf { all: true, added: vec![holding], ..same.clone() };
+    table.directory.announce(table.now, node(1), vec![all]);
+    let leaves = |table: &mut Table, number| {
+        let place = Ticket { number: 1, issuer: 1 };
+        table.report(number, &Table::reports(place, None, 0, State::Gone));
+    };
+    for (why, minutes) in [(Ailment::Absent, 1), (Ailment::Wrong, 60)] {
+        assert_eq!(table.parents(2, &Table::asks(2)).1, [node(1)]);
+        table.fetches(2, &Ask { troubles: vec![Trouble { node: node(1), why }], ..Table::asks(2) });
+        leaves(&mut table, 2);
+        table.fetches(3, &Table::asks(3));
+        leaves(&mut table, 3);
+        for _ in 0..minutes {
+            // It says that all stands as it stood, and that fits.
+            let told = table.directory.announce(table.now, node(1), vec![same.clone()]);
+            assert_eq!(told, Announced::default());
+            table.pass(60_000);
+        }
+    }
+    assert_eq!(table.parents(2, &Table::asks(2)).1, [node(1)]);
+    // What it holds no more is gone for good.
+    let dropped = Shelf { generation: 2, hash: 0, dropped: vec![key.digest], ..same };
+    table.directory.announce(table.now, node(1), vec![dropped]);
+    assert_eq!(table.directory.len().1, 0);
+}
+
 #[test]
 fn a_member_that_goes_takes_all_that_was_known_of_it_along() {
     let mut table = Table::new();

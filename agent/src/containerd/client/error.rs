@@ -87,6 +87,12 @@ impl ClientError {
         )
     }
 
+    /// Whether it answered that it hasn't got what was asked for.
+    #[must_use]
+    pub const fn is_not_found(&self) -> bool {
+        matches!(self, Self::Status { code: Code::NotFound, .. })
+    }
+
     pub(super) fn from_io(socket: &Path, source: io::Error) -> Self {
         let socket = socket.to_path_buf();
         match source.kind() {
