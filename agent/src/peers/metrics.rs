@@ -157,9 +157,10 @@ impl PeerMetrics {
         for answer in ["ask", "answer", "alone"] {
             drop(self.tags.get_or_create(&AnswerLabel { answer }));
         }
-        for event in
-            ["granted", "held", "passed_on", "lost_absent", "lost_unauthorized", "lost_unreachable", "lost_slow"]
-        {
+        for event in ["granted", "renewed", "passed_on", "held"] {
+            drop(self.leases.get_or_create(&EventLabel { event }));
+        }
+        for event in ["lost_absent", "lost_unauthorized", "lost_unreachable", "lost_slow"] {
             drop(self.leases.get_or_create(&EventLabel { event }));
         }
         for reason in ["slow", "other"] {

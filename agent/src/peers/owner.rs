@@ -100,9 +100,20 @@ impl Owner {
 
     /// What `from` says of its reading.
     pub(super) fn report(&self, from: NodeId, report: &Report) -> Verdict {
-        let verdict = held(&self.machine).report(self.now(), from, report);
-        if verdict == Verdict::Ended {
-            self.metrics.lease("passed_on");
+        let upto = |machine: &Directory| {
+            let mut leases = machine.leases(&report.key);
+            leases.find(|(node, ..)| *node == from).map(|(.., upto)| upto)
+        };
+        let (verdict, before, after) = {
+            let mut machine = held(&self.machine);
+            let before = upto(&machine);
+            (machine.report(self.now(), from, report), before, upto(&machine))
+        };
+        match verdict {
+            Verdict::Ended => self.metrics.lease("passed_on"),
+            // For another range; or under a lease that another owner gave.
+            Verdict::GoOn { .. } if after > before => self.metrics.lease("renewed"),
+            Verdict::GoOn { .. } | Verdict::Noted => {}
         }
         match &report.state {
             State::Released(why) => self.metrics.lease(match why {

@@ -18,9 +18,9 @@ use tonic::body::Body;
 
 use super::source::{Reading, Source};
 use crate::cluster::chain::Parting;
-use crate::image::NodeId;
+use crate::image::{Digest, NodeId};
 use crate::peers::frames::{before, framed};
-use crate::peers::{Child, Parted, Peers, ReadAsk, label, messages};
+use crate::peers::{Child, Parted, Peers, ReadAsk, Trace, label, messages};
 use crate::pull::{Ended, NotShared};
 use crate::wire::Limiter;
 
@@ -30,6 +30,8 @@ const BEAT: Duration = Duration::from_millis(200);
 const BEGINS_WITHIN: Duration = Duration::from_secs(10);
 /// Bytes in one message at the most: what is smaller goes on its way sooner, what is larger costs less.
 const PIECE: usize = 256 << 10;
+/// From so many bytes on, what a peer got is a line in the log as it is by default: a pull has many small blobs.
+const WORTH_A_LINE: u64 = 1 << 20;
 /// Messages that wait for the connection. Beyond, nothing more is read.
 const WAITING: usize = 2;
 
@@ -112,7 +114,12 @@ struct Sender {
 impl Sender {
     async fn send<S: Source>(mut self, source: S) {
         let why = match self.begin(&source).await {
-            Ok(Ok((reading, child))) => self.pass_on(reading, child).await,
+            Ok(Ok((reading, child))) => {
+                let mut given = Given::new(self.reader, &self.ask);
+                let why = self.pass_on(reading, child, &mut given).await;
+                given.why = why.as_ref().map_or("left", label);
+                why
+            }
             Ok(Err(why)) => {
                 self.peers.metrics().refused(label(&why));
                 tracing::debug!(
@@ -159,7 +166,7 @@ impl Sender {
         Ok(admitted.map(|child| (reading, child)))
     }
 
-    async fn pass_on(&mut self, reading: impl Reading, mut child: Child) -> Result<Parting, Gone> {
+    async fn pass_on(&mut self, reading: impl Reading, mut child: Child, given: &mut Given) -> Result<Parting, Gone> {
         let head = reading.head();
         let end = self.ask.end.map_or(head.size, |end| end.min(head.size));
         self.say(read_reply::Part::Head(messages::head_of(head))).await?;
@@ -183,6 +190,7 @@ impl Sender {
                 piece = out.next() => match piece {
                     Ok(Some(bytes)) => {
                         child.sent(bytes.len() as u64);
+                        given.bytes += bytes.len() as u64;
                         self.put(before(&bytes)).await?;
                         self.put(bytes).await?;
                     }
@@ -213,6 +221,36 @@ impl Sender {
 
     async fn put(&mut self, bytes: Bytes) -> Result<(), Gone> {
         self.messages.send(bytes).await.map_err(|_| Gone)
+    }
+}
+
+/// What a peer got, which is logged when its stream ends, however that is: dropped, the connection has.
+struct Given {
+    reader: NodeId,
+    pull: Trace,
+    digest: Digest,
+    from: u64,
+    bytes: u64,
+    /// A part of many.
+    aside: bool,
+    why: &'static str,
+}
+
+impl Given {
+    fn new(reader: NodeId, ask: &ReadAsk) -> Self {
+        let (pull, digest) = (ask.trace.clone(), ask.key.digest);
+        Self { reader, pull, digest, from: ask.from, bytes: 0, aside: ask.aside, why: "left" }
+    }
+}
+
+impl Drop for Given {
+    fn drop(&mut self) {
+        let Self { reader, pull, digest, from, bytes, aside, why } = self;
+        if *bytes >= WORTH_A_LINE && !*aside {
+            tracing::info!(%pull, %digest, %reader, from = *from, bytes = *bytes, why, "gave a peer what it read");
+        } else {
+            tracing::debug!(%pull, %digest, %reader, from = *from, bytes = *bytes, why, "gave a peer what it read");
+        }
     }
 }
 

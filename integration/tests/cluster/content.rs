@@ -65,6 +65,39 @@ fn who_comes_back_is_read_from() {
     });
 }
 
+/// A pull is found by its id in the logs of all who gave it something, at the level that is set by default; and leases are
+/// counted where they are given and where they are held.
+#[test]
+fn a_pull_can_be_followed_and_its_leases_counted() {
+    run(async {
+        let image = Image::one_layer(6, 16);
+        let stage = Stage::with(&image, None)?;
+        let as_by_default = |_: usize, config: &mut larder_integration::AgentConfig| {
+            config.set_text("log", "level", "info");
+        };
+        let cluster = stage.nodes(3, None)?.configure(as_by_default).start().await?;
+        cluster.member(0).pull(NAME).await?;
+        let leases = async |event: &str| cluster.sum("larder_peer_leases_total", &[&format!("event={event:?}")]).await;
+        let (granted, held, renewed) = (leases("granted").await, leases("held").await, leases("renewed").await);
+        ensure!(granted >= 1.0 && granted == held, "{granted} granted, {held} held");
+        // 4 MiB at first, and nobody else wants it.
+        ensure!(renewed >= 1.0, "no lease went on for another range");
+
+        cluster.member(1).pull(NAME).await?;
+        let pull = until("the pull is a line in its node's log", Duration::from_secs(20), async || {
+            let log = cluster.member(1).agent.log();
+            let lines = log.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+            let mut pulls = lines.filter(|line| line["message"] == "pulled");
+            pulls.find_map(|line| line["pull"].as_str().map(str::to_owned))
+        })
+        .await?;
+        let log = cluster.member(0).agent.log();
+        let gave = log.lines().filter(|line| line.contains(&pull) && line.contains(&image.largest().digest)).count();
+        ensure!(gave > 0, "{gave} lines say that it was given to pull {pull}:\n{log}");
+        Ok(())
+    });
+}
+
 /// Nothing is said when there is nothing to say.
 #[test]
 fn whole_clusters_are_quiet() {
