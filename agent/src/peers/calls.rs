@@ -4,11 +4,11 @@ use std::collections::HashMap;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use larder_proto::peers::HandOverRequest;
 use larder_proto::peers::checks_client::ChecksClient;
 use larder_proto::peers::copies_client::CopiesClient;
 use larder_proto::peers::directory_client::DirectoryClient;
 use larder_proto::peers::tags_client::TagsClient;
+use larder_proto::peers::{HandOverRequest, SuspectRequest};
 use tokio::time::{Instant, timeout};
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
@@ -233,6 +233,16 @@ impl Inner {
         let (channel, introduced) = self.introduced(node)?;
         let mut client = CopiesClient::with_interceptor(channel, introduced);
         self.within(node, AT_ONCE, client.want(messages::want_of(images))).await.map(drop)
+    }
+
+    /// Asks an owner of an upstream's name whether that one sent wrong bytes to any node; `broke`: to this one it did.
+    pub(super) async fn ask_suspect(&self, owner: NodeId, upstream: &str, broke: bool) -> Result<bool, CallError> {
+        if owner == self.node {
+            return Ok(self.directory.suspect(owner, upstream, broke));
+        }
+        let mut client = self.directory_of(owner)?;
+        let request = SuspectRequest { upstream: upstream.to_owned(), broke };
+        Ok(self.at_once(owner, client.suspect(request)).await?.is_suspect)
     }
 
     /// Asks an owner what a tag means.

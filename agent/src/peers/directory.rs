@@ -44,6 +44,15 @@ impl Directory {
         Ok(messages::announced_of(&self.0.directory.announce(from, shelves)))
     }
 
+    /// Whether an upstream sent wrong bytes to any node, or that it did to `from`.
+    ///
+    /// # Errors
+    /// When its name makes no sense.
+    pub fn suspect(&self, from: NodeId, request: proto::SuspectRequest) -> Result<proto::SuspectReply, Malformed> {
+        let (upstream, broke) = messages::suspect(request)?;
+        Ok(proto::SuspectReply { is_suspect: self.0.directory.suspect(from, &upstream, broke) })
+    }
+
     /// What `from` runs, and wants to be whole on several nodes.
     ///
     /// # Errors

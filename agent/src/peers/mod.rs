@@ -30,6 +30,7 @@ pub mod script;
 mod shown;
 mod start;
 mod stream;
+mod suspects;
 mod tags;
 mod trace;
 

@@ -132,6 +132,16 @@ impl Owner {
         verdict
     }
 
+    /// Whether an upstream broke a digest for any node, as far as was told. `broke`: for `from` it did.
+    pub(super) fn suspect(&self, from: NodeId, upstream: &str, broke: bool) -> bool {
+        let mut machine = held(&self.machine);
+        if broke {
+            tracing::debug!(upstream, reader = %from, "an upstream is said to have sent wrong bytes");
+            machine.upstream_broke(self.now(), upstream);
+        }
+        machine.is_suspect(self.now(), upstream)
+    }
+
     /// What `from` holds.
     pub(super) fn announce(&self, from: NodeId, shelves: Vec<Shelf>) -> Announced {
         let announced = held(&self.machine).announce(self.now(), from, shelves);

@@ -32,6 +32,8 @@ struct State {
     broken: Vec<String>,
     told: Vec<Told>,
     tag: Option<TagMeaning>,
+    /// Upstreams that broke whatever elsewhere, and here.
+    suspects: Vec<String>,
     /// Whether it is this node's turn to ask what a tag means.
     asks: bool,
     newest: Option<TagMeaning>,
@@ -39,8 +41,8 @@ struct State {
 
 impl Default for State {
     fn default() -> Self {
-        let (next, at, broken, told, tag, newest) = Default::default();
-        Self { turn: Turn::Wait, next, at, broken, told, tag, asks: false, newest }
+        let (next, at, broken, told, tag, suspects, newest) = Default::default();
+        Self { turn: Turn::Wait, next, at, broken, told, tag, suspects, asks: false, newest }
     }
 }
 
@@ -86,6 +88,16 @@ impl Script {
         self.change(|state| state.broken = sources.iter().map(|&source| source.to_owned()).collect());
     }
 
+    /// An upstream that broke some other digest elsewhere.
+    pub fn suspect(&self, upstream: &str) {
+        self.change(|state| state.suspects.push(upstream.to_owned()));
+    }
+
+    /// Whether an upstream broke something, here or elsewhere.
+    pub fn is_suspect(&self, upstream: &str) -> bool {
+        self.0.state.lock().unwrap().suspects.iter().any(|suspect| suspect == upstream)
+    }
+
     /// What another was told of every tag.
     pub fn tag(&self, answer: TagMeaning) {
         self.change(|state| state.tag = Some(answer));
@@ -104,6 +116,10 @@ impl Script {
     /// What all follows were told, in order.
     pub fn told(&self) -> Vec<Told> {
         self.0.state.lock().unwrap().told.clone()
+    }
+
+    pub(super) fn told_suspect(&self, upstream: &str) {
+        self.0.state.lock().unwrap().suspects.push(upstream.to_owned());
     }
 
     fn tell(&self, told: Told) {

@@ -12,6 +12,8 @@ use crate::upstream::Upstream;
 const SUSPECT_FOR: Duration = Duration::from_secs(3600);
 /// How long a reply that was wrong may not be continued: containerd's own retries come within seconds.
 const POISONED_FOR: Duration = Duration::from_secs(60);
+/// Of an upstream that nothing was heard of, the cluster is asked again after so long.
+const HEARD_FOR: Duration = Duration::from_secs(10);
 /// The most entries of each kind; beyond, the oldest goes.
 const BOUND: usize = 1024;
 
@@ -22,6 +24,9 @@ pub(super) struct Blame(Mutex<Memory>);
 #[derive(Default)]
 struct Memory {
     suspects: HashMap<String, Instant>,
+    /// Those that others say sent them wrong bytes, of whatever blob; and those that others were asked about.
+    said: HashMap<String, Instant>,
+    asked: HashMap<String, Instant>,
     broke: HashMap<(String, Digest), Instant>,
     /// Broken by several, of whom one is to blame, and nobody knows who.
     unclear: HashMap<Digest, Instant>,
@@ -43,6 +48,32 @@ impl Blame {
     pub(super) fn is_suspect(&self, upstream: &str) -> bool {
         let memory = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         memory.suspects.get(upstream).is_some_and(|at| at.elapsed() < SUSPECT_FOR)
+    }
+
+    /// Whether it is time to ask others about `upstream`. It is taken for asked then.
+    pub(super) fn is_to_be_asked_about(&self, upstream: &str) -> bool {
+        let mut memory = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if memory.asked.get(upstream).is_some_and(|at| at.elapsed() < HEARD_FOR) {
+            return false;
+        }
+        insert(&mut memory.asked, BOUND, upstream.to_owned(), Instant::now(), |at| *at);
+        true
+    }
+
+    /// What others say: `upstream` sent somebody wrong bytes of late, or not.
+    pub(super) fn is_said(&self, upstream: &str, broke: bool) {
+        let mut memory = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if broke {
+            insert(&mut memory.said, BOUND, upstream.to_owned(), Instant::now(), |at| *at);
+        } else {
+            memory.said.remove(upstream);
+        }
+    }
+
+    /// Whether others say so. Their word may cost time, and no more.
+    pub(super) fn is_said_to_break(&self, upstream: &str) -> bool {
+        let memory = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        memory.said.get(upstream).is_some_and(|at| at.elapsed() < SUSPECT_FOR)
     }
 
     /// Whether `upstream` has broken this very blob: it is asked last.
@@ -135,6 +166,18 @@ mod tests {
         blame.is_unclear(digest);
         assert!(!blame.believes_others(digest));
         assert!(blame.needs_one_source(&digest), "it is found out here");
+    }
+
+    #[test]
+    fn others_are_asked_now_and_then_and_their_last_word_counts() {
+        let blame = Blame::default();
+        assert!(blame.is_to_be_asked_about("a") && blame.is_to_be_asked_about("b"));
+        assert!(!blame.is_to_be_asked_about("a"));
+        blame.is_said("a", true);
+        assert!(blame.is_said_to_break("a") && !blame.is_said_to_break("b"));
+        assert!(!blame.is_suspect("a"), "it is no more than their word");
+        blame.is_said("a", false);
+        assert!(!blame.is_said_to_break("a"));
     }
 
     #[test]

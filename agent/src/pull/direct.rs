@@ -254,6 +254,9 @@ impl Direct {
                     {
                         self.held.clear();
                         self.pull.blame.broken_by(&self.from, self.wanted.digest);
+                        if let [one] = self.from.as_slice() {
+                            self.pull.warn_others(one.name());
+                        }
                         return Err(DirectEnd::WrongBytes);
                     }
                     if self.held.is_empty() {

@@ -284,7 +284,12 @@ impl Driver {
         let culprit = self.suspects.have_broken_it();
         tracing::warn!(%pull, %digest, from = %self.suspects, ?culprit, "wrong bytes; nothing of them is kept");
         match culprit {
-            Culprit::Upstream(name) => follow.broke(&[name], None),
+            Culprit::Upstream(name) => {
+                if self.suspects.took_from(&name) {
+                    self.pull.warn_others(&name);
+                }
+                follow.broke(&[name], None);
+            }
             Culprit::Peer(node) => follow.broke(&[], Some(node)),
             Culprit::Likely(_) | Culprit::Unclear => {}
         }

@@ -199,6 +199,7 @@ impl Inner {
     ) -> Result<Following, Following> {
         let who = if pace.is_some() { Who::Background } else { Who::Caller };
         let following = self.transfers.follow(wanted.digest, who, || {
+            self.ask_about_upstreams(&wanted.place.registry);
             let trace = self.journal.trace(&wanted.place);
             let transfer = Arc::new(Transfer::new(wanted.clone(), start, pace.cloned(), trace));
             self.lanes.spawn(&self.tasks, drive(Arc::clone(self), Arc::clone(&transfer)));

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::Inner;
 use super::source::Source;
@@ -18,6 +19,7 @@ pub(super) struct Suspects {
     /// Whether an earlier transfer's bytes are in it too: anyone's, and they may have reached a caller.
     has_leftover: bool,
     must_be_alone: bool,
+    began: Instant,
 }
 
 enum Contributor {
@@ -52,7 +54,7 @@ pub(super) enum Culprit {
 impl Suspects {
     pub(super) fn new(pull: Arc<Inner>, digest: Digest) -> Self {
         let must_be_alone = pull.blame.needs_one_source(&digest);
-        Self { pull, digest, from: Vec::new(), has_leftover: false, must_be_alone }
+        Self { pull, digest, from: Vec::new(), has_leftover: false, must_be_alone, began: Instant::now() }
     }
 
     /// Whether all of it has to come from one upstream, so that it shows whose bytes are wrong.
@@ -70,16 +72,15 @@ impl Suspects {
         !self.must_be_alone || self.from.iter().all(|known| known.is(source))
     }
 
-    /// An upstream's bytes are added. Returns whether the whole has to be verified before any of it goes out.
-    pub(super) fn take_from(&mut self, source: &Arc<Upstream>) -> bool {
+    /// An upstream's bytes are added.
+    pub(super) fn take_from(&mut self, source: &Arc<Upstream>) {
         if !self.from.iter().any(|known| known.is(&Source::Upstream(Arc::clone(source)))) {
             self.from.push(Contributor::Upstream(Arc::clone(source)));
         }
-        self.must_be_verified()
     }
 
-    /// A peer's bytes are added. Returns the same.
-    pub(super) fn take_from_peer(&mut self, node: NodeId, head: &Head) -> bool {
+    /// A peer's bytes are added.
+    pub(super) fn take_from_peer(&mut self, node: NodeId, head: &Head) {
         let Head { registry, access, sources, .. } = head.clone();
         let part = PeerPart { node, registry, access, sources, parted: Parted::Unknown };
         let known = self.from.iter_mut().find_map(|known| known.peer_mut().filter(|known| known.node == node));
@@ -96,17 +97,24 @@ impl Suspects {
             }
             None => self.from.push(Contributor::Peer(part)),
         }
-        self.must_be_verified()
     }
 
-    /// Whether the whole has to be verified before any of it goes out.
+    /// Whether the whole has to be verified before any of it goes out. What others say of a source is heeded for half of the
+    /// time in which a reply has to begin: so their word can't keep anybody from a large blob.
     pub(super) fn must_be_verified(&self) -> bool {
-        let suspect = |name: &str| self.pull.blame.is_suspect(name);
+        let blame = &self.pull.blame;
+        let heeds_others = self.began.elapsed() < self.pull.options.reply_deadline / 2;
+        let suspect = |name: &str| blame.is_suspect(name) || (heeds_others && blame.is_said_to_break(name));
         self.must_be_alone
             || self.from.iter().any(|known| match known {
                 Contributor::Upstream(upstream) => suspect(upstream.name()),
                 Contributor::Peer(part) => part.sources.iter().any(|name| suspect(name)),
             })
+    }
+
+    /// Whether bytes of the upstream of this name are in it, which didn't come by others.
+    pub(super) fn took_from(&self, name: &str) -> bool {
+        self.from.iter().any(|known| matches!(known, Contributor::Upstream(upstream) if upstream.name() == name))
     }
 
     /// What an earlier transfer left is taken up.

@@ -87,6 +87,29 @@ impl Inner {
         news
     }
 
+    /// Asks the others, behind a transfer's back, of which of its upstreams they know that it sent wrong bytes, of whatever
+    /// blob. A pull's manifest asks first: what is said of its layers' sources is known when these come.
+    pub(super) fn ask_about_upstreams(self: &Arc<Self>, registry: &Registry) {
+        let Some(peers) = &self.peers else { return };
+        for upstream in self.upstreams.of(registry).in_order() {
+            if !self.blame.is_to_be_asked_about(upstream.name()) {
+                continue;
+            }
+            let (pull, peers, stop) = (Arc::clone(self), peers.clone(), self.stop.clone());
+            self.tasks.spawn(stop.run_until_cancelled_owned(async move {
+                let is_suspect = peers.is_suspect(upstream.name()).await;
+                pull.blame.is_said(upstream.name(), is_suspect);
+            }));
+        }
+    }
+
+    /// An upstream sent wrong bytes here: the others are told, behind the back of whoever found out.
+    pub(super) fn warn_others(&self, upstream: &str) {
+        let Some(peers) = self.peers.clone() else { return };
+        let (upstream, stop) = (upstream.to_owned(), self.stop.clone());
+        self.tasks.spawn(stop.run_until_cancelled_owned(async move { peers.tell_suspect(&upstream).await }));
+    }
+
     /// This transfer's part in the cluster's download of its blob.
     pub(super) fn join_others(&self, transfer: &Transfer, size: Option<u64>, frontier: u64) -> Follow {
         match &self.peers {

@@ -1,5 +1,7 @@
 use larder_proto::peers::directory_server;
-use larder_proto::peers::{AnnounceReply, AnnounceRequest, AskReply, AskRequest, ReportReply, ReportRequest};
+use larder_proto::peers::{
+    AnnounceReply, AnnounceRequest, AskReply, AskRequest, ReportReply, ReportRequest, SuspectReply, SuspectRequest,
+};
 use tonic::{Request, Response, Status};
 
 use super::caller_of;
@@ -29,5 +31,10 @@ impl directory_server::Directory for Door {
     async fn announce(&self, request: Request<AnnounceRequest>) -> Result<Response<AnnounceReply>, Status> {
         let from = caller_of(&request)?;
         Ok(Response::new(self.0.announce(from, request.into_inner())?))
+    }
+
+    async fn suspect(&self, request: Request<SuspectRequest>) -> Result<Response<SuspectReply>, Status> {
+        let from = caller_of(&request)?;
+        Ok(Response::new(self.0.suspect(from, request.into_inner())?))
     }
 }

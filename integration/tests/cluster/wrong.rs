@@ -43,6 +43,33 @@ async fn wrong_from_the_first_upstream(rate: Option<Rate>) -> Result<()> {
     ensure_nothing_wrong_is_kept(&cluster).await
 }
 
+/// Some nodes have found that an upstream lies: others, which pull another image from it, don't have to find out again.
+#[test]
+fn who_lied_to_some_is_verified_by_all() {
+    run(async {
+        let (one, other) = (Image::one_layer(5, 8), Image::one_layer(6, 8));
+        let stage = Stage::with(&one, None)?;
+        let right = FaultRegistry::start_on(&stage.network.host(None)?)?;
+        right.add(&one, "acme/app", "v1");
+        for registry in [&stage.registry, &right] {
+            registry.add(&other, "acme/other", "v1");
+        }
+        for image in [&one, &other] {
+            stage.registry.fault(When::get(image.largest()), Fault::WrongByte(6_000_000));
+        }
+        let builder = Cluster::builder(&stage.network, 6, None)?;
+        let cluster = builder.registry("reg.test", &[&stage.registry.url(), &right.url()]).start().await?;
+        let first = cluster.pull_on(&[0, 1, 2], NAME).await;
+        ensure!(first.iter().any(Result::is_err), "nobody was given wrong bytes: {first:?}");
+        let met = stage.registry.met();
+        for pulled in cluster.pull_on(&[3, 4, 5], "reg.test/acme/other:v1").await {
+            pulled.context("at the first attempt")?;
+        }
+        ensure!(stage.registry.met() > met, "it wasn't asked for the second image");
+        ensure_nothing_wrong_is_kept(&cluster).await
+    });
+}
+
 /// containerd itself asks, in a namespace that isn't CRI's: what it has of the wrong bytes is in none of the namespaces that
 /// agents look after, and would be continued for as long as containerd doesn't collect its garbage.
 #[test]

@@ -33,7 +33,8 @@ use crate::cluster::chain::{Ailment, Key, Lease};
 use crate::cluster::{Member, Ring};
 use crate::image::{NodeId, Zone};
 
-use broken::Broken;
+pub use broken::bucket_of_upstream;
+use broken::{Broken, Suspects};
 use chain::{Chain, Known};
 pub use place::PASSED_ON_WHOLE;
 pub(crate) use place::fan_out;
@@ -64,6 +65,7 @@ pub struct Directory {
     chains: HashMap<Key, Chain>,
     rates: Rates,
     broken: Broken,
+    suspects: Suspects,
     tags: Tags,
     /// Leases are held, or asks.
     is_busy: bool,
@@ -85,6 +87,7 @@ impl Directory {
             chains: HashMap::new(),
             rates: Rates::default(),
             broken: Broken::default(),
+            suspects: Suspects::default(),
             tags: Tags::default(),
             is_busy: false,
             leases: 0,
@@ -181,6 +184,17 @@ impl Directory {
         announced
     }
 
+    /// An upstream broke a digest for some node. To be told to the owners of its [bucket](bucket_of_upstream).
+    pub fn upstream_broke(&mut self, now: Duration, upstream: &str) {
+        self.suspects.broke(now, upstream);
+    }
+
+    /// Whether an upstream is said to have done so within the hour.
+    #[must_use]
+    pub fn is_suspect(&self, now: Duration, upstream: &str) -> bool {
+        self.suspects.has(now, upstream)
+    }
+
     /// `from` asks for a tag. Answered at once, or within 1.5 seconds.
     pub fn ask_tag(&mut self, now: Duration, rng: &mut impl Rng, id: AskId, from: NodeId, ask: &TagAsk) -> Vec<Effect> {
         let owners = self.ring.owners(ask.key.bucket());
@@ -256,6 +270,7 @@ impl Directory {
             chains.retain(|_, chain| !chain.sweep(now));
             self.rates.sweep(now);
             self.broken.sweep(now);
+            self.suspects.sweep(now);
             self.tags.sweep(now);
         }
         self.tags.tick(now, rng)

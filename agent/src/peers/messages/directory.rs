@@ -219,6 +219,16 @@ pub const fn verdict(reply: &proto::ReportReply) -> Verdict {
     }
 }
 
+/// An upstream that is asked about, and whether the asking node found that it sent wrong bytes.
+///
+/// # Errors
+/// When it is no name.
+pub fn suspect(request: proto::SuspectRequest) -> Result<(String, bool), Malformed> {
+    let proto::SuspectRequest { upstream, broke } = request;
+    let name = sources(vec![upstream], 1).pop().ok_or(Malformed("an upstream"))?;
+    Ok((name, broke))
+}
+
 /// Shelves on their way out.
 #[must_use]
 pub fn shelves_of(shelves: &[Shelf]) -> proto::AnnounceRequest {

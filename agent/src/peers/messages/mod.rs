@@ -19,7 +19,7 @@ pub use content::{ReadAsk, beat, beat_of, head, head_of, parting, parting_of, re
 pub use copies::{MOST_WANTED, want, want_of};
 pub use directory::{
     MOST_HOLDINGS, announced, announced_of, answered, answered_of, ask, ask_of, report, report_of, shelves, shelves_of,
-    verdict, verdict_of,
+    suspect, verdict, verdict_of,
 };
 pub use tags::{tag_answer, tag_answer_of, tag_ask, tag_ask_of, tag_report, tag_report_of};
 pub use words::Malformed;

@@ -18,6 +18,7 @@ impl Arrival<'_> {
         let blocked = now.saturating_duration_since(self.last_tick) > STUCK;
         self.last_tick = now;
         self.tell_frontier(true);
+        self.verify_as_needed();
         if blocked {
             self.last_gain = now;
             self.workers.iter_mut().for_each(|worker| worker.watch_anew(now));

@@ -64,15 +64,16 @@ impl Arrival<'_> {
         if self.pull.heed(self.follow, &self.transfer.wanted.digest) {
             self.sources.order();
         }
-        if !self.arriving.verify_whole && self.suspects.must_be_verified() {
-            self.verify_whole();
-        }
+        self.verify_as_needed();
     }
 
-    /// From now on nothing goes out before everything is verified.
-    pub(super) fn verify_whole(&mut self) {
-        self.arriving.verify_whole = true;
-        self.transfer.become_(State::Arriving(self.arriving.clone()));
+    /// Whether anything goes out before everything is verified: others may have said something of who sends it.
+    pub(super) fn verify_as_needed(&mut self) {
+        let whole = self.suspects.must_be_verified();
+        if self.arriving.verify_whole != whole {
+            self.arriving.verify_whole = whole;
+            self.transfer.become_(State::Arriving(self.arriving.clone()));
+        }
     }
 
     /// Reads from a peer: what comes next by one worker, and what readers far ahead wait for if all of it is there.

@@ -104,9 +104,8 @@ impl Arrival<'_> {
             self.workers[index].claim = all;
         }
         self.transfer.received.name([source.name()]);
-        if self.suspects.take_from(&source) && !self.arriving.verify_whole {
-            self.verify_whole();
-        }
+        self.suspects.take_from(&source);
+        self.verify_as_needed();
         let left = self.claims.left(self.workers[index].claim);
         let worker = &mut self.workers[index];
         worker.skip = left.start.saturating_sub(opened.offset);
@@ -125,9 +124,8 @@ impl Arrival<'_> {
             self.whole_peer = Some(node);
         }
         self.transfer.received.name(head.sources.iter().map(String::as_str));
-        if self.suspects.take_from_peer(node, head) && !self.arriving.verify_whole {
-            self.verify_whole();
-        }
+        self.suspects.take_from_peer(node, head);
+        self.verify_as_needed();
         // A whole one can serve readers far ahead too.
         let is_all = head.whole && !self.transfer.wants.is_empty();
         self.workers[index].begin(now, Pieces::Peer(answer));

@@ -2,6 +2,7 @@
 
 mod background;
 mod failover;
+mod hearsay;
 mod neighbour;
 mod peers;
 mod ranges;
@@ -22,6 +23,7 @@ use tokio_util::task::TaskTracker;
 use self::registry::{Manner, Registry};
 use super::{EndedShort, Found, Kind, Place, Pull, PullError, Reader, Wanted};
 use crate::config::Config;
+use crate::containerd::client::Client;
 use crate::image::Digest;
 use crate::peers::Peers;
 use crate::store::{Options, Store};
@@ -61,6 +63,17 @@ impl Node {
 
     /// The same, in a cluster.
     fn among(blob: &Bytes, registries: &[&Registry], mirror: &str, peers: Option<Peers>) -> Self {
+        Self::beside(blob, registries, mirror, peers, None)
+    }
+
+    /// The same, beside a containerd.
+    fn beside(
+        blob: &Bytes,
+        registries: &[&Registry],
+        mirror: &str,
+        peers: Option<Peers>,
+        containerd: Option<Arc<Client>>,
+    ) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let mut text = format!(
             "[cache]\ndir = {:?}\nmax_disk_percent = 100\n[mirror]\n{mirror}\n[[registry]]\nname = \"reg.test\"\n",
@@ -73,7 +86,7 @@ impl Node {
         let store = Store::open(Options::from(&config.cache)).unwrap();
         let upstreams = Arc::new(Upstreams::new(&config).unwrap());
         let stop = CancellationToken::new();
-        let pull = Pull::new(&config, store.clone(), upstreams, None, peers, TaskTracker::new(), stop.clone());
+        let pull = Pull::new(&config, store.clone(), upstreams, containerd, peers, TaskTracker::new(), stop.clone());
         let place = Place { registry: "reg.test".parse().unwrap(), repository: "acme/app".parse().unwrap() };
         let wanted = Wanted { place, grant: Grant::Anonymous, digest: Digest::of(blob), kind: Kind::Blob };
         Self { pull, store, wanted, blob: blob.clone(), stop, dir }

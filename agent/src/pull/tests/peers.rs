@@ -10,10 +10,10 @@ use crate::peers::{Failed, Parted, Peer, Turn};
 use crate::pull::{Ended, NotShared};
 use crate::upstream::Credentials;
 
-const FETCH_ALL: Turn = Turn::Upstream { upto: u64::MAX };
+pub(super) const FETCH_ALL: Turn = Turn::Upstream { upto: u64::MAX };
 
 /// A node of a cluster that does what a script says.
-fn in_cluster(blob: &Bytes, registries: &[&Registry], script: &Script) -> Node {
+pub(super) fn in_cluster(blob: &Bytes, registries: &[&Registry], script: &Script) -> Node {
     Node::among(blob, registries, "", Some(Peers::scripted(script)))
 }
 
@@ -39,7 +39,7 @@ fn opened_once(peer: &Peer) -> Range<u64> {
     opened[0].clone()
 }
 
-fn name(registry: &Registry) -> String {
+pub(super) fn name(registry: &Registry) -> String {
     registry.address.to_string()
 }
 

@@ -10,5 +10,6 @@ mod images;
 mod impostor;
 mod node;
 mod skew;
+mod suspects;
 mod tags;
 mod throughput;

@@ -87,6 +87,10 @@ impl World {
         }
     }
 
+    pub(super) fn ring(&self) -> Arc<Ring> {
+        Arc::clone(&self.nodes[0].ring.borrow())
+    }
+
     /// Where the owners of a blob stand in the list.
     pub(super) fn owners(&self, digest: &Digest) -> Vec<usize> {
         let owners = self.nodes[0].ring.borrow().owners_of(digest);
