@@ -106,7 +106,7 @@ impl Clients {
         Self { lookups: Arc::new(Semaphore::new(LOOKUPS_AT_ONCE)), tasks, connect_timeout, proxy_tls }
     }
 
-    pub(super) fn client(&self, reach: Reach, tls: Arc<Tls>, proxies: Proxies) -> HttpClient {
+    pub(super) fn client(&self, reach: Reach, tls: &Arc<Tls>, proxies: Proxies) -> HttpClient {
         let route = Route {
             dial: self.dial(reach),
             // A proxy is named by the configuration or the environment.
@@ -115,7 +115,7 @@ impl Clients {
             proxy_tls: Arc::clone(&self.proxy_tls),
         };
         let pool = |over| {
-            self.pool(Connector { route: route.clone(), tls: Arc::clone(&tls), over, within: self.connect_timeout })
+            self.pool(Connector { route: route.clone(), tls: Arc::clone(tls), over, within: self.connect_timeout })
         };
         HttpClient { shared: pool(Over::Shared), apart: pool(Over::Apart), proxies }
     }

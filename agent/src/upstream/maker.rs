@@ -100,7 +100,7 @@ impl Maker {
         let environment = Proxies::Environment(Arc::new(environment));
         let tls = Arc::new(Tls::new(&trust, TlsOptions::default())?);
         Ok(Self {
-            stranger: clients.client(Reach::Guarded(refused), tls, environment.clone()),
+            stranger: clients.client(Reach::Guarded(refused), &tls, environment.clone()),
             trust,
             clients,
             environment,
@@ -135,7 +135,7 @@ impl Maker {
             self.stranger.clone()
         } else {
             let trust = tls(TlsOptions { ca: config.ca.clone(), ..TlsOptions::default() })?;
-            self.clients.client(Reach::Guarded(self.refused), trust, proxies.clone())
+            self.clients.client(Reach::Guarded(self.refused), &trust, proxies.clone())
         };
         let own = tls(TlsOptions {
             ca: config.ca.clone(),
@@ -143,7 +143,7 @@ impl Maker {
             is_blind: config.insecure && !config.url.is_plain(),
             is_bare: false,
         })?;
-        let named = self.clients.client(Reach::Named, own, proxies);
+        let named = self.clients.client(Reach::Named, &own, proxies);
         Ok(Plan { config: Arc::new(config.clone()), named, guarded })
     }
 

@@ -105,23 +105,6 @@ async fn uploads_are_held_to_their_limit() {
     assert_eq!(world.fetched(), bytes.len() as u64);
 }
 
-/// Ten streams at once, each of which has its turn only every 1.25 s: the peer isn't taken for dead, nor asked for its place.
-#[tokio::test(flavor = "multi_thread")]
-async fn downloads_are_held_to_their_limit_and_come_from_the_peer_all_the_same() {
-    let limited = |config: &mut config::Peers| config.max_download = Some(config::Bytes(2 << 20));
-    let world = World::with(2, limited);
-    let blobs: Vec<_> = (10..20).map(|seed| content(seed, MIB)).collect();
-    let upstream = watch::Sender::new(u64::MAX);
-    for bytes in &blobs {
-        world.nodes[0].pull(bytes, upstream.subscribe()).await;
-    }
-    let began = Instant::now();
-    let pulls = blobs.iter().map(|bytes| world.nodes[1].pull(bytes, upstream.subscribe()));
-    futures_util::future::join_all(pulls).await;
-    assert!(began.elapsed() > Duration::from_secs(4), "{:?}", began.elapsed());
-    assert_eq!(world.nodes[1].fetched.load(Ordering::Relaxed), 0, "upstream was asked for what the peer has");
-}
-
 /// As the background does between its pieces, for longer than any peer may be silent.
 #[tokio::test(flavor = "multi_thread")]
 async fn who_rests_of_its_own_will_stays_with_its_peer() {
