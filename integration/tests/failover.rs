@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use larder_integration::{
-    Agent, AgentConfig, Cut, Face, Failover, Fault, FaultRegistry, Folder, Ill, Image, Node, Place, Summary, Trial,
-    When, free_port, until,
+    Agent, AgentConfig, Challenge, Cut, Face, Failover, Fault, FaultRegistry, Folder, Ill, Image, Login, Node, Place,
+    Summary, Trial, When, free_port, until,
 };
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -20,6 +20,7 @@ const ERRORS: &str = "larder_upstream_errors_total";
 
 on_every_containerd!(over tls:
     the_first_upstream_fails_and_containerd_sees_nothing,
+    the_first_upstream_challenges_and_stays_the_first,
     wrong_bytes_of_one_upstream_fail_one_pull_at_most,
     both_upstreams_have_half_of_a_layer,
     every_upstream_is_down_for_a_moment,
@@ -174,7 +175,13 @@ async fn node(case: Case, registries: &[(&str, &FaultRegistry, &FaultRegistry)])
 async fn the_first_upstream_fails_and_containerd_sees_nothing(case: Case) -> Result<()> {
     let well = FaultRegistry::start().await?;
     let nobody = format!("http://127.0.0.1:{}", free_port()?);
+    let wants = |challenge: &str| Fault::status_with(401, "www-authenticate", challenge);
+    let wants_token = wants(&format!("Bearer realm=\"{nobody}/token\",service=\"nobody\""));
     let ills = [
+        ("tag", wants_token.clone()),
+        ("tag", wants("Basic realm=\"nobody\"")),
+        ("manifest", wants_token.clone()),
+        ("layer", wants_token),
         ("tag", Fault::status(503)),
         ("tag", Fault::status(404)),
         ("tag", Fault::status(429)),
@@ -215,6 +222,34 @@ async fn the_first_upstream_fails_and_containerd_sees_nothing(case: Case) -> Res
         ensure_only_the_agent_asked(first)?;
     }
     ensure_only_the_agent_asked(&well)
+}
+
+/// What a tag means is said by the first for whom it knows: with credentials, and with a token that anybody gets. While it
+/// gives no tokens, or is gone, the second says it.
+async fn the_first_upstream_challenges_and_stays_the_first(case: Case) -> Result<()> {
+    let (mut first, second) = (FaultRegistry::start().await?, FaultRegistry::start().await?);
+    let [of_first, of_second] = [Image::tiny(1), Image::tiny(2)];
+    let means = |image: &Image| image.blobs()[0].digest.clone();
+    for repository in ["acme/open", "acme/later", "acme/private"] {
+        first.add(&of_first, repository, "v1");
+        second.add(&of_second, repository, "v1");
+    }
+    let challenge = Challenge::bearer().open("acme/open").open("acme/later");
+    first.challenge(Some(challenge.account("alice", "wonder:land", "acme/private")));
+    let node = node(case, &[("reg.test", &first, &second)]).await?;
+    node.containerd.ctr_pull("reg.test/acme/open:v1", node.hosts_dir()).await?;
+    ensure!(node.containerd.pull("reg.test/acme/open:v1").await? == means(&of_first));
+    let alice = Login::password("alice", "wonder:land");
+    ensure!(node.containerd.pull_as("reg.test/acme/private:v1", &alice).await? == means(&of_first));
+    // But for a HEAD, by which the two are compared.
+    ensure!(second.count("GET", "/v2/") == 0, "the second was asked:{}", second.shown("/v2/"));
+
+    first.fault(When::path("/token"), Fault::status(503));
+    ensure!(node.containerd.pull("reg.test/acme/later:v1").await? == means(&of_second));
+    first.refuse();
+    ensure!(node.containerd.pull("reg.test/acme/open:v1").await? == means(&of_second));
+    ensure_only_the_agent_asked(&first)?;
+    ensure_only_the_agent_asked(&second)
 }
 
 /// A wrong byte in a layer that went out before it was verified: the next pull is right, at once.

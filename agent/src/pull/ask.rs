@@ -15,7 +15,8 @@ use crate::upstream::{Part, Upstream, UpstreamError};
 const SLOW: Duration = Duration::from_millis(1500);
 
 /// The first answer to a request for `part` among the sources of this round, and whose it is. They are asked one after
-/// the other; besides one that is slow, the next. `None` when the round has none.
+/// the other; besides one that is slow, the next. `None` when the round has none, or when one wants to know who asks: the
+/// caller, to whom nothing has gone out yet, may still show that.
 pub(super) async fn first_to_answer(
     sources: &mut Sources,
     wanted: &Wanted,
@@ -40,7 +41,13 @@ pub(super) async fn first_to_answer(
                         sources.opened(&opened);
                         return Some((source, opened));
                     }
-                    Err(e) => sources.failed(&source, e),
+                    Err(e) => {
+                        let is_challenge = e.is_challenge();
+                        sources.failed(&source, e);
+                        if is_challenge {
+                            return None;
+                        }
+                    }
                 }
             }
             () = tokio::time::sleep(SLOW) => is_slow = true,

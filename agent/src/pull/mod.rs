@@ -43,6 +43,7 @@ mod tags;
 mod transfer;
 mod trust;
 mod wants;
+mod word;
 mod worker;
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use tokio::time::timeout;
 
 use super::direct::Opened;
 use super::error::Said;
-use super::permit::is_gone;
+use super::word::is_last_word;
 use super::{Kind, Place, Pull, PullError, Wanted};
 use crate::image::{Digest, MediaType};
 use crate::upstream::{Grant, Upstream, UpstreamError};
@@ -38,7 +38,7 @@ impl Pull {
             self.0.may_ask(place, grant).await?;
             let chain = self.0.upstreams.of(&place.registry);
             // Nothing is learnt from it: who may list need not be who may pull.
-            let asked = chain.first(is_gone, |upstream| pass_one(upstream, place, grant, suffix));
+            let asked = chain.first(is_last_word, |upstream| pass_one(upstream, place, grant, suffix));
             let (_, passed) = asked.await.map_err(|said| PullError::from_all(said).for_grant(grant))?;
             Ok(passed)
         };

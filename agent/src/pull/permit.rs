@@ -12,8 +12,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use http::StatusCode;
 
 use super::error::Said;
+use super::word::{Word, is_last_word, is_refusal};
 use super::{Inner, Kind, Place, PullError, Wanted};
-use crate::config::OnDeleted;
 use crate::image::{Access, Digest, Reference};
 use crate::store::Blob;
 use crate::upstream::{Chain, ErrorKind, Grant, Upstream, UpstreamError};
@@ -98,8 +98,17 @@ impl Inner {
     /// # Errors
     /// [`PullError::Unauthenticated`].
     pub(super) async fn may_ask(&self, place: &Place, grant: &Grant) -> Result<(), PullError> {
-        let is_closed = *grant == Grant::None && (self.rights.is_challenged(place) || self.is_protected(place).await);
+        let is_closed = *grant == Grant::None && (self.is_challenged(place) || self.is_protected(place).await);
         if is_closed { Err(PullError::Unauthenticated(Said::default())) } else { Ok(()) }
+    }
+
+    /// Whether who shows nothing would be challenged: by an upstream that did so before, unless that one is down by now and
+    /// others are asked in its place.
+    fn is_challenged(&self, place: &Place) -> bool {
+        let Some(challenger) = self.rights.challenger(place) else { return false };
+        let chain = self.upstreams.of(&place.registry);
+        let mut well = chain.iter().filter(|upstream| upstream.is_available()).peekable();
+        well.peek().is_none() || well.any(|upstream| *upstream.name() == *challenger)
     }
 
     /// Whether this caller could have it before, as far as that is known here: for when nobody can be asked.
@@ -119,18 +128,8 @@ impl Inner {
             .any(|(registry, repository)| *registry == wanted.place.registry && *repository == wanted.place.repository)
     }
 
-    /// Whether the registry left the question open: it gave no answer, or has what was asked for no more and that is not
-    /// to end anything.
-    fn is_unanswered(&self, place: &Place, said: &[Arc<UpstreamError>]) -> bool {
-        match self.origin_said(place, said).map(|e| e.kind().clone()) {
-            Some(ErrorKind::NotFound) => self.options.on_deleted == OnDeleted::Serve,
-            Some(ErrorKind::Unauthorized | ErrorKind::Denied) => false,
-            _ => said.is_empty() || said.iter().any(|e| !e.is_answer()),
-        }
-    }
-
     /// Asks upstreams until one gives it; what each says is learnt from. The origin's word that there is no such thing
-    /// ends the asking, a mirror's doesn't.
+    /// ends the asking, a mirror's doesn't; and so does a challenge, which the caller may still meet.
     pub(super) async fn across<T, Ask, Asked>(
         &self,
         chain: &Chain,
@@ -142,7 +141,7 @@ impl Inner {
         Ask: Fn(Arc<Upstream>) -> Asked + Send,
         Asked: Future<Output = Result<(T, Access), UpstreamError>> + Send,
     {
-        match chain.first(is_gone, ask).await {
+        match chain.first(is_last_word, ask).await {
             Ok((upstream, (given, access))) => {
                 self.given(place, grant, access);
                 Ok((upstream, given))
@@ -181,10 +180,12 @@ impl Inner {
 
     /// No upstream gave it.
     pub(super) fn refused(&self, place: &Place, grant: &Grant, said: &[Arc<UpstreamError>]) {
-        let is_refusal = |e: &UpstreamError| matches!(e.kind(), ErrorKind::Unauthorized | ErrorKind::Denied);
         match grant {
-            Grant::None if said.iter().any(|e| *e.kind() == ErrorKind::Unauthorized) => self.rights.challenged(place),
-            Grant::None => {}
+            Grant::None => {
+                if let Some(challenger) = said.iter().find(|e| e.is_challenge()) {
+                    self.rights.challenged(place, challenger.upstream());
+                }
+            }
             // One that is silent may be the one that opens to anybody.
             Grant::Anonymous if said.iter().any(|e| is_refusal(e)) && said.iter().all(|e| e.is_answer()) => {
                 self.learn_openness(place, Access::Authorized);
@@ -192,7 +193,7 @@ impl Inner {
             Grant::Anonymous => {}
             Grant::Credentials(_) | Grant::Own(_) => {
                 let is_known = self.origin(place).is_some_and(|origin| origin.is_shown_credentials(grant));
-                if is_known && self.origin_said(place, said).is_some_and(is_refusal) {
+                if is_known && self.word(place, said) == Some(Word::Refused) {
                     self.rights.closed(place, grant);
                     // Who else has credentials for it will say so again.
                     let (store, hashes) = (self.store.clone(), [self.hash(place, grant), self.somebody(place)]);
@@ -248,7 +249,7 @@ impl Inner {
                 let wanted = &wanted;
                 async move { head(&upstream, wanted).await }
             };
-            let (_, access) = willing.first(is_gone, ask).await?;
+            let (_, access) = willing.first(is_last_word, ask).await?;
             self.given(place, &wanted.grant, access);
             Ok(access)
         };
@@ -321,24 +322,6 @@ impl Inner {
             access => access,
         }
     }
-
-    /// What the registry itself said; where the configuration lists mirrors alone, what the last that was asked said.
-    pub(super) fn origin_said<'a>(&self, place: &Place, said: &'a [Arc<UpstreamError>]) -> Option<&'a UpstreamError> {
-        let by_origin = said.iter().find(|e| e.is_by_origin());
-        let has_origin = || self.upstreams.of(&place.registry).iter().any(|upstream| upstream.is_origin());
-        by_origin.or_else(|| said.last().filter(|_| !has_origin())).map(Arc::as_ref)
-    }
-
-    /// The registry itself; where the configuration lists mirrors alone, the last of them.
-    pub(super) fn origin(&self, place: &Place) -> Option<Arc<Upstream>> {
-        let chain = self.upstreams.of(&place.registry);
-        chain.iter().find(|upstream| upstream.is_origin()).or(chain.last()).cloned()
-    }
-}
-
-/// The registry itself says that there is no such thing.
-pub(super) fn is_gone(error: &UpstreamError) -> bool {
-    error.is_by_origin() && *error.kind() == ErrorKind::NotFound
 }
 
 /// How many looks may be under way.

@@ -11,8 +11,8 @@ use tokio::time::timeout;
 use super::bounded::insert;
 use super::direct::Opened;
 use super::error::Said;
+use super::word::Word;
 use super::{Inner, Kind, Place, Pull, PullError, Wanted};
-use crate::config::OnDeleted;
 use crate::image::{Access, Digest, MediaType, Reference, Tag};
 use crate::peers::TagTurn;
 use crate::store::TagRecord;
@@ -143,12 +143,8 @@ impl Inner {
                 said
             }
         };
-        let is_deleted = self.origin_said(place, &said).is_some_and(|e| *e.kind() == ErrorKind::NotFound);
-        // "Not there" from a mirror is no word on what the registry, which is silent, has.
-        let is_open = match is_deleted {
-            true => self.options.on_deleted == OnDeleted::Serve,
-            false => said.iter().any(|e| !e.is_answer()),
-        };
+        let is_deleted = self.word(place, &said) == Some(Word::Gone);
+        let is_open = !chain.is_empty() && self.is_unanswered(place, &said);
         if is_open && !is_deleted {
             self.learn_newest(place, grant, tag, None).await;
         }

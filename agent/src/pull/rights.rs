@@ -1,5 +1,5 @@
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::Place;
@@ -28,7 +28,8 @@ type Opener = (Place, Option<[u8; 32]>);
 #[derive(Default)]
 struct Known {
     openness: HashMap<Place, (Option<Access>, Instant)>,
-    challenged: HashMap<Place, Instant>,
+    /// By whom, and when.
+    challenged: HashMap<Place, (Arc<str>, Instant)>,
     looked: HashMap<Place, Instant>,
     /// Until when it holds, and when that was last written down.
     opened: HashMap<Opener, (Instant, Option<Instant>)>,
@@ -76,8 +77,8 @@ impl Rights {
     }
 
     /// An upstream challenged who showed nothing.
-    pub(super) fn challenged(&self, place: &Place) {
-        insert(&mut self.lock().challenged, MOST, place.clone(), Instant::now(), |at| *at);
+    pub(super) fn challenged(&self, place: &Place, by: &str) {
+        insert(&mut self.lock().challenged, MOST, place.clone(), (by.into(), Instant::now()), |(_, at)| *at);
     }
 
     /// One gave what was asked for to who showed nothing.
@@ -85,9 +86,11 @@ impl Rights {
         self.lock().challenged.remove(place);
     }
 
-    /// Whether who shows nothing would be challenged.
-    pub(super) fn is_challenged(&self, place: &Place) -> bool {
-        self.lock().challenged.get(place).is_some_and(|at| at.elapsed() < CHALLENGED_FOR)
+    /// The upstream, by its host and port, that challenges whoever shows nothing.
+    pub(super) fn challenger(&self, place: &Place) -> Option<Arc<str>> {
+        let known = self.lock();
+        let (by, _) = known.challenged.get(place).filter(|(_, at)| at.elapsed() < CHALLENGED_FOR)?;
+        Some(Arc::clone(by))
     }
 
     /// A registry gave something of a repository to these credentials. Whether that should be written down.
@@ -128,8 +131,6 @@ impl Rights {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
     use crate::upstream::Credentials;
 
@@ -171,10 +172,10 @@ mod tests {
     fn bounded() {
         let rights = Rights::default();
         for n in 0..MOST + 10 {
-            rights.challenged(&place(n));
+            rights.challenged(&place(n), "r.test");
             rights.opened(&place(n), &alice());
         }
-        assert!(!rights.is_challenged(&place(0)) && rights.is_challenged(&place(MOST + 9)));
+        assert!(rights.challenger(&place(0)).is_none() && rights.challenger(&place(MOST + 9)).is_some());
         assert_eq!(rights.lock().opened.len(), MOST);
     }
 }

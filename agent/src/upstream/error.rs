@@ -12,6 +12,7 @@ pub struct UpstreamError {
     at: Option<Arc<str>>,
     kind: ErrorKind,
     is_by_origin: bool,
+    is_challenge: bool,
 }
 
 /// How a request to an upstream failed.
@@ -94,7 +95,7 @@ pub enum Unreachable {
 
 impl UpstreamError {
     pub(super) const fn new(upstream: Arc<str>, kind: ErrorKind) -> Self {
-        Self { upstream, at: None, kind, is_by_origin: false }
+        Self { upstream, at: None, kind, is_by_origin: false, is_challenge: false }
     }
 
     /// The same, with the host where it happened, if that is not the upstream itself.
@@ -123,6 +124,18 @@ impl UpstreamError {
     #[must_use]
     pub const fn is_by_origin(&self) -> bool {
         self.is_by_origin
+    }
+
+    /// The challenge of one that wants to know who asks.
+    pub(super) fn challenge(upstream: Arc<str>) -> Self {
+        Self { is_challenge: true, ..Self::new(upstream, ErrorKind::Unauthorized) }
+    }
+
+    /// Whether it was said to one that had shown nothing, and may be answered otherwise once it shows who it is: by a
+    /// challenge that we can meet.
+    #[must_use]
+    pub const fn is_challenge(&self) -> bool {
+        self.is_challenge
     }
 
     /// How it failed.

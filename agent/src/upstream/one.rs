@@ -186,13 +186,16 @@ impl Upstream {
             None => Access::Anonymous,
         };
         let reply = self.exchange.follow(&call).await?;
-        if reply.response.status() != StatusCode::UNAUTHORIZED || !reply.is_home || *grant == Grant::None {
+        if reply.response.status() != StatusCode::UNAUTHORIZED || !reply.is_home {
             return Ok((reply, access(&call)));
         }
         let Some(way) = Way::read(reply.response.headers(), repository, grant) else {
             return Ok((reply, access(&call)));
         };
         drain(reply.response.into_body()).await;
+        if *grant == Grant::None {
+            return Err(UpstreamError::challenge(Arc::clone(&self.exchange.name)));
+        }
         let asked = (repository, grant);
         let token = self.tokens.fetch(self.number, &self.exchange, asked, way, known.as_ref(), deadline).await?;
         call.authorization = Some(token.header);

@@ -46,6 +46,26 @@ fn first() -> Arc<AtomicUsize> {
     Arc::new(AtomicUsize::new(1))
 }
 
+/// Who has shown nothing may come back with what is wanted, where it can be had at all.
+#[tokio::test]
+async fn what_is_wanted_is_told_to_who_has_shown_nothing() {
+    for (text, expected) in [
+        (r#"Bearer realm="http://127.0.0.1/token""#, true),
+        (r#"Basic realm="x""#, true),
+        ("Negotiate", false),
+        (r#"Bearer realm="nowhere""#, false),
+    ] {
+        let server = Server::plain(move |_| challenge(text)).await;
+        let room = Room::of(&server.url());
+        for (grant, is_challenge) in [(Grant::None, expected), (Grant::Anonymous, false)] {
+            let error = room.upstream.head_manifest(&grant, &repository(), &reference()).await.unwrap_err();
+            assert_eq!(error.is_challenge(), is_challenge, "{text}: {error}");
+        }
+        let unauthorized = room.upstream.head_manifest(&Grant::None, &repository(), &reference()).await.unwrap_err();
+        assert_eq!(*unauthorized.kind(), ErrorKind::Unauthorized);
+    }
+}
+
 #[tokio::test]
 async fn fetched_once_and_then_sent_at_once() {
     let server = registry_with_tokens(300.0, first(), watch::channel(true).1).await;

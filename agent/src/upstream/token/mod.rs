@@ -210,13 +210,16 @@ fn basic(exchange: &Exchange, grant: &Grant) -> Result<Token, UpstreamError> {
 }
 
 impl Way {
-    /// How the challenges of an answer can be met. `None` where nothing at hand will help.
+    /// How the challenges of an answer can be met. `None` where nothing at hand will help, nor what a caller may yet show.
     pub(super) fn read(headers: &HeaderMap, repository: &Repository, grant: &Grant) -> Option<Self> {
         if let Some(ask) = Ask::read(headers, repository) {
             return Some(Self::Bearer(ask));
         }
         let is_basic = Challenge::read(headers).iter().any(|challenge| challenge.scheme == "basic");
-        let has_password = matches!(grant.credentials().map(|c| c.secret()), Some(Secret::Password { .. }));
-        (is_basic && has_password).then_some(Self::Basic)
+        let may_have_password = match grant {
+            Grant::None => true,
+            _ => matches!(grant.credentials().map(|c| c.secret()), Some(Secret::Password { .. })),
+        };
+        (is_basic && may_have_password).then_some(Self::Basic)
     }
 }
