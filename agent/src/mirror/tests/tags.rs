@@ -186,7 +186,14 @@ async fn a_mirrors_no_deletes_nothing_while_another_is_silent() {
 
 #[tokio::test]
 async fn a_mirror_that_disagrees_is_reported() {
+    for challenges in [false, true] {
+        disagreement_is_reported(challenges).await;
+    }
+}
+
+async fn disagreement_is_reported(challenges: bool) {
     let (mirror, origin) = (registry(Some(b"old")).await, registry(Some(b"new")).await);
+    origin.now().challenges = challenges;
     let dir = tempfile::tempdir().unwrap();
     let node = node(&dir, &[&mirror, &origin], "").await;
     let mut metrics = prometheus_client::registry::Registry::default();
@@ -205,6 +212,7 @@ async fn a_mirror_that_disagrees_is_reported() {
     timeout(PATIENCE, reported).await.unwrap();
     let heads = origin.count("HEAD /v2/acme/app/manifests/v1");
     assert_eq!(node.get(TAG, None).await.status, 200);
-    assert_eq!((heads, origin.count("HEAD /v2/acme/app/manifests/v1")), (1, 1), "once a minute at the most");
+    let asked = if challenges { 2 } else { 1 };
+    assert_eq!((heads, origin.count("HEAD /v2/acme/app/manifests/v1")), (asked, asked), "once a minute at the most");
     node.end().await;
 }
