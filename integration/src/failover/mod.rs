@@ -128,7 +128,7 @@ impl Failover {
         let begun = Instant::now();
         let pull = self.pull_from(&pair, trial, &image, &repository);
         let outcome = tokio::time::timeout(HANGS, pull).await.unwrap_or_else(|_| bail!("it hangs"));
-        let met = pair.was_met();
+        let met = pair.was_met(trial.place);
         pair.recover(&image, &repository).await?;
         self.well.forget(&image, &repository, "v1");
         let outcome = outcome.with_context(|| format!("{trial:?}, at byte {at}, after {:?}", begun.elapsed()))?;

@@ -101,8 +101,9 @@ impl Pair {
     }
 
     /// Whether the first was asked in vain, as far as that can be seen at its end.
-    pub(super) fn was_met(&self) -> bool {
-        if self.ill == Ill::WantsToken {
+    pub(super) fn was_met(&self, place: Place) -> bool {
+        // In the middle it is cut, and the second goes on.
+        if self.ill == Ill::WantsToken && place != Place::Middle {
             return self.first.count("GET", NO_TOKENS) > 0;
         }
         self.first.met() > 0 || !self.first.is_listening() || self.proxy.as_ref().is_some_and(Proxy::has_refused)
