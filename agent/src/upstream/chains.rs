@@ -12,6 +12,7 @@ use super::keyring::{Credential, Keyring};
 use super::maker::{Maker, Plan, SetupError};
 use super::metrics::Metrics;
 use super::one::Upstream;
+use super::own::MOST_TRIED;
 use super::tasks::Tasks;
 use crate::config::{Config, HostsTarget, Mirrors, UpstreamConfig};
 use crate::image::{Registry, Repository};
@@ -30,7 +31,6 @@ pub struct Upstreams {
     configured: HashMap<Registry, Chain>,
     others: Mutex<Others>,
     maker: Maker,
-    keyring: Keyring,
     tasks: Tasks,
 }
 
@@ -80,8 +80,7 @@ impl Upstreams {
             });
             configured.insert(name.clone(), named.collect::<Result<_, SetupError>>()?);
         }
-        let keyring = Keyring::new(&config.credentials);
-        Ok(Self { configured, others: Mutex::new(others), maker, keyring, tasks })
+        Ok(Self { configured, others: Mutex::new(others), maker, tasks })
     }
 
     /// Takes over mirrors from elsewhere, in the place of those that were adopted before: for one registry, or for all
@@ -143,30 +142,31 @@ impl Upstreams {
         all
     }
 
-    /// As whom the agent asks the upstreams of a registry when no caller stands behind it: each by the best of the
-    /// agent's own credentials for that repository at that host. `None` where there are none for any of them.
+    /// As whom the agent asks the upstreams of a registry when no caller stands behind it: each by the agent's own
+    /// credentials for that repository at that host. `None` where there are none for any of them.
     pub async fn own_grant(&self, registry: &Registry, repository: &Repository) -> Option<Grant> {
         self.own_grant_at(&self.of(registry), repository).await
     }
 
     /// The same for some upstreams of a registry, or for one.
     pub async fn own_grant_at(&self, upstreams: &[Arc<Upstream>], repository: &Repository) -> Option<Grant> {
-        if self.keyring.is_empty() {
+        if self.keyring().is_empty() {
             return None;
         }
         let hosts: BTreeSet<&Registry> = upstreams.iter().filter_map(|upstream| upstream.host.as_ref()).collect();
         let found = hosts.into_iter().map(|host| async move {
-            let found = self.keyring.find(host, repository).await;
-            Some((host.clone(), found.iter().find_map(Credential::credentials)?))
+            let found = self.keyring().find(host, repository).await;
+            let best = found.credentials.iter().filter_map(Credential::credentials).take(MOST_TRIED);
+            (host.clone(), best.collect())
         });
-        let own = OwnCredentials::new(join_all(found).await.into_iter().flatten())?;
+        let own = OwnCredentials::new(join_all(found).await)?;
         Some(Grant::Own(Arc::new(own)))
     }
 
     /// The agent's own credentials.
     #[must_use]
     pub const fn keyring(&self) -> &Keyring {
-        &self.keyring
+        &self.maker.keyring
     }
 
     /// What is counted about them.
@@ -177,8 +177,7 @@ impl Upstreams {
 
     /// Ends every connection and task of this room. Requests under way fail, and so does every later one.
     pub async fn close(&self) {
-        self.keyring.close().await;
-        self.maker.close().await;
+        self.keyring().close().await;
         self.tasks.close().await;
     }
 

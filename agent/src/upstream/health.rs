@@ -50,10 +50,15 @@ impl Upstream {
     /// that the configuration has for it.
     #[must_use]
     pub fn knows_us(&self) -> bool {
+        self.own.is_some() || self.is_shown_a_key()
+    }
+
+    /// Whether every request shows it what may be a key, with a token or without.
+    pub(super) fn is_shown_a_key(&self) -> bool {
         let has_certificate = self.config.as_ref().is_some_and(|config| config.client_cert.is_some());
         // Any header may be a key: registries know many.
         let has_header = self.exchange.headers.keys().any(|name| *name != USER_AGENT);
-        self.own.is_some() || has_certificate || has_header
+        has_certificate || has_header
     }
 
     /// Whether who asks it with this grant may be known to it by credentials.
@@ -61,9 +66,15 @@ impl Upstream {
     pub fn is_shown_credentials(&self, grant: &Grant) -> bool {
         match grant {
             Grant::Credentials(_) => true,
-            Grant::Own(own) => self.own.is_some() || self.host.as_ref().is_some_and(|host| own.at(host).is_some()),
+            Grant::Own(own) => self.own.is_some() || self.host.as_ref().is_some_and(|host| !own.at(host).is_empty()),
             Grant::None | Grant::Anonymous => self.own.is_some(),
         }
+    }
+
+    /// Whether a request since then may be slow for what isn't its fault: it waits for its turn, by its
+    /// `max_connections`, or has waited for credentials.
+    pub(super) fn is_held_up(&self, since: Instant) -> bool {
+        self.exchange.is_full() || self.own.as_ref().is_some_and(|own| own.was_waited_for(since))
     }
 
     /// Whether it may be asked what a tag means.

@@ -9,9 +9,9 @@ use super::one::Upstream;
 /// What those who read from an upstream tell of it.
 impl Upstream {
     /// Another upstream answered a request for the same, and this one's, made at `began`, was given up. If it has said
-    /// nothing since, it is thought to be down; who waits for its turn, by its own `max_connections`, is no slower for it.
+    /// nothing since, it is thought to be down; one that is held up by something else is no slower for it.
     pub fn lost_race(&self, began: Instant) {
-        if !self.exchange.is_full() {
+        if !self.is_held_up(began) {
             self.exchange.record.lost_race(began);
         }
     }
