@@ -24,6 +24,7 @@ mod kubernetes;
 mod manifests;
 mod mending;
 mod mirror;
+mod named;
 mod outage;
 mod own_credentials;
 mod packaging;

@@ -365,7 +365,8 @@ impl Work {
             let checks = self.findings.checks(&known.name, &upstreams);
             let here = u32::from(known.is_whole());
             let copies = self.standings.get(&known.name).map_or(here, |standing| standing.copies.max(here));
-            let is_permitted = copies > 0 && self.parts.pull.would_give(&known.name, &known.target).await;
+            let blobs: Vec<Digest> = known.parts.iter().map(|part| part.digest).collect();
+            let is_permitted = copies > 0 && self.parts.pull.would_give(&known.name, &known.target, &blobs).await;
             let verdict = judge(&known, Circumstances { checks: &checks, copies, is_permitted });
             images.push(Arc::new(ImageHealth { name: known.name.clone(), target: known.target, checks, verdict }));
         }

@@ -14,7 +14,7 @@ use super::collect::Collector;
 use super::survey::Surveyor;
 use crate::containerd::client::Content;
 use crate::containerd::inventory::Inventory;
-use crate::image::{Access, Digest, MediaType, Registry, Repository};
+use crate::image::{Digest, MediaType};
 use crate::store::{AdoptError, Adopted, Found, Held, Store};
 
 /// What couldn't be adopted is tried again after so long.
@@ -145,12 +145,7 @@ impl Adopter {
             let digest = content.digest;
             let path = root.join("blobs").join(digest.algorithm()).join(digest.hex());
             let media_type = media_types.get(&digest).cloned();
-            // Until somebody was seen to get it without credentials, it is private.
-            let private = |(registry, repository): &(Registry, Repository)| {
-                (registry.clone(), repository.clone(), Access::Authorized)
-            };
-            let deliveries = content.sources.iter().map(private);
-            let found = Found { path, size: content.size, media_type, deliveries: deliveries.collect() };
+            let found = Found { path, size: content.size, media_type, sources: content.sources.clone() };
             match self.store().adopt(&digest, found).await {
                 Ok(adopted) => {
                     self.spoilt.note(digest, false);

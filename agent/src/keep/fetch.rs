@@ -14,7 +14,7 @@ use super::{Held, Part};
 use crate::containerd::inventory::Inventory;
 use crate::image::{Digest, ImageName, MediaType, Reference};
 use crate::pull::{Kind, Pace, Place, Pull, PullError, Resolved, Wanted};
-use crate::store::{Reason, Usage};
+use crate::store::{Provenance, Reason, Usage};
 use crate::upstream::{Grant, Upstreams};
 
 /// An index, a manifest, what they name: each shows what is to be fetched next.
@@ -93,6 +93,15 @@ pub enum FetchError {
     /// A pattern under `cache.ignore` holds for it.
     #[error("{0} is ignored, as cache.ignore says")]
     Ignored(ImageName),
+}
+
+/// Why it isn't known that a registry has what it says it has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Unproven {
+    /// It doesn't deliver it.
+    Refused,
+    /// It gave no answer, or wasn't asked now.
+    Unanswered,
 }
 
 const fn bound(reason: &Reason) -> &'static str {
@@ -195,6 +204,28 @@ impl Fetcher {
             }
         }
         Ok(())
+    }
+
+    /// Has a registry deliver a blob that is here, in full, as to anybody. Its bytes come through `pull`, as any, which
+    /// records them; a copy that containerd has stays in its place.
+    pub(super) async fn prove(&self, place: &Place, digest: Digest, kind: Kind) -> Result<(), Unproven> {
+        let store = &self.surveyor.store;
+        let Some(holding) = store.holding(&digest).await else { return Err(Unproven::Unanswered) };
+        self.has_room(holding.size).await.map_err(|_| Unproven::Unanswered)?;
+        let wanted = Wanted { place: place.clone(), grant: Grant::Anonymous, digest, kind };
+        let mut reader = match self.pull.fetch_in_background(&wanted, &self.pace).await {
+            Ok(found) => found.read(),
+            Err(PullError::NoAnswer(_) | PullError::Late(_) | PullError::Spared | PullError::Stopping) => {
+                return Err(Unproven::Unanswered);
+            }
+            Err(_) => return Err(Unproven::Refused),
+        };
+        while let Ok(Some(bytes)) = reader.next().await {
+            self.metrics.background.inc_by(bytes.len() as u64);
+        }
+        // What was cut, or came and couldn't be recorded, isn't fetched for this again and again.
+        let held = store.provenances(vec![digest]).await;
+        if held.values().any(Provenance::is_public) { Ok(()) } else { Err(Unproven::Refused) }
     }
 
     /// Nothing is evicted for what nobody waits for, and above the disk's mark nothing is fetched.

@@ -77,12 +77,6 @@ impl Keep {
             catalog: catalog.clone(),
             spoilt: spoilt.clone(),
         });
-        let prover = Prover {
-            surveyor: Arc::clone(&surveyor),
-            pull: pull.clone(),
-            inventory: inventory.clone(),
-            catalog: catalog.clone(),
-        };
         let fetcher = Arc::new(Fetcher {
             surveyor: Arc::clone(&surveyor),
             pull,
@@ -92,6 +86,7 @@ impl Keep {
             metrics: metrics.clone(),
             pace: Arc::new(Pace::new(background_rate)),
         });
+        let prover = Prover { fetcher: Arc::clone(&fetcher), catalog: catalog.clone() };
         let background = Arc::new(Background { fetcher, catalog: catalog.clone(), news: Arc::clone(&news) });
         let here = CopiesHere::default();
         if let Some(peers) = peers {

@@ -1,16 +1,13 @@
 //! What would be if no registry answered.
 
-use std::time::Duration;
-
-use super::permit::now;
 use super::{Inner, Place, Pull};
-use crate::image::{Access, Digest, ImageName, Reference};
+use crate::image::{Access, Digest, ImageName, Reference, Registry};
 
 impl Pull {
     /// Whether a pull of an image would get it from here or from other nodes, if no registry answered: the name would still
     /// mean something, and somebody may have it: anybody, or who could pull it through this node before. That its blobs
-    /// are there is for the caller to see to. `target`: what the name means here.
-    pub async fn would_give(&self, name: &ImageName, target: &Digest) -> bool {
+    /// are there is for the caller to see to. `target`: what the name means here; `blobs`: what the image is made of.
+    pub async fn would_give(&self, name: &ImageName, target: &Digest, blobs: &[Digest]) -> bool {
         let place = Place::from(name);
         let meant = match &name.reference {
             Reference::Digest(_) => *target,
@@ -19,7 +16,7 @@ impl Pull {
                 None => return false,
             },
         };
-        self.0.would_be_given(&place, &meant, meant == *target).await
+        self.0.would_be_given(&place, &meant, meant == *target).await && !self.0.withholds(&place.registry, blobs).await
     }
 }
 
@@ -39,10 +36,12 @@ impl Inner {
 
     /// Whether credentials of anybody opened a repository through this node, and are remembered.
     async fn was_opened(&self, place: &Place) -> bool {
-        if self.options.remember.is_zero() {
-            return false;
-        }
-        let at = self.store.remembered(self.somebody(place)).await;
-        at.is_some_and(|at| Duration::from_secs(now().saturating_sub(at)) < self.options.remember)
+        self.is_remembered(self.somebody(place)).await
+    }
+
+    /// Whether one of these is here, and isn't this registry's to be given: it never delivered it.
+    async fn withholds(&self, registry: &Registry, blobs: &[Digest]) -> bool {
+        let held = self.store.provenances(blobs.to_vec()).await;
+        held.values().any(|provenance| !provenance.may_be_given_for(registry))
     }
 }

@@ -73,7 +73,7 @@ impl Inner {
                 if wanted.kind == Kind::Manifest {
                     self.has_given(&upstream, place, Reference::Digest(*digest), *digest);
                 }
-                self.store.delivered(digest, &place.registry, &place.repository, access).await;
+                self.store.confirmed(digest, &place.registry, &place.repository, access).await;
                 return Ok(());
             }
             Ok(Err(said)) => said,
@@ -108,7 +108,8 @@ impl Inner {
     }
 
     async fn opened_before(&self, wanted: &Wanted, is_public: bool) -> bool {
-        self.is_remembered(&wanted.place, &wanted.grant).await && (is_public || self.is_known_in(wanted).await)
+        let Wanted { place, grant, .. } = wanted;
+        self.is_remembered(self.hash(place, grant)).await && (is_public || self.is_known_in(wanted).await)
     }
 
     /// Whether the registry delivered it, or confirmed it, in this repository.
@@ -285,11 +286,12 @@ impl Inner {
         self.across(&chain, &wanted.place, &wanted.grant, ask).await.map(|(_, access)| access)
     }
 
-    async fn is_remembered(&self, place: &Place, grant: &Grant) -> bool {
+    /// Whether what has this hash held, and lately enough.
+    pub(super) async fn is_remembered(&self, hash: [u8; 32]) -> bool {
         if self.options.remember.is_zero() {
             return false;
         }
-        let at = self.store.remembered(self.hash(place, grant)).await;
+        let at = self.store.remembered(hash).await;
         at.is_some_and(|at| Duration::from_secs(now().saturating_sub(at)) < self.options.remember)
     }
 

@@ -20,7 +20,6 @@ use std::sync::atomic::Ordering;
 
 use tracing::{debug, info, warn};
 
-use super::arrive::Delivery;
 use super::errors::AdoptError;
 use super::handle::Store;
 use super::index::Change;
@@ -32,7 +31,7 @@ use super::record::{BlobRecord, Hold, State};
 use super::shelves::Shelves;
 use super::space::Standing;
 use super::verify::Hurry;
-use crate::image::{Access, Digest, MediaType, Registry, Repository};
+use crate::image::{Digest, MediaType, Registry, Repository};
 
 /// How many files that are not what their names say are remembered, so that nobody hashes them again and again.
 const MOST_WRONG: usize = 4096;
@@ -46,8 +45,8 @@ pub struct Found {
     pub size: u64,
     /// What a manifest calls it, if that is known.
     pub media_type: Option<MediaType>,
-    /// Where containerd had it from, and whether an anonymous caller would have got it there.
-    pub deliveries: Vec<(Registry, Repository, Access)>,
+    /// The repositories that containerd names for it. That they delivered it is not said with it.
+    pub sources: Vec<(Registry, Repository)>,
 }
 
 /// How a blob of containerd's came into the store.
@@ -146,9 +145,7 @@ impl Shelves {
                 self.leave_in_place(digest, &theirs, checksums)?
             }
         };
-        for (registry, repository, _) in &found.deliveries {
-            self.index.add_repository(digest, registry, repository);
-        }
+        self.note_sources(digest, found);
         if self.index.last_used(digest) == 0 {
             // Without a time it would never be evicted. containerd stamps a file when it has committed it.
             self.index.set_used(digest, modified(&theirs.metadata).max(1));
@@ -161,10 +158,14 @@ impl Shelves {
     }
 
     fn adopted_already(&self, digest: &Digest, found: &Found) -> Adopted {
-        for (registry, repository, access) in found.deliveries.clone() {
-            self.note_delivery(digest, &Delivery { registry, repository, access });
-        }
+        self.note_sources(digest, found);
         Adopted::Already
+    }
+
+    fn note_sources(&self, digest: &Digest, found: &Found) {
+        for (registry, repository) in &found.sources {
+            self.index.add_repository(digest, registry, repository);
+        }
     }
 
     /// Gives their file a name of ours, or makes one that shares its extents. `None` where neither can be done.
@@ -336,11 +337,7 @@ impl<'a> Theirs<'a> {
 }
 
 fn adopted_record(known: Option<BlobRecord>, found: &Found, state: State, hold: Hold) -> BlobRecord {
-    let (media_type, mut provenance) =
-        known.map_or_else(Default::default, |known| (known.media_type, known.provenance));
-    for (registry, _, access) in &found.deliveries {
-        provenance.add(registry, *access);
-    }
+    let (media_type, provenance) = known.map_or_else(Default::default, |known| (known.media_type, known.provenance));
     let media_type = media_type.or_else(|| found.media_type.clone());
     BlobRecord { size: found.size, state, hold, media_type, provenance }
 }

@@ -17,6 +17,7 @@ use super::label::Label;
 use super::layout::FileId;
 use super::locks::held;
 use super::lookup::Sight;
+use super::provenance::Provenance;
 use super::record::{BlobRecord, Hold, State};
 use super::shelves::Shelves;
 use super::space::Trouble;
@@ -137,7 +138,7 @@ impl Shelves {
             // Another one who shared the arrival was first.
             Err(CommitError::Io { .. }) => match self.look(digest) {
                 Sight::Whole(blob) => {
-                    self.note_delivery(digest, delivery);
+                    self.note_delivery(digest, delivery, |_| true);
                     Ok(blob)
                 }
                 Sight::Suspect | Sight::Nothing => placed,
@@ -161,7 +162,7 @@ impl Shelves {
         if let Sight::Whole(blob) = self.look(digest)
             && (media_type.is_none() || blob.media_type() == media_type.as_ref())
         {
-            self.note_delivery(digest, delivery);
+            self.note_delivery(digest, delivery, |_| true);
             return Ok(blob);
         }
         match self.room_for(size) {
@@ -265,12 +266,21 @@ impl Shelves {
         Some(self.open.replace(self.opened(digest, file.into(), Row { record, checksums: known.checksums })))
     }
 
-    /// Remembers that a registry delivered, or confirmed, a blob that is held. Blocks on the disk.
-    pub(super) fn note_delivery(&self, digest: &Digest, delivery: &Delivery) {
+    /// Remembers that a registry delivered, or confirmed, a blob that is held, if that counts by what is known of it; whether
+    /// it does. Blocks on the disk.
+    pub(super) fn note_delivery(
+        &self,
+        digest: &Digest,
+        delivery: &Delivery,
+        counts: impl Fn(&Provenance) -> bool,
+    ) -> bool {
         let (mut known_here, mut news) = (false, None);
         self.index.update(digest, |known| {
             let Some(mut record) = known else { return Change::Keep };
-            known_here = true;
+            known_here = counts(&record.provenance);
+            if !known_here {
+                return Change::Keep;
+            }
             if !record.provenance.add(&delivery.registry, delivery.access) {
                 return Change::Keep;
             }
@@ -292,6 +302,7 @@ impl Shelves {
         if known_here {
             self.index.add_repository(digest, &delivery.registry, &delivery.repository);
         }
+        known_here
     }
 
     /// Blocks on the disk.

@@ -20,6 +20,7 @@ use super::ingest::{Ingest, Origin, Verified};
 use super::locks::held;
 use super::lookup::Sight;
 use super::metrics::Metrics;
+use super::provenance::Provenance;
 use super::reader::BlobReader;
 use super::record::TagRecord;
 use super::shelves::Shelves;
@@ -158,11 +159,27 @@ impl Store {
         self.shelves().index.touch(digest);
     }
 
-    /// Notes that `registry` delivered or confirmed a blob that is held, from `repository`, to a caller with or without
-    /// authorization.
+    /// Notes that `registry` delivered a blob that is held, from `repository`, to a caller with or without authorization.
     pub async fn delivered(&self, digest: &Digest, registry: &Registry, repository: &Repository, access: Access) {
         let (digest, delivery) = (*digest, delivery(registry, repository, access));
-        self.run(move |shelves| shelves.note_delivery(&digest, &delivery)).await;
+        self.run(move |shelves| shelves.note_delivery(&digest, &delivery, |_| true)).await;
+    }
+
+    /// Notes that `registry` says it would give a blob that is held, from `repository`, to a caller with or without
+    /// authorization. Whether that counts: of what it never delivered, any registry can say so.
+    pub async fn confirmed(
+        &self,
+        digest: &Digest,
+        registry: &Registry,
+        repository: &Repository,
+        access: Access,
+    ) -> bool {
+        let (digest, delivery) = (*digest, delivery(registry, repository, access));
+        let counts = move |shelves: &Shelves| {
+            let may_say = |known: &Provenance| known.may_be_given_for(&delivery.registry);
+            shelves.note_delivery(&digest, &delivery, may_say)
+        };
+        self.run(counts).await.unwrap_or(false)
     }
 
     /// The repositories that are known to have a blob; at most 256 are remembered.

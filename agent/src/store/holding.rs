@@ -1,4 +1,7 @@
+use std::collections::HashMap;
+
 use super::handle::Store;
+use super::provenance::Provenance;
 use super::record::{BlobRecord, Hold};
 use crate::image::Digest;
 
@@ -20,8 +23,6 @@ pub struct Holding {
     pub size: u64,
     /// Whose they are.
     pub held: Held,
-    /// Some registry gave it to an anonymous caller.
-    pub is_public: bool,
 }
 
 impl Store {
@@ -38,6 +39,16 @@ impl Store {
         holdings.unwrap_or_else(|| vec![None; count])
     }
 
+    /// Where those of them came from that are held, as the index has it; for a few thousand.
+    pub async fn provenances(&self, digests: Vec<Digest>) -> HashMap<Digest, Provenance> {
+        let found = self.run(move |shelves| {
+            let records = shelves.index.records_of(&digests).into_iter();
+            let known = digests.into_iter().zip(records);
+            known.filter_map(|(digest, record)| Some((digest, record?.provenance))).collect()
+        });
+        found.await.unwrap_or_default()
+    }
+
     /// When each was last used, in their order, in milliseconds since 1970; 0 for never.
     pub async fn last_used(&self, digests: Vec<Digest>) -> Vec<u64> {
         let count = digests.len();
@@ -48,7 +59,7 @@ impl Store {
 
 impl Holding {
     fn of(record: &BlobRecord) -> Self {
-        Self { size: record.size, held: record.hold.held(), is_public: record.provenance.is_public() }
+        Self { size: record.size, held: record.hold.held() }
     }
 }
 

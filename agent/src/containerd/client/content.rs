@@ -21,7 +21,8 @@ pub struct Content {
     pub digest: Digest,
     /// Bytes.
     pub size: u64,
-    /// Where containerd says that it was pulled from. Nothing is known of whether that was open to anybody.
+    /// The repositories of which containerd pulled something that names it. Which of them it came from isn't said, nor
+    /// whether that was open to anybody: what containerd has, it doesn't ask for.
     pub sources: Vec<(Registry, Repository)>,
     namespace: AsciiMetadataValue,
 }
@@ -32,6 +33,11 @@ impl Content {
     pub(crate) fn from_repository(digest: Digest, registry: &str, repository: &str) -> Self {
         let sources = vec![(registry.parse().unwrap(), repository.parse().unwrap())];
         Self { digest, size: 1, sources, namespace: AsciiMetadataValue::from_static("k8s.io") }
+    }
+
+    /// The same, of another namespace.
+    pub(crate) fn in_namespace(self, namespace: &'static str) -> Self {
+        Self { namespace: AsciiMetadataValue::from_static(namespace), ..self }
     }
 }
 
@@ -104,9 +110,27 @@ impl Client {
 }
 
 impl Content {
+    /// The registry that containerd names for it, where it names one alone. Of several, any may have no more than named
+    /// what another gave.
+    #[must_use]
+    pub fn only_registry(&self) -> Option<&Registry> {
+        let (first, _) = self.sources.first()?;
+        self.sources.iter().all(|(registry, _)| registry == first).then_some(first)
+    }
+
+    /// Takes over what another namespace says of the same blob.
+    pub(in crate::containerd) fn merge(&mut self, other: Self) {
+        let fresh: Vec<_> = other.sources.into_iter().filter(|source| !self.sources.contains(source)).collect();
+        self.sources.extend(fresh);
+        self.sources.sort_unstable();
+    }
+
     /// `None` for what has no digest of a kind that we know.
     fn read(info: &Info, namespace: &AsciiMetadataValue) -> Option<Self> {
-        let sources = info.labels.iter().flat_map(|(label, repositories)| sources(label, repositories)).collect();
+        let sources = info.labels.iter().flat_map(|(label, repositories)| sources(label, repositories));
+        let mut sources: Vec<_> = sources.collect();
+        // Labels come in any order.
+        sources.sort_unstable();
         let size = u64::try_from(info.size).ok()?;
         Some(Self { digest: info.digest.parse().ok()?, size, sources, namespace: namespace.clone() })
     }

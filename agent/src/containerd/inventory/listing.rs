@@ -1,5 +1,6 @@
 //! Asking containerd.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -60,25 +61,80 @@ pub(super) async fn list(client: &Client, parts: Parts, before: &Contents) -> Re
     Ok(listing)
 }
 
-/// What is held. Most of it was held before: it isn't put together a second time, for there may be a hundred thousand.
 async fn contents(client: &Client, before: &Contents) -> Result<Contents, ClientError> {
-    let (mut same, mut other) = (Vec::new(), BTreeMap::new());
-    client
-        .each_content(|content| {
-            if before.get(&content.digest) == Some(&content) {
-                same.push(content.digest);
-            } else {
-                // Of what several namespaces hold, one speaks for all.
-                other.entry(content.digest).or_insert(content);
-            }
-        })
-        .await?;
-    same.sort_unstable();
-    same.dedup();
-    other.retain(|digest, _| same.binary_search(digest).is_err());
-    if other.is_empty() && same.len() == before.len() {
-        return Ok(Arc::clone(before));
+    let mut gathered = Gathered { before, same: Vec::new(), other: BTreeMap::new() };
+    client.each_content(|content| gathered.take(content)).await?;
+    Ok(gathered.contents())
+}
+
+/// What is held. Most of it was held before: it isn't put together a second time, for there may be a hundred thousand.
+struct Gathered<'a> {
+    before: &'a Contents,
+    same: Vec<Digest>,
+    other: BTreeMap<Digest, Content>,
+}
+
+impl Gathered<'_> {
+    fn take(&mut self, content: Content) {
+        if self.before.get(&content.digest) == Some(&content) {
+            self.same.push(content.digest);
+            return;
+        }
+        match self.other.entry(content.digest) {
+            Entry::Vacant(new) => drop(new.insert(content)),
+            Entry::Occupied(mut known) => known.get_mut().merge(content),
+        }
     }
-    let same = same.iter().filter_map(|digest| Some((*digest, before.get(digest)?.clone())));
-    Ok(Arc::new(same.chain(other).collect()))
+
+    /// What several namespaces hold is one, with all that they say of it.
+    fn contents(self) -> Contents {
+        let Self { before, mut same, mut other } = self;
+        for digest in &same {
+            if let (Some(more), Some(known)) = (other.remove(digest), before.get(digest)) {
+                let mut all = known.clone();
+                all.merge(more);
+                other.insert(*digest, all);
+            }
+        }
+        other.retain(|digest, content| {
+            let is_same = before.get(digest) == Some(&*content);
+            same.extend(is_same.then_some(*digest));
+            !is_same
+        });
+        same.sort_unstable();
+        same.dedup();
+        same.retain(|digest| !other.contains_key(digest));
+        if other.is_empty() && same.len() == before.len() {
+            return Arc::clone(before);
+        }
+        let same = same.iter().filter_map(|digest| Some((*digest, before.get(digest)?.clone())));
+        Arc::new(same.chain(other).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn gather(before: &Contents, listed: &[Content]) -> Contents {
+        let mut gathered = Gathered { before, same: Vec::new(), other: BTreeMap::new() };
+        listed.iter().cloned().for_each(|content| gathered.take(content));
+        gathered.contents()
+    }
+
+    #[test]
+    fn what_two_namespaces_hold_has_the_sources_of_both() {
+        let digest = Digest::of(b"x");
+        let of = |registry, namespace| Content::from_repository(digest, registry, "a/b").in_namespace(namespace);
+        let first = gather(&Contents::default(), &[of("r.test", "one")]);
+        let both = gather(&first, &[of("r.test", "one"), of("evil.test", "two")]);
+        assert!(first[&digest].only_registry().is_some() && both[&digest].only_registry().is_none());
+        let again = gather(&both, &[of("r.test", "one"), of("evil.test", "two")]);
+        assert!(Arc::ptr_eq(&both, &again), "nothing has changed");
+        let alike = gather(&first, &[of("r.test", "one"), of("r.test", "two")]);
+        assert!(Arc::ptr_eq(&first, &alike), "nor does the second one say anything new");
+        assert!(gather(&both, &[]).is_empty());
+        let one = gather(&both, &[of("evil.test", "two")]);
+        assert_eq!(one[&digest].only_registry().map(ToString::to_string).as_deref(), Some("evil.test"));
+    }
 }

@@ -216,6 +216,42 @@ async fn another_registry_gets_nothing_by_saying_so() {
     node.end().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nor_by_saying_so_while_it_delivers_something_to_somebody() {
+    let world = World::new(true).await;
+    let evil = Registry::start(State { challenges: true, says_yes: true, ..State::default() }).await;
+    let (open, gate) = watch::channel(false);
+    let named = ("evil/app".to_owned(), world.layer.to_string());
+    evil.now().content.insert(named.clone(), b"a liar.".to_vec());
+    evil.now().gate = Some(gate);
+    let registries: [(&str, &[&str]); 2] =
+        [("reg.test", &[&world.registry.server.url()]), ("evil.test", &[&evil.server.url()])];
+    let node = Node::start(world.dir.path(), &registries, "").await;
+    let alice = node.token(TAG, ALICE).await;
+    assert_eq!(world.pull(&node, Some(&alice)).await, [200, 200, 200]);
+
+    let target = format!("/v2/evil/app/blobs/{}?ns=evil.test", world.layer);
+    let [first, second] = [node.token(&target, ALICE).await, node.token(&target, None).await];
+    let has_seen = async |method: &str, token: &str| {
+        let (line, token) = (format!("{method} /v2/evil/app/blobs/"), format!("Bearer {token}"));
+        evil.server.wait_until(|seen| seen.iter().any(|head| head.starts_with(&line) && head.contains(&token))).await;
+    };
+    let another = async {
+        has_seen("GET", "alice").await;
+        let says = async {
+            has_seen("HEAD", "anybody").await;
+            open.send(true).unwrap();
+        };
+        tokio::join!(node.get(&target, Some(&second)), says).0
+    };
+    let (first, other) = tokio::join!(node.get(&target, Some(&first)), another);
+    assert!(first.status != 200 && other.status != 200, "{first:?} {other:?}");
+    evil.now().content.remove(&named);
+    let after = node.get(&target, Some(&second)).await;
+    assert_eq!(after.status, 404, "{after:?}");
+    node.end().await;
+}
+
 #[tokio::test]
 async fn another_repository_of_the_registry_is_asked_for_each_blob() {
     let world = World::new(true).await;

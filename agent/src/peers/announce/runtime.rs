@@ -60,11 +60,11 @@ impl Lent {
     }
 }
 
-/// containerd says which repositories a blob came from, and neither as whom, nor whether it came from them at all: it calls
-/// each a source whose manifest names what it has already. So it is protected.
+/// containerd says which repositories a blob came from, and not as whom. So it is protected; and nobody's where it names
+/// more than one registry: see [`Content::only_registry`].
 #[must_use]
 pub fn provenance_at_containerd(content: &Content) -> Provenance {
-    content.sources.iter().map(|(registry, _)| (registry.clone(), Access::Authorized)).collect()
+    content.only_registry().map(|registry| (registry.clone(), Access::Authorized)).into_iter().collect()
 }
 
 #[cfg(test)]
@@ -107,5 +107,14 @@ mod tests {
         assert_eq!(changed(&mut lent).await, digests(&["two", "three", "four"]));
         assert_eq!(lent.provenance(&Digest::of(b"three")), None);
         assert_eq!(lent.all().count(), 3);
+    }
+
+    #[test]
+    fn what_two_registries_are_named_for_is_for_neither() {
+        let mut content = Content::from_repository(Digest::of(b"one"), "r.test", "a/b");
+        content.sources.push(("r.test".parse().unwrap(), "a/c".parse().unwrap()));
+        assert!(provenance_at_containerd(&content).may_be_given_for(&"r.test".parse().unwrap()));
+        content.sources.push(("evil.test".parse().unwrap(), "a/b".parse().unwrap()));
+        assert_eq!(provenance_at_containerd(&content), Provenance::default());
     }
 }

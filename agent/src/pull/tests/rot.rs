@@ -80,9 +80,11 @@ async fn in_what_containerd_has_too() {
     let theirs = tempfile::tempdir_in(node.dir.path().parent().unwrap()).unwrap();
     let path = theirs.path().join("blob");
     std::fs::write(&path, &blob).unwrap();
-    let delivery = ("reg.test".parse().unwrap(), "acme/app".parse().unwrap(), crate::image::Access::Anonymous);
-    let found = crate::store::Found { path: path.clone(), size: 4 * MIB, media_type: None, deliveries: vec![delivery] };
+    let found = crate::store::Found { path: path.clone(), size: 4 * MIB, media_type: None, sources: Vec::new() };
     node.store.adopt(&node.wanted.digest, found).await.unwrap();
+    let place = &node.wanted.place;
+    let anybody = crate::image::Access::Anonymous;
+    node.store.delivered(&node.wanted.digest, &place.registry, &place.repository, anybody).await;
     flip(&node, 3 * MIB + 9);
     assert_ne!(std::fs::read(&path).unwrap(), blob, "they are one file");
     node.whole().await.unwrap();

@@ -160,7 +160,7 @@ impl Theirs {
         let path = self.path(digest);
         let size = path.metadata().unwrap().len();
         let media_type = MediaType::new("application/vnd.oci.image.layer.v1.tar+gzip");
-        Found { path, size, media_type, deliveries: vec![(registry(), repository(), Access::Authorized)] }
+        Found { path, size, media_type, sources: vec![(registry(), repository())] }
     }
 }
 
