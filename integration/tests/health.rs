@@ -121,6 +121,8 @@ async fn says_what_is_protected_of_what_is_private(case: Case) -> Result<()> {
 
     node.containerd.pull_as(APP, &alice).await?;
     shows(agent, "larder_image_protected", &[], 1.0).await?;
+    // Whose password is wrong takes nothing from who has the right one.
+    ensure!(node.containerd.pull_as(APP, &Login::password("mallory", "guess")).await.is_err());
     has_status(agent, "NoCredentials").await?;
     shows(agent, "larder_image_protected", &[], 1.0).await?;
     shows(agent, "larder_image_lost", &[], 0.0).await?;

@@ -185,25 +185,23 @@ impl Inner {
         let is_refusal = |e: &UpstreamError| matches!(e.kind(), ErrorKind::Unauthorized | ErrorKind::Denied);
         match grant {
             Grant::None if said.iter().any(|e| *e.kind() == ErrorKind::Unauthorized) => self.rights.challenged(place),
-            Grant::None => {}
             // One that is silent may be the one that opens to anybody.
             Grant::Anonymous if said.iter().any(|e| is_refusal(e)) && said.iter().all(|e| e.is_answer()) => {
                 self.learn_openness(place, Access::Authorized);
             }
-            Grant::Anonymous => {}
-            Grant::Credentials(_) | Grant::Own(_) => {
-                let is_known = self.origin(place).is_some_and(|origin| origin.is_shown_credentials(grant));
-                if is_known && self.origin_said(place, said).is_some_and(is_refusal) {
-                    self.rights.closed(place, grant);
-                    // Who else has credentials for it will say so again.
-                    let (store, hashes) = (self.store.clone(), [self.hash(place, grant), self.somebody(place)]);
-                    self.tasks.spawn(async move {
-                        for hash in hashes {
-                            store.forget(hash).await;
-                        }
-                    });
+            Grant::None | Grant::Anonymous | Grant::Credentials(_) | Grant::Own(_) => {}
+        }
+        let is_known = self.origin(place).is_some_and(|origin| origin.is_shown_credentials(grant));
+        if is_known && self.origin_said(place, said).is_some_and(is_refusal) {
+            self.rights.closed(place, grant);
+            let (store, hash, somebody) = (self.store.clone(), self.hash(place, grant), self.somebody(place));
+            self.tasks.spawn(async move {
+                // What never opened it takes nothing from those who did. Who else did will say so again.
+                let had_opened = store.remembered(hash).await.map(|_| somebody);
+                for hash in [hash].into_iter().chain(had_opened) {
+                    store.forget(hash).await;
                 }
-            }
+            });
         }
     }
 

@@ -110,9 +110,13 @@ impl Rights {
         insert(&mut known.opened, MOST, key, (Instant::now() + LET_IN_FOR, written), |(until, _)| *until);
     }
 
-    /// The registry won't have these credentials there.
+    /// The registry won't have these credentials there. What of others is written down with theirs is written anew.
     pub(super) fn closed(&self, place: &Place, grant: &Grant) {
-        self.lock().opened.remove(&(place.clone(), grant.id()));
+        let mut known = self.lock();
+        known.opened.remove(&(place.clone(), grant.id()));
+        for (_, (_, written)) in known.opened.iter_mut().filter(|((of, _), _)| of == place) {
+            *written = None;
+        }
     }
 
     /// Whether these credentials opened it a moment ago.
@@ -153,6 +157,9 @@ mod tests {
         rights.closed(&place(1), &alice());
         assert!(!rights.has_opened(&place(1), &alice()));
         assert!(rights.opened(&place(1), &alice()), "what was forgotten is written anew");
+        rights.closed(&place(1), &Grant::Credentials(Arc::new(Credentials::password("mallory", "x").unwrap())));
+        assert!(rights.has_opened(&place(1), &alice()), "another's refusal is none of hers");
+        assert!(rights.opened(&place(1), &alice()), "what was forgotten with another's is written anew too");
     }
 
     #[test]

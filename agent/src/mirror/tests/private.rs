@@ -6,7 +6,7 @@ use tokio::sync::watch;
 
 use super::node::Node;
 use super::registry::{Registry, State};
-use crate::image::Digest;
+use crate::image::{Digest, ImageName};
 
 const ALICE: Option<(&str, &str)> = Some(("alice", "secret"));
 const MALLORY: Option<(&str, &str)> = Some(("mallory", "guess"));
@@ -145,6 +145,28 @@ async fn a_refusal_ends_what_was_remembered() {
     let node = world.node("").await;
     let alice = node.token(TAG, ALICE).await;
     assert_eq!(world.pull(&node, Some(&alice)).await, [503, 503, 503]);
+    node.end().await;
+}
+
+#[tokio::test]
+async fn whose_password_is_wrong_takes_nothing_from_who_has_the_right_one() {
+    let world = World::new(true).await;
+    let name: ImageName = "reg.test/acme/app:v1".parse().unwrap();
+    let node = world.node("").await;
+    let [alice, mallory] = [node.token(TAG, ALICE).await, node.token(TAG, MALLORY).await];
+    assert_eq!(world.pull(&node, Some(&alice)).await, [200, 200, 200]);
+    assert_eq!(world.pull(&node, Some(&mallory)).await, [401, 401, 401]);
+    // What goes on behind replies is done.
+    node.end().await;
+    let node = world.node("").await;
+    assert!(node.pull.would_give(&name, &world.manifest, &[world.layer]).await, "alice would be let in");
+    // Her own end is another matter.
+    world.registry.now().dismissed = true;
+    let alice = node.token(TAG, ALICE).await;
+    assert_eq!(world.pull(&node, Some(&alice)).await, [401, 401, 401]);
+    node.end().await;
+    let node = world.node("").await;
+    assert!(!node.pull.would_give(&name, &world.manifest, &[world.layer]).await);
     node.end().await;
 }
 
