@@ -7,10 +7,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use larder_integration::{Agent, AgentConfig, Challenge, Cut, Fault, FaultRegistry, Folder, Image, When, until};
+use larder_integration::{
+    Agent, AgentConfig, Challenge, Cut, Fault, FaultRegistry, Folder, Image, Login, Release, When, until,
+};
 
 use crate::keep::kept;
-use crate::support::run;
+use crate::support::{Case, run};
 
 /// A check comes once in an interval, here ten seconds.
 const SHOWN: Duration = Duration::from_secs(60);
@@ -176,6 +178,45 @@ async fn each_host_its_own(challenge: fn() -> Challenge) -> Result<()> {
     ensure!(!mirror.was_shown("alice", "of the registry"), "the mirror was shown the registry's password");
     ensure!(!registry.was_shown("bob", "of the mirror"), "the registry was shown the mirror's password");
     Ok(())
+}
+
+/// Passwords live for hours: in an outage each pull brings another one. Where the node's own credentials speak for all who
+/// pull on it, it is given to them, once those opened it.
+async fn node_speaks(case: Case) -> Result<()> {
+    const NAME: &str = "reg.test/acme/app:v1";
+    let mut registry = FaultRegistry::start().await?;
+    registry.add(&Image::many_layers(7, 2, 1000), "acme/app", "v1");
+    let challenge = Challenge::bearer().account("ecr", "of the morning", "acme/app");
+    registry.challenge(Some(challenge.account("ecr", "of the node", "acme/app")));
+    let mut builder = case.builder()?;
+    let file = builder.folder().join("config.json");
+    let auth = format!(r#"{:?}:{{"username":"ecr","password":"of the node"}}"#, registry.host());
+    fs::write(&file, format!(r#"{{"auths":{{{auth}}}}}"#))?;
+    builder.agent.outage_by_node("reg.test").set("credentials", "docker_config", format!("[{file:?}]"));
+    // Whatever it opens isn't by checks.
+    builder.agent.set_text("health", "interval", "0s");
+    let mut node = builder.registry("reg.test", &registry.url())?.start().await?;
+    let at = |time: &str| Login::password("ecr", &format!("of the {time}"));
+    node.containerd.pull_as(NAME, &at("morning")).await?;
+    until("the node opens it too", SHOWN, async || registry.was_shown("ecr", "of the node").then_some(())).await?;
+    until("it is protected", SHOWN, async || {
+        (node.agent().ok()?.metrics().await.ok()?.sum("larder_image_protected", &[]) == 1.0).then_some(())
+    })
+    .await?;
+    registry.refuse();
+    node.agent_mut()?.stop()?;
+    node.agent_mut()?.start_again().await?;
+    for password in ["evening", "night"] {
+        node.containerd.wipe().await?;
+        node.containerd.pull_as(NAME, &at(password)).await.with_context(|| format!("in the {password}"))?;
+    }
+    node.containerd.wipe().await?;
+    node.containerd.pull(NAME).await.context("with no password").map(drop)
+}
+
+#[test]
+fn those_of_the_node_speak_for_who_pulls_on_it_in_an_outage() {
+    run(node_speaks(Case { release: Release::Sid, tls: true }));
 }
 
 #[test]

@@ -2,7 +2,7 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::Config;
+use super::{Config, Outage};
 
 /// Where the configuration is looked for when nobody names a file.
 pub const DEFAULT_FILE: &str = "/etc/larder/larder.toml";
@@ -90,6 +90,15 @@ impl Config {
             }
             for upstream in &registry.upstreams {
                 upstream.check()?;
+            }
+            let has_own = !self.credentials.is_empty() || registry.has_credentials();
+            if registry.outage == Outage::Node && !has_own {
+                let why = format!(
+                    "outage = \"node\" of {} needs credentials of the agent's own: kubelet_config or docker_config in \
+                     [credentials], or those of an upstream",
+                    registry.name
+                );
+                return Err(("outage".to_owned(), why));
             }
         }
         let deadlines = [
@@ -253,6 +262,8 @@ mod tests {
             ("[peers]\n\nseeds = [\"a.b:1\"]", &["line 3", "seeds", "dns:NAME"]),
             ("[peers]\nzone = \"a\"\nca = \"/etc/larder/ca.pem\"", &["line 3", "ca", "larder certs"]),
             ("[credentials]\ndocker_config = [\"config.json\"]", &["line 2", "docker_config", "absolute"]),
+            ("[[registry]]\nname = \"a.b\"\noutage = \"node\"", &["line 3", "a.b", "kubelet_config"]),
+            ("[[registry]]\nname = \"a.b\"\noutage = \"serve\"", &["line 3", "outage", "deny", "node"]),
         ] {
             let error = load(text, &[]).unwrap_err();
             for part in parts {

@@ -22,4 +22,4 @@ pub use sections::{
     Tags,
 };
 pub use units::{Bytes, Percent, Span, UpstreamUrl};
-pub use upstream::{Mirrors, ProxyChoice, RegistryConfig, UpstreamConfig};
+pub use upstream::{Mirrors, Outage, ProxyChoice, RegistryConfig, UpstreamConfig};

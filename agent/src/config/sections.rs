@@ -162,6 +162,14 @@ pub struct Credentials {
     pub kubelet_bin_dir: Option<PathBuf>,
 }
 
+impl Credentials {
+    /// Whether no place is named.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.docker_config.is_empty() && self.kubelet_config.is_none()
+    }
+}
+
 /// `[admin]`
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]

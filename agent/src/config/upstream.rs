@@ -36,9 +36,38 @@ const OURS: [HeaderName; 11] = [
 pub struct RegistryConfig {
     /// The registry as image names call it.
     pub name: Registry,
+    /// Who may pull what is private there while it can't be asked.
+    #[serde(default)]
+    pub outage: Outage,
     /// Asked in this order. Empty: the registry's own address.
     #[serde(default, rename = "upstream")]
     pub upstreams: Vec<UpstreamConfig>,
+}
+
+/// `outage` of a registry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Outage {
+    /// Those alone whose credentials opened it before.
+    #[default]
+    Deny,
+    /// All who pull on a node whose own credentials opened it before.
+    Node,
+}
+
+impl RegistryConfig {
+    /// One with these upstreams, and nothing else said about it.
+    #[must_use]
+    pub const fn new(name: Registry, upstreams: Vec<UpstreamConfig>) -> Self {
+        Self { name, outage: Outage::Deny, upstreams }
+    }
+
+    /// Whether an upstream is told who we are.
+    pub(super) fn has_credentials(&self) -> bool {
+        self.upstreams.iter().any(|upstream| {
+            upstream.credentials.is_some() || upstream.client_cert.is_some() || !upstream.headers.is_empty()
+        })
+    }
 }
 
 /// `[[registry.upstream]]`

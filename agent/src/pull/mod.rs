@@ -23,6 +23,7 @@ mod gauge;
 mod journal;
 mod lanes;
 mod metrics;
+mod node;
 mod outlook;
 mod pace;
 mod partings;
@@ -48,6 +49,7 @@ mod worker;
 #[cfg(test)]
 mod tests;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -69,7 +71,7 @@ pub use transfer::UnderWay;
 
 use crate::config::{Config, OnDeleted};
 use crate::containerd::client::Client;
-use crate::image::{Digest, ImagePattern};
+use crate::image::{Digest, ImagePattern, Registry};
 use crate::peers::Peers;
 use crate::store::Store;
 use crate::upstream::Upstreams;
@@ -106,6 +108,8 @@ struct Inner {
     options: Options,
     /// What is passed through: neither stored, nor shared with other nodes.
     ignored: Vec<ImagePattern>,
+    /// The registries for which the agent's own credentials speak, while they can't be asked.
+    by_node: HashSet<Registry>,
     store: Store,
     upstreams: Arc<Upstreams>,
     /// To abort what containerd took in of a blob that turned out wrong.
@@ -158,6 +162,7 @@ impl Pull {
         Self(Arc::new(Inner {
             options,
             ignored: config.cache.ignore.clone(),
+            by_node: node::spoken_for(config),
             store,
             upstreams,
             containerd,

@@ -36,7 +36,7 @@ impl Inner {
 
     /// Whether credentials of anybody opened a repository through this node, and are remembered.
     async fn was_opened(&self, place: &Place) -> bool {
-        self.is_remembered(self.somebody(place)).await
+        self.is_remembered(self.somebody(place)).await || self.is_opened_by_node(place).await
     }
 
     /// Whether one of these is here, and isn't this registry's to be given: it never delivered it.

@@ -109,7 +109,8 @@ impl Inner {
 
     async fn opened_before(&self, wanted: &Wanted, is_public: bool) -> bool {
         let Wanted { place, grant, .. } = wanted;
-        self.is_remembered(self.hash(place, grant)).await && (is_public || self.is_known_in(wanted).await)
+        let was_opened = self.is_remembered(self.hash(place, grant)).await || self.is_opened_by_node(place).await;
+        was_opened && (is_public || self.is_known_in(wanted).await)
     }
 
     /// Whether the registry delivered it, or confirmed it, in this repository.
@@ -194,11 +195,12 @@ impl Inner {
         let is_known = self.origin(place).is_some_and(|origin| origin.is_shown_credentials(grant));
         if is_known && self.origin_said(place, said).is_some_and(is_refusal) {
             self.rights.closed(place, grant);
+            let node = self.opened_as_node(place, grant);
             let (store, hash, somebody) = (self.store.clone(), self.hash(place, grant), self.somebody(place));
             self.tasks.spawn(async move {
                 // What never opened it takes nothing from those who did. Who else did will say so again.
                 let had_opened = store.remembered(hash).await.map(|_| somebody);
-                for hash in [hash].into_iter().chain(had_opened) {
+                for hash in [hash].into_iter().chain(had_opened).chain(node) {
                     store.forget(hash).await;
                 }
             });
@@ -275,7 +277,7 @@ impl Inner {
     }
 
     /// Asks the upstreams whether they have it, as whom its grant says, and learns from what they say.
-    async fn look_for(&self, wanted: &Wanted) -> Result<Access, Vec<Arc<UpstreamError>>> {
+    pub(super) async fn look_for(&self, wanted: &Wanted) -> Result<Access, Vec<Arc<UpstreamError>>> {
         let ask = |upstream: Arc<Upstream>| async move {
             let access = head(&upstream, wanted).await?;
             Ok((access, access))

@@ -1,6 +1,6 @@
 //! The agent's configuration, as text: the tests read it as an operator writes it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
@@ -13,6 +13,8 @@ pub struct AgentConfig {
     // TOML values by section and key.
     values: BTreeMap<(String, String), String>,
     registries: Vec<(String, Vec<Upstream>)>,
+    // Registries for which the node's own credentials speak in an outage.
+    by_node: BTreeSet<String>,
     /// Variables of its environment.
     pub environment: Vec<(String, String)>,
     /// Where it runs, if not where the test does.
@@ -68,6 +70,12 @@ impl AgentConfig {
         self
     }
 
+    /// While this registry can't be asked, the agent's own credentials speak for all who pull.
+    pub fn outage_by_node(&mut self, name: &str) -> &mut Self {
+        self.by_node.insert(name.to_owned());
+        self
+    }
+
     /// The agent sees the files of the machine through `mount` commands of its own, such as `mount --bind … /etc/hosts`.
     pub fn with_mounts(&mut self, mounts: &[String]) -> &mut Self {
         let script = format!("{} && exec \"$@\"", mounts.join(" && "));
@@ -104,6 +112,9 @@ impl AgentConfig {
         }
         for (name, upstreams) in &self.registries {
             let _ = writeln!(text, "[[registry]]\nname = {name:?}");
+            if self.by_node.contains(name) {
+                text.push_str("outage = \"node\"\n");
+            }
             upstreams.iter().for_each(|upstream| upstream.write(&mut text));
         }
         text

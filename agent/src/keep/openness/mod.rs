@@ -10,6 +10,8 @@
 //! Another one has to deliver all of it (`owed`). What came to containerd past us counts as delivered by the one registry
 //! that is named for it, if there is one alone (`origin`).
 //!
+//! Where the configuration says so, each repository is asked as the agent itself too (`node`).
+//!
 //! A blob is named in new places for as long as it is here, and a repository may open later. So nothing is queued: what is
 //! to be asked is found anew whenever something has changed, less what was answered.
 
@@ -31,6 +33,7 @@ use named::Named;
 use owed::Owed;
 
 mod named;
+mod node;
 mod origin;
 mod owed;
 #[cfg(test)]
@@ -68,6 +71,8 @@ struct Asked {
     delivered: HashMap<Digest, Instant>,
     /// Blobs that a registry says it gives, and has to deliver.
     owed: Owed,
+    /// Repositories that were asked as the agent itself, and from when on they are asked again.
+    as_node: HashMap<Place, Instant>,
 }
 
 /// What a registry says of a blob to anybody.
@@ -90,6 +95,7 @@ impl Prover {
                     self.find_origins(&now, &named, &mut asked).await;
                 }
                 self.prove(&named, &mut asked).await;
+                self.ask_as_node(&named, &mut asked).await;
                 let is_news = || inventory.has_changed().unwrap_or(false) || catalog.has_changed().unwrap_or(false);
                 self.have_delivered(&mut asked, is_news).await;
                 tokio::select! {
@@ -220,6 +226,7 @@ impl Asked {
         self.silent.retain(|_, at| is_fresh(at));
         self.unknown.retain(|_, at| is_fresh(at));
         self.given.retain(|_, at| is_fresh(at));
+        self.as_node.retain(|_, until| *until > Instant::now());
         self.refused.retain(|digest, _| named.places.contains_key(digest));
         self.owed.retain(|digest| named.places.contains_key(digest));
     }

@@ -88,7 +88,7 @@ impl Scene {
         // The disk of a test machine may well be fuller than the default allows.
         config.cache.max_disk_percent = Percent::new(99).unwrap();
         let registry = |name: &str, upstreams: &[&Answering]| {
-            RegistryConfig { name: name.parse().unwrap(), upstreams: upstreams.iter().map(upstream).collect() }
+            RegistryConfig::new(name.parse().unwrap(), upstreams.iter().map(upstream).collect())
         };
         config.registries = vec![registry("r.test", upstreams)];
         config.registries.extend(other.map(|other| registry(EVIL, &[other])));

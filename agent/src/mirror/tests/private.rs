@@ -7,6 +7,7 @@ use tokio::sync::watch;
 use super::node::Node;
 use super::registry::{Registry, State};
 use crate::image::{Digest, ImageName};
+use crate::pull::Place;
 
 const ALICE: Option<(&str, &str)> = Some(("alice", "secret"));
 const MALLORY: Option<(&str, &str)> = Some(("mallory", "guess"));
@@ -168,6 +169,57 @@ async fn whose_password_is_wrong_takes_nothing_from_who_has_the_right_one() {
     let node = world.node("").await;
     assert!(!node.pull.would_give(&name, &world.manifest, &[world.layer]).await);
     node.end().await;
+}
+
+#[tokio::test]
+async fn in_an_outage_the_nodes_own_credentials_speak_where_that_is_configured() {
+    let world = World::new(true).await;
+    let (url, file) = (world.registry.server.url(), world.dir.path().join("docker.json"));
+    let host = url.strip_prefix("http://").unwrap();
+    std::fs::write(&file, format!(r#"{{"auths":{{"{host}":{{"username":"alice","password":"secret"}}}}}}"#)).unwrap();
+    let node = async |outage: &str| {
+        let upstream = format!("[[registry.upstream]]\nurl = {url:?}\ninsecure = true");
+        let registry = format!("[[registry]]\nname = \"reg.test\"\noutage = {outage:?}\n{upstream}");
+        let more = format!("[credentials]\ndocker_config = [{file:?}]\n{registry}");
+        Node::start(world.dir.path(), &[], &more).await
+    };
+    let place = Place { registry: "reg.test".parse().unwrap(), repository: "acme/app".parse().unwrap() };
+    // A password that the registry never saw, and nobody at all.
+    let others = async |node: &Node| {
+        let [late, nobody] = [node.token(TAG, MALLORY).await, node.token(TAG, None).await];
+        [world.pull(node, Some(&late)).await, world.pull(node, Some(&nobody)).await]
+    };
+    let first = node("node").await;
+    let alice = first.token(TAG, ALICE).await;
+    assert_eq!(world.pull(&first, Some(&alice)).await, [200, 200, 200]);
+    world.registry.now().down = true;
+    assert_eq!(others(&first).await, [[503; 3]; 2], "the node itself hasn't opened it");
+    world.registry.now().down = false;
+    assert_eq!(first.pull.opens_to_node(&place, &world.manifest).await, Some(true));
+    assert_eq!(others(&first).await, [[401; 3]; 2], "the registry can be asked");
+    first.end().await;
+
+    world.registry.now().down = true;
+    let second = node("node").await;
+    assert_eq!(others(&second).await, [[200; 3]; 2]);
+    let elsewhere = format!("/v2/acme/other/blobs/{}?ns=reg.test", world.layer);
+    let late = second.token(&elsewhere, MALLORY).await;
+    assert_eq!(second.get(&elsewhere, Some(&late)).await.status, 503, "it opened one repository");
+    second.end().await;
+    let third = node("deny").await;
+    assert_eq!(others(&third).await, [[503; 3]; 2]);
+    third.end().await;
+
+    // A refusal ends it.
+    world.registry.now().down = false;
+    world.registry.now().dismissed = true;
+    let fourth = node("node").await;
+    assert_eq!(fourth.pull.opens_to_node(&place, &world.manifest).await, Some(false));
+    fourth.end().await;
+    world.registry.now().down = true;
+    let fifth = node("node").await;
+    assert_eq!(others(&fifth).await, [[503; 3]; 2]);
+    fifth.end().await;
 }
 
 #[tokio::test]

@@ -99,7 +99,7 @@ fn config(upstreams: Vec<UpstreamConfig>) -> Config {
     config.mirror.connect_timeout = Span(CONNECT);
     config.mirror.header_timeout = Span(HEADER);
     config.mirror.stall_timeout = Span(STALL);
-    config.registries = vec![RegistryConfig { name: registry(), upstreams }];
+    config.registries = vec![RegistryConfig::new(registry(), upstreams)];
     config
 }
 
