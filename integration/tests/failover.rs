@@ -66,7 +66,7 @@ fn each_ill_in_the_middle_of_large_blobs() {
 fn a_thousand_pulls_with_random_ills() {
     run(async {
         let mut random = seeded()?;
-        let mut trials: Vec<Trial> = (0..1000).map(|_| Trial::any(&mut random)).collect();
+        let mut trials: Vec<Trial> = (0..Failover::PULLS).map(|_| Trial::any(&mut random)).collect();
         // All of the large ones would take minutes in a debug build.
         for trial in trials.iter_mut().filter(|trial| trial.bytes == LARGE).skip(60) {
             trial.bytes = SMALL;

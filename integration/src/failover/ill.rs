@@ -5,6 +5,9 @@ use std::time::Duration;
 
 use crate::{Cut, Face, Fault, Transport};
 
+/// Where a token server should be.
+pub(super) const NO_TOKENS: &str = "/nobody";
+
 /// A way in which an upstream fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[allow(missing_docs, reason = "the names say it; where they don't, there is a line")]
@@ -206,7 +209,7 @@ impl Ill {
             Self::SlowHead => answer(Fault::SlowHead(Duration::from_secs(8))),
             Self::Silent => answer(Fault::Silent),
             Self::WantsToken => {
-                let realm = format!("Bearer realm=\"{}/nobody\",service=\"nobody\"", elsewhere.own);
+                let realm = format!("Bearer realm=\"{}{NO_TOKENS}\",service=\"nobody\"", elsewhere.own);
                 answer(Fault::status_with(401, "www-authenticate", &realm))
             }
             Self::WantsPassword => answer(Fault::status_with(401, "www-authenticate", "Basic realm=\"nobody\"")),

@@ -88,6 +88,9 @@ pub struct Summary {
 }
 
 impl Failover {
+    /// Of so many random pulls the cache has room for everything: they keep 8 GiB.
+    pub const PULLS: usize = 1000;
+
     /// Starts all of it, with so many registries for each ill: a pull after one that failed at an upstream goes past
     /// that upstream for a while.
     pub async fn start(copies: usize) -> Result<Self> {
@@ -100,7 +103,7 @@ impl Failover {
         let mut config = AgentConfig::without_containerd(folder.path());
         // They are told apart from what a redirect may not lead to.
         config.registry("elsewhere.test", &[&elsewhere.nobody, &elsewhere.silent]);
-        // Nothing may go before it is verified. A thousand pulls keep 4 GiB.
+        // Nothing may go before it is verified.
         config.set_text("cache", "max_bytes", "16GiB").set_text("log", "level", "info");
         for ill in Ill::ALL {
             for copy in 0..copies {
@@ -125,7 +128,7 @@ impl Failover {
         let begun = Instant::now();
         let pull = self.pull_from(&pair, trial, &image, &repository);
         let outcome = tokio::time::timeout(HANGS, pull).await.unwrap_or_else(|_| bail!("it hangs"));
-        let met = pair.was_met();
+        let met = pair.was_met(trial.place);
         pair.recover(&image, &repository).await?;
         self.well.forget(&image, &repository, "v1");
         let outcome = outcome.with_context(|| format!("{trial:?}, at byte {at}, after {:?}", begun.elapsed()))?;

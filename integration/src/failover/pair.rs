@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use super::ill::{Elsewhere, Ill, Illness, Place};
-use crate::{Cut, Face, Fault, FaultRegistry, Image, Proxy, Transport, Upstream, When, until};
+use super::ill::{Elsewhere, Ill, Illness, NO_TOKENS, Place};
+use crate::{Challenge, Cut, Face, Fault, FaultRegistry, Image, Proxy, Transport, Upstream, When, until};
 
 /// What the proxy demands. Nobody tells the agent.
 const ACCOUNT: (&str, &str) = ("proxy", "secret");
@@ -25,6 +25,10 @@ impl Pair {
     pub(super) async fn start(ill: Ill, copy: usize) -> Result<Self> {
         let proxy = if ill == Ill::ProxyWantsPassword { Some(Proxy::start().await?) } else { None };
         let first = FaultRegistry::start_over(ill.transport()).await?;
+        if ill == Ill::WantsToken {
+            // As long as it is well, its token server is too: no caller is there without a token.
+            first.challenge(Some(Challenge::bearer().open("*")));
+        }
         Ok(Self { ill, name: format!("{ill}-{copy}.test"), first, proxy })
     }
 
@@ -97,7 +101,11 @@ impl Pair {
     }
 
     /// Whether the first was asked in vain, as far as that can be seen at its end.
-    pub(super) fn was_met(&self) -> bool {
+    pub(super) fn was_met(&self, place: Place) -> bool {
+        // In the middle it is cut, and the second goes on.
+        if self.ill == Ill::WantsToken && place != Place::Middle {
+            return self.first.count("GET", NO_TOKENS) > 0;
+        }
         self.first.met() > 0 || !self.first.is_listening() || self.proxy.as_ref().is_some_and(Proxy::has_refused)
     }
 
