@@ -30,7 +30,6 @@ pub struct Upstreams {
     configured: HashMap<Registry, Chain>,
     others: Mutex<Others>,
     maker: Maker,
-    keyring: Keyring,
     tasks: Tasks,
 }
 
@@ -80,8 +79,7 @@ impl Upstreams {
             });
             configured.insert(name.clone(), named.collect::<Result<_, SetupError>>()?);
         }
-        let keyring = Keyring::new(&config.credentials);
-        Ok(Self { configured, others: Mutex::new(others), maker, keyring, tasks })
+        Ok(Self { configured, others: Mutex::new(others), maker, tasks })
     }
 
     /// Takes over mirrors from elsewhere, in the place of those that were adopted before: for one registry, or for all
@@ -151,12 +149,12 @@ impl Upstreams {
 
     /// The same for some upstreams of a registry, or for one.
     pub async fn own_grant_at(&self, upstreams: &[Arc<Upstream>], repository: &Repository) -> Option<Grant> {
-        if self.keyring.is_empty() {
+        if self.keyring().is_empty() {
             return None;
         }
         let hosts: BTreeSet<&Registry> = upstreams.iter().filter_map(|upstream| upstream.host.as_ref()).collect();
         let found = hosts.into_iter().map(|host| async move {
-            let found = self.keyring.find(host, repository).await;
+            let found = self.keyring().find(host, repository).await;
             Some((host.clone(), found.iter().find_map(Credential::credentials)?))
         });
         let own = OwnCredentials::new(join_all(found).await.into_iter().flatten())?;
@@ -166,7 +164,7 @@ impl Upstreams {
     /// The agent's own credentials.
     #[must_use]
     pub const fn keyring(&self) -> &Keyring {
-        &self.keyring
+        &self.maker.keyring
     }
 
     /// What is counted about them.
@@ -177,8 +175,7 @@ impl Upstreams {
 
     /// Ends every connection and task of this room. Requests under way fail, and so does every later one.
     pub async fn close(&self) {
-        self.keyring.close().await;
-        self.maker.close().await;
+        self.keyring().close().await;
         self.tasks.close().await;
     }
 

@@ -18,7 +18,7 @@ use super::tasks::Tasks;
 use super::tls::{Tls, TlsError, TlsOptions};
 use super::token::Tokens;
 use super::trust::Trust;
-use crate::config::{Config, Credentials, Mirror, ProxyChoice, UpstreamConfig, UpstreamUrl};
+use crate::config::{Config, Mirror, ProxyChoice, UpstreamConfig, UpstreamUrl};
 use crate::image::Registry;
 
 /// Why the upstreams of the configuration can't be used.
@@ -63,8 +63,9 @@ pub(super) struct Maker {
     manifest_types: HeaderValue,
     numbers: AtomicU64,
     tasks: Tasks,
-    /// Where helpers are looked for; the rest of it is for work without a caller.
-    credentials: Credentials,
+    /// The agent's own credentials, for work without a caller.
+    pub(super) keyring: Keyring,
+    /// Those in the files of upstreams.
     keyrings: Mutex<HashMap<PathBuf, Keyring>>,
 }
 
@@ -111,7 +112,7 @@ impl Maker {
             manifest_types: manifest_types(),
             numbers: AtomicU64::new(0),
             tasks: tasks.clone(),
-            credentials: Credentials { helpers_dir: config.credentials.helpers_dir.clone(), ..Credentials::default() },
+            keyring: Keyring::new(&config.credentials),
             keyrings: Mutex::default(),
         })
     }
@@ -176,16 +177,7 @@ impl Maker {
     /// The credentials in a Docker config file, which those who name the same file share.
     fn keyring(&self, path: &Path) -> Keyring {
         let mut keyrings = self.keyrings.lock().unwrap_or_else(PoisonError::into_inner);
-        let new = || Keyring::new(&Credentials { docker_config: vec![path.to_owned()], ..self.credentials.clone() });
-        keyrings.entry(path.to_owned()).or_insert_with(new).clone()
-    }
-
-    /// Ends the programs that keyrings run.
-    pub(super) async fn close(&self) {
-        let keyrings = std::mem::take(&mut *self.keyrings.lock().unwrap_or_else(PoisonError::into_inner));
-        for keyring in keyrings.into_values() {
-            keyring.close().await;
-        }
+        keyrings.entry(path.to_owned()).or_insert_with(|| self.keyring.of_file(path)).clone()
     }
 
     fn upstream(&self, made: Made, config: Option<Arc<UpstreamConfig>>) -> Arc<Upstream> {

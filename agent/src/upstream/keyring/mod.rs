@@ -22,6 +22,7 @@ mod watched;
 mod tests;
 
 use std::cmp::Reverse;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -47,10 +48,9 @@ pub struct Keyring(Arc<Sources>);
 #[derive(Debug)]
 struct Sources {
     docker: Vec<Watched<DockerConfig>>,
-    helpers: Helpers,
+    helpers: Arc<Helpers>,
     plugins: Option<Plugins>,
-    metrics: Metrics,
-    tasks: Tasks,
+    runner: Runner,
 }
 
 /// How often, how long, how many: all that is about time, so that tests needn't wait.
@@ -90,8 +90,7 @@ impl Keyring {
     }
 
     fn with_pace(config: &Credentials, pace: Pace) -> Self {
-        let (tasks, metrics) = (Tasks::new(), Metrics::default());
-        let runner = Runner::new(pace, tasks.clone(), metrics.clone());
+        let runner = Runner::new(pace, Tasks::new(), Metrics::default());
         let docker =
             config.docker_config.iter().map(|path| Watched::file(path.clone(), pace.look, DockerConfig::parse));
         let plugins = config.kubelet_config.as_ref().map(|path| {
@@ -101,11 +100,20 @@ impl Keyring {
         });
         Self(Arc::new(Sources {
             docker: docker.collect(),
-            helpers: Helpers::new(config.helpers_dir.clone(), pace.helper_hold, runner),
+            helpers: Arc::new(Helpers::new(config.helpers_dir.clone(), pace.helper_hold, runner.clone())),
             plugins,
-            metrics,
-            tasks,
+            runner,
         }))
+    }
+
+    /// One of a Docker config file alone. The helpers are the same: they run among this one's programs, are counted and
+    /// ended with them, and asked once for what both want to know.
+    #[must_use]
+    pub fn of_file(&self, path: &Path) -> Self {
+        let Sources { helpers, runner, .. } = &*self.0;
+        let file = Watched::file(path.to_owned(), runner.pace.look, DockerConfig::parse);
+        let (helpers, runner) = (Arc::clone(helpers), runner.clone());
+        Self(Arc::new(Sources { docker: vec![file], helpers, plugins: None, runner }))
     }
 
     /// The credentials that may open `repository` of `registry`, best match first: longer paths before shorter ones,
@@ -152,11 +160,12 @@ impl Keyring {
 
     /// Enters the metrics, whose names start with `larder_credential`.
     pub fn register(&self, registry: &mut prometheus_client::registry::Registry) {
-        self.0.metrics.register(registry);
+        self.0.runner.metrics.register(registry);
     }
 
-    /// Kills the programs that still run and waits for that. From here on, only what files hold is found.
+    /// Kills the programs that still run and waits for that, those of [`of_file`](Self::of_file) too. From here on, only
+    /// what files hold is found.
     pub async fn close(&self) {
-        self.0.tasks.close().await;
+        self.0.runner.tasks.close().await;
     }
 }

@@ -88,5 +88,5 @@ async fn a_helper_that_fails_is_named_with_its_words_and_rests() {
     }
     assert!(text.contains("docker-credential-odd can't be used") && text.contains("Secret is empty"), "{text}");
     assert!(!text.contains("hidden"), "{text}");
-    assert_eq!(keyring.0.metrics.runs("docker-credential-broken", "failed"), 1);
+    assert_eq!(keyring.0.runner.metrics.runs("docker-credential-broken", "failed"), 1);
 }

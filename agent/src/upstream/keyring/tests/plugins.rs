@@ -147,8 +147,8 @@ async fn one_failing_plugin_keeps_no_other_from_answering() {
         assert_eq!(log.count(part), 1, "{part}: {text}");
     }
     assert!(!text.contains("hidden") && !node.path("started").exists(), "{text}");
-    assert_eq!(keyring.0.metrics.runs("failing", "failed"), 1);
-    assert_eq!(keyring.0.metrics.runs("good", "ok"), 1);
+    assert_eq!(keyring.0.runner.metrics.runs("failing", "failed"), 1);
+    assert_eq!(keyring.0.runner.metrics.runs("good", "ok"), 1);
 }
 
 #[tokio::test]

@@ -92,6 +92,28 @@ async fn few_run_at_the_same_time() {
 }
 
 #[tokio::test]
+async fn few_run_at_the_same_time_for_all_files() {
+    let node = Node::new();
+    node.write("config.json", r#"{"credsStore":"counted"}"#);
+    node.program(
+        "docker-credential-counted",
+        "mkdir room.$$; ls -d room.* | wc -l >> counts; sleep 0.1; rmdir room.$$; echo '{\"Username\":\"me\",\"Secret\":\"pw\"}'",
+    );
+    let keyring = node.keyring();
+    let other = keyring.of_file(&node.path("config.json"));
+    let images: Vec<String> = (0..12).map(|n| format!("r{n}.corp/a")).collect();
+    let asked = images.iter().zip([&keyring, &other].into_iter().cycle()).map(|(image, keyring)| found(keyring, image));
+    assert!(futures_util::future::join_all(asked).await.iter().all(|found| *found == ["me:pw"]));
+    let counts = node.read("counts");
+    assert!(counts.lines().count() == 12 && counts.lines().all(|n| n.trim().parse::<u32>().unwrap() <= 4), "{counts}");
+    assert_eq!(keyring.0.runner.metrics.runs("docker-credential-counted", "ok"), 12);
+    // What one was told, the other knows.
+    assert_eq!(found(&other, "r0.corp/a").await, ["me:pw"]);
+    assert_eq!(found(&keyring, "r1.corp/a").await, ["me:pw"]);
+    assert_eq!(keyring.0.runner.metrics.runs("docker-credential-counted", "ok"), 12);
+}
+
+#[tokio::test]
 async fn questions_under_way_are_bounded() {
     let node = Node::new();
     let shared: Shared<()> = Shared::new(runner(&node));
