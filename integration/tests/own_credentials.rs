@@ -7,7 +7,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use larder_integration::{Agent, AgentConfig, Challenge, Cut, Fault, FaultRegistry, Folder, Image, When, until};
+use http::StatusCode;
+use larder_integration::{
+    Agent, AgentConfig, Challenge, Cut, Fault, FaultRegistry, Folder, Image, Puller, Upstream, When, until,
+};
 
 use crate::keep::kept;
 use crate::support::run;
@@ -176,6 +179,91 @@ async fn each_host_its_own(challenge: fn() -> Challenge) -> Result<()> {
     ensure!(!mirror.was_shown("alice", "of the registry"), "the mirror was shown the registry's password");
     ensure!(!registry.was_shown("bob", "of the mirror"), "the registry was shown the mirror's password");
     Ok(())
+}
+
+/// An expired entry of a file, and a plugin that knows better: what the first doesn't open, the second does.
+async fn of_several(challenge: fn() -> Challenge) -> Result<()> {
+    let registry = FaultRegistry::start().await?;
+    registry.add(&Image::many_layers(1, 2, 1000), "acme/app", "v1");
+    registry.challenge(Some(challenge().account("alice", "wonder:land", "acme/app")));
+    let (host, name) = (registry.host(), format!("{}/acme/app:v1", registry.host()));
+    let folder = Folder::new()?;
+    let files = folder.path().join("credentials");
+    let mut config = AgentConfig::without_containerd(folder.path());
+    config.registry(&host, &[&registry.url()]).set_text("health", "interval", "10s");
+    Source::Plugin.lay(&files, &host, &mut config)?;
+    Source::Plugin.write(&files, &host, true)?;
+    let file = files.join("config.json");
+    fs::write(&file, format!(r#"{{"auths":{{{host:?}:{{"username":"alice","password":"expired"}}}}}}"#))?;
+    config.set("credentials", "docker_config", format!("[{file:?}]"));
+    let agent = Agent::start(&folder.path().join("larder"), &config).await?;
+
+    agent.say(&["prefetch", &name]).await?;
+    has_status(&agent, &name, "Available").await?;
+    ensure!(registry.was_shown("alice", "expired"), "it was not the first");
+    fs::write(&file, "{}")?;
+    Source::Plugin.write(&files, &host, false)?;
+    has_status(&agent, &name, "NoCredentials").await
+}
+
+/// A helper that hangs, for the credentials of upstreams: what opens to anybody is given without it, another upstream is
+/// asked in time, and where there is none the helper is blamed, not the upstream. One that answers is counted.
+async fn a_helper_that_hangs() -> Result<()> {
+    let (open, closed) = (FaultRegistry::start().await?, FaultRegistry::start().await?);
+    [&open, &closed].iter().for_each(|registry| registry.add(&Image::one_layer(1, 1), "acme/app", "v1"));
+    closed.challenge(Some(Challenge::bearer().account("alice", "wonder:land", "acme/app")));
+    let folder = Folder::new()?;
+    let helpers = folder.path().join("helpers");
+    fs::create_dir(&helpers)?;
+    program(&helpers.join("docker-credential-hanging"), "sleep 1000")?;
+    let answer = r#"{"Username":"alice","Secret":"wonder:land"}"#;
+    program(&helpers.join("docker-credential-vault"), &format!("echo '{answer}'"))?;
+    let file = |helper: &str| -> Result<PathBuf> {
+        let path = folder.path().join(format!("{helper}.json"));
+        fs::write(&path, format!(r#"{{"credsStore":{helper:?}}}"#))?;
+        Ok(path)
+    };
+    let (hanging, vault) = (file("hanging")?, file("vault")?);
+    let of = |registry: &FaultRegistry| Upstream::insecure(&registry.url()).credentials(&hanging);
+    let mut config = AgentConfig::without_containerd(folder.path());
+    config.set_path("credentials", "helpers_dir", &helpers).set_text("mirror", "header_timeout", "2s");
+    config
+        .upstreams("open.test", vec![of(&open)])
+        .upstreams("both.test", vec![of(&closed), Upstream::insecure(&open.url())])
+        .upstreams("closed.test", vec![of(&closed)])
+        .upstreams("known.test", vec![Upstream::insecure(&closed.url()).credentials(&vault)]);
+    let agent = Agent::start(&folder.path().join("larder"), &config).await?;
+
+    for name in ["open.test", "both.test", "known.test"] {
+        Puller::new(&agent, name, None).fetch("acme/app", "v1").await.context(name)?;
+    }
+    let refused = Puller::new(&agent, "closed.test", None).get("acme/app", "manifests/v1").await?;
+    let refused = refused.expect(StatusCode::SERVICE_UNAVAILABLE)?;
+    let said = String::from_utf8_lossy(&refused.body);
+    ensure!(said.contains("no credentials for it: docker-credential-hanging has not answered yet"), "{said}");
+    let metrics = agent.metrics().await?;
+    let upstream = format!("upstream={:?}", closed.host());
+    ensure!(metrics.sum("larder_upstream_up", &[&upstream]) == 1.0, "the upstream is blamed:\n{}", agent.log());
+    ensure!(metrics.sum("larder_upstream_breaker_transitions_total", &[&upstream, "to=\"open\""]) == 0.0);
+    ensure!(metrics.sum("larder_upstream_errors_total", &[&upstream, "kind=\"credentials\""]) > 0.0);
+    let labels = ["program=\"docker-credential-vault\"", "result=\"ok\""];
+    ensure!(metrics.sum("larder_credential_runs_total", &labels) == 1.0, "{}", agent.exposition().await?);
+    Ok(())
+}
+
+#[test]
+fn a_helper_that_hangs_is_no_fault_of_the_upstreams() {
+    run(a_helper_that_hangs());
+}
+
+#[test]
+fn of_several_the_one_that_opens_it_is_taken_for_tokens() {
+    run(of_several(Challenge::bearer));
+}
+
+#[test]
+fn of_several_the_one_that_opens_it_is_taken_as_basic() {
+    run(of_several(Challenge::basic));
 }
 
 #[test]

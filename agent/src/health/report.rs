@@ -57,7 +57,7 @@ pub enum Status {
     NoCredentials,
     /// The upstream's quota is used up.
     QuotaExceeded,
-    /// The upstream doesn't answer.
+    /// The upstream doesn't answer, or it wants credentials and the helper that has them doesn't.
     Unreachable,
 }
 

@@ -140,9 +140,9 @@ async fn answer<T, E>(
     (upstream, outcome)
 }
 
-/// Another upstream has answered. Those who wait for their turn, by their own `max_connections`, are no slower for it.
+/// Another upstream has answered. Those that are held up by something else are no slower for it.
 fn settle(racers: &[Racer]) {
-    for racer in racers.iter().filter(|racer| racer.is_raced && !racer.upstream.exchange.is_full()) {
+    for racer in racers.iter().filter(|racer| racer.is_raced && !racer.upstream.is_held_up(racer.began)) {
         racer.upstream.exchange.record.lost_race(racer.began);
     }
 }

@@ -12,6 +12,7 @@ use super::keyring::{Credential, Keyring};
 use super::maker::{Maker, Plan, SetupError};
 use super::metrics::Metrics;
 use super::one::Upstream;
+use super::own::MOST_TRIED;
 use super::tasks::Tasks;
 use crate::config::{Config, HostsTarget, Mirrors, UpstreamConfig};
 use crate::image::{Registry, Repository};
@@ -141,8 +142,8 @@ impl Upstreams {
         all
     }
 
-    /// As whom the agent asks the upstreams of a registry when no caller stands behind it: each by the best of the
-    /// agent's own credentials for that repository at that host. `None` where there are none for any of them.
+    /// As whom the agent asks the upstreams of a registry when no caller stands behind it: each by the agent's own
+    /// credentials for that repository at that host. `None` where there are none for any of them.
     pub async fn own_grant(&self, registry: &Registry, repository: &Repository) -> Option<Grant> {
         self.own_grant_at(&self.of(registry), repository).await
     }
@@ -155,9 +156,10 @@ impl Upstreams {
         let hosts: BTreeSet<&Registry> = upstreams.iter().filter_map(|upstream| upstream.host.as_ref()).collect();
         let found = hosts.into_iter().map(|host| async move {
             let found = self.keyring().find(host, repository).await;
-            Some((host.clone(), found.iter().find_map(Credential::credentials)?))
+            let best = found.credentials.iter().filter_map(Credential::credentials).take(MOST_TRIED);
+            (host.clone(), best.collect())
         });
-        let own = OwnCredentials::new(join_all(found).await.into_iter().flatten())?;
+        let own = OwnCredentials::new(join_all(found).await)?;
         Some(Grant::Own(Arc::new(own)))
     }
 

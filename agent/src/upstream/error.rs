@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use http::StatusCode;
 
+use super::keyring::Lack;
+
 /// What an upstream did not give: who, where, and how it failed.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{upstream}{}: {kind}", Elsewhere(at.as_deref()))]
@@ -56,6 +58,9 @@ pub enum ErrorKind {
     /// As many requests as its `max_connections` allows were under way all the time.
     #[error("all its {0} connections stayed in use")]
     Busy(usize),
+    /// It wants credentials, and those that there may be for it couldn't be had. No fault of its own.
+    #[error("no credentials for it: {0}")]
+    Credentials(Lack),
     /// The guard does not let us go there.
     #[error("{0} is only contacted where the configuration names it as an upstream")]
     Forbidden(String),
@@ -136,6 +141,11 @@ impl UpstreamError {
         self.at.clone()
     }
 
+    /// Whether the registry doesn't give it to who asked.
+    pub(super) const fn is_refusal(&self) -> bool {
+        matches!(self.kind, ErrorKind::Unauthorized | ErrorKind::Denied)
+    }
+
     /// Whether the registry did answer, with no. Where it did not, another upstream of the same registry may do better.
     #[must_use]
     pub const fn is_answer(&self) -> bool {
@@ -165,6 +175,7 @@ impl ErrorKind {
             Self::Cut { .. } => "cut",
             Self::Protocol(_) => "protocol",
             Self::Busy(_) => "busy",
+            Self::Credentials(_) => "credentials",
             Self::Forbidden(_) => "forbidden",
         }
     }

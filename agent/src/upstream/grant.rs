@@ -31,9 +31,9 @@ pub enum Grant {
 }
 
 /// The agent's own credentials for the upstreams of a registry: by the host that they are meant for, which for a
-/// registry's own address is the registry. At least one.
+/// registry's own address is the registry, best first. At least one.
 #[derive(Debug, PartialEq, Eq, Hash)]
-pub struct OwnCredentials(BTreeMap<Registry, Arc<Credentials>>);
+pub struct OwnCredentials(BTreeMap<Registry, Vec<Arc<Credentials>>>);
 
 /// What somebody signs in with, in memory alone: overwritten when dropped, and never shown.
 ///
@@ -92,26 +92,27 @@ impl Grant {
 
 impl OwnCredentials {
     /// `None` without any.
-    pub(super) fn new(of: impl IntoIterator<Item = (Registry, Arc<Credentials>)>) -> Option<Self> {
-        let of = BTreeMap::from_iter(of);
+    pub(super) fn new(of: impl IntoIterator<Item = (Registry, Vec<Arc<Credentials>>)>) -> Option<Self> {
+        let of: BTreeMap<_, _> = of.into_iter().filter(|(_, credentials)| !credentials.is_empty()).collect();
         (!of.is_empty()).then_some(Self(of))
     }
 
-    /// Those that are meant for a host.
-    pub(super) fn at(&self, host: &Registry) -> Option<&Arc<Credentials>> {
-        self.0.get(host)
+    /// Those that are meant for a host, best first.
+    pub(super) fn at(&self, host: &Registry) -> &[Arc<Credentials>] {
+        self.0.get(host).map_or(&[], Vec::as_slice)
     }
 
     /// As for [`Grant::hashed_by`]. Where only one secret can have opened what they opened, it is that secret's hash,
     /// whoever shows it.
     fn hashed_by<T>(&self, hash: impl FnOnce([&[u8]; 3]) -> T) -> T {
-        let mut secrets = self.0.values();
+        let mut secrets = self.0.values().flatten();
         if let Some(first) = secrets.next()
             && secrets.all(|other| other == first)
         {
             return first.hashed_by(hash);
         }
-        let parts = self.0.iter().flat_map(|(host, credentials)| {
+        let each = self.0.iter().flat_map(|(host, all)| all.iter().map(move |credentials| (host, credentials)));
+        let parts = each.flat_map(|(host, credentials)| {
             std::iter::once(host.as_str().as_bytes()).chain(credentials.secret.parts())
         });
         let parts: Vec<&[u8]> = parts.collect();
@@ -256,7 +257,7 @@ mod tests {
     fn what_is_meant_for_several_hosts_is_told_from_what_is_meant_for_one() {
         let secret = |name: &str| Arc::new(Credentials::password(name, "x").unwrap());
         let own = |of: &[(&str, &str)]| {
-            let of = of.iter().map(|(host, name)| (host.parse().unwrap(), secret(name)));
+            let of = of.iter().map(|(host, name)| (host.parse().unwrap(), name.split(' ').map(secret).collect()));
             Grant::Own(Arc::new(OwnCredentials::new(of).unwrap()))
         };
         let alice = Grant::Credentials(secret("alice"));
@@ -266,6 +267,9 @@ mod tests {
         assert_ne!(both.id(), alice.id(), "bob may have");
         assert_ne!(both.id(), own(&[("m.test", "alice"), ("r.test", "bob")]).id());
         assert_eq!(both.id(), own(&[("r.test", "alice"), ("m.test", "bob")]).id());
+        let either = own(&[("r.test", "alice bob")]);
+        assert!(either.id() != alice.id() && either.id() != both.id(), "either may have");
+        assert_eq!(own(&[("r.test", "alice alice")]).id(), alice.id());
         let seen = |grant: &Grant| grant.hashed_by(|parts| parts.map(<[u8]>::to_vec));
         assert_eq!(seen(&own(&[("r.test", "alice")])), seen(&alice));
         assert_ne!(seen(&both), seen(&alice));

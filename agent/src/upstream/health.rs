@@ -55,9 +55,15 @@ impl Upstream {
     pub fn is_shown_credentials(&self, grant: &Grant) -> bool {
         match grant {
             Grant::Credentials(_) => true,
-            Grant::Own(own) => self.own.is_some() || self.host.as_ref().is_some_and(|host| own.at(host).is_some()),
+            Grant::Own(own) => self.own.is_some() || self.host.as_ref().is_some_and(|host| !own.at(host).is_empty()),
             Grant::None | Grant::Anonymous => self.own.is_some(),
         }
+    }
+
+    /// Whether a request since then may be slow for what isn't its fault: it waits for its turn, by its
+    /// `max_connections`, or has waited for credentials.
+    pub(super) fn is_held_up(&self, since: Instant) -> bool {
+        self.exchange.is_full() || self.own.as_ref().is_some_and(|own| own.was_waited_for(since))
     }
 
     /// Whether it may be asked what a tag means.

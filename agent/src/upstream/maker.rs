@@ -11,6 +11,7 @@ use super::home::{Home, is_origin};
 use super::keyring::Keyring;
 use super::metrics::Metrics;
 use super::one::{Upstream, manifest_types};
+use super::own::Own;
 use super::probe::Prober;
 use super::proxy::{Environment, Proxies};
 use super::record::Record;
@@ -183,7 +184,8 @@ impl Maker {
     fn upstream(&self, made: Made, config: Option<Arc<UpstreamConfig>>) -> Arc<Upstream> {
         let Made { home, clients: (named, guarded), headers, limit, is_origin, host, is_configured } = made;
         let url = home.url.clone();
-        let own = config.as_ref().and_then(|config| config.credentials.as_ref()).map(|path| self.keyring(path));
+        let file = config.as_ref().and_then(|config| config.credentials.as_ref());
+        let own = file.map(|path| Own::new(self.keyring(path)));
         let name: Arc<str> = url.authority().as_str().into();
         let meter = self.metrics.of(&name, is_configured);
         let exchange = Arc::new_cyclic(|exchange| Exchange {

@@ -1,13 +1,15 @@
 use std::sync::Arc;
+use std::time::Duration;
 
-use http::{HeaderValue, Method, StatusCode};
-use tokio::time::{Instant, timeout_at};
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
+use tokio::time::Instant;
 
-use super::answer::{Answer, Asked};
+use super::answer::{Answer, Asked, judge};
 use super::error::{ErrorKind, UpstreamError};
 use super::exchange::{Call, Exchange, Part, Reply, drain};
 use super::grant::Grant;
-use super::keyring::{Credential, Keyring};
+use super::keyring::{Credential, Found};
+use super::own::{MOST_TRIED, Own};
 use super::record::State;
 use super::token::{Tokens, Way};
 use crate::config::{UpstreamConfig, UpstreamUrl};
@@ -31,7 +33,7 @@ pub struct Upstream {
     /// where the host can't be a registry's name.
     pub(super) host: Option<Registry>,
     /// The agent's own credentials for it, for callers that bring none.
-    pub(super) own: Option<Keyring>,
+    pub(super) own: Option<Own>,
 }
 
 impl Upstream {
@@ -141,80 +143,155 @@ impl Upstream {
         asked: Asked<'_>,
     ) -> Result<Answer, UpstreamError> {
         let began = Instant::now();
-        let answer = match self.reply(grant, &method, repository, path, asked.part, began).await {
-            Ok((reply, access)) => {
-                Answer::read(asked, &method, reply, &self.exchange).map(|answer| Answer { access, ..answer })
-            }
-            Err(error) => Err(error),
-        };
-        self.exchange.record.request(began.elapsed(), answer.as_ref().err());
-        answer.map_err(|error| error.said_by_origin(self.is_origin))
+        let mut waited = Duration::ZERO;
+        let answer = async {
+            let uri = self.exchange.home.v2(&format!("{repository}/{path}"));
+            let uri =
+                uri.map_err(|e| self.error(ErrorKind::Protocol(format!("no URL can be made of {path:?}: {e}"))))?;
+            let call = Call {
+                method: method.clone(),
+                uri,
+                accept: if path.starts_with("manifests/") { self.manifest_types.clone() } else { ANYTHING },
+                part: asked.part,
+                authorization: None,
+                form: None,
+                deadline: began + self.exchange.header_timeout,
+            };
+            let (reply, access) = self.reply(grant, repository, call, &mut waited).await?;
+            Ok(Answer { access, ..Answer::read(asked, &method, reply, &self.exchange)? })
+        }
+        .await;
+        self.exchange.record.request(began.elapsed().saturating_sub(waited), answer.as_ref().err());
+        answer.map_err(|error: UpstreamError| error.said_by_origin(self.is_origin))
     }
 
-    /// Asks, with a token if one was needed before; and once more with a new one when that is what the answer wants.
-    /// Says too whether credentials helped.
+    /// Asks as the caller, or with one after the other of the agent's own credentials, until they aren't refused. Says
+    /// too whether credentials helped, and by `waited` how long it took to find any.
     async fn reply(
         &self,
         grant: &Grant,
-        method: &Method,
         repository: &Repository,
-        path: &str,
-        part: Part,
-        began: Instant,
+        mut call: Call,
+        waited: &mut Duration,
     ) -> Result<(Reply, Access), UpstreamError> {
-        let deadline = began + self.exchange.header_timeout;
-        let uri = self.exchange.home.v2(&format!("{repository}/{path}"));
-        let uri = uri.map_err(|e| self.error(ErrorKind::Protocol(format!("no URL can be made of {path:?}: {e}"))))?;
-        let own = self.own_grant(grant, repository, deadline).await;
-        let grant = own.as_ref().unwrap_or(grant);
-        let known = match grant {
-            Grant::None => None,
-            _ => self.tokens.known(self.number, &self.exchange, repository, grant, deadline).await,
+        let mut challenge = None;
+        let mut found = Found::default();
+        let own = self.own.as_ref().filter(|_| grant.credentials().is_none());
+        if let Some((own, host)) = own.zip(self.host.as_ref()) {
+            if !own.is_challenged(repository) {
+                let reply = self.exchange.follow(&call).await?;
+                if !is_challenge(&reply) {
+                    return Ok((reply, self.access(grant, &call)));
+                }
+                own.note_challenge(repository);
+                challenge = Some(read_challenge(reply).await);
+            }
+            let began = Instant::now();
+            found = own.find(host, repository, call.deadline, self.exchange.header_timeout).await;
+            *waited = began.elapsed();
+        }
+        // Who shows nothing may still show something.
+        let lack = found.lack.filter(|_| *grant != Grant::None);
+        let candidates = self.candidates(grant, &found.credentials, repository);
+        let mut refusal = None;
+        for candidate in &candidates {
+            match self.ask_as(candidate, repository, &mut call, &mut challenge).await {
+                // Some registries say of what is hidden that it isn't there.
+                Ok(reply) if lack.is_some() && is_absent(&reply) => {}
+                Ok(reply) => {
+                    if let (Some(own), None) = (own, &call.authorization) {
+                        own.note_openness(repository);
+                    }
+                    return Ok((reply, self.access(candidate, &call)));
+                }
+                // It didn't ask who we are: others would be told the same.
+                Err(error) if error.is_refusal() && challenge.is_none() && call.authorization.is_none() => {
+                    return Err(error);
+                }
+                Err(error) if error.is_refusal() => {
+                    if candidates.len() > 1 {
+                        self.tokens.forget(self.number, repository, candidate);
+                    }
+                    refusal = Some(error);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Err(match lack {
+            Some(lack) => self.error(ErrorKind::Credentials(lack)),
+            None => refusal.unwrap_or_else(|| self.error(ErrorKind::Unauthorized)),
+        })
+    }
+
+    /// Asks with a token if one was needed before, unless the challenge is known; and once more with a new one when that
+    /// is what the answer wants.
+    async fn ask_as(
+        &self,
+        grant: &Grant,
+        repository: &Repository,
+        call: &mut Call,
+        challenge: &mut Option<HeaderMap>,
+    ) -> Result<Reply, UpstreamError> {
+        let mut known = None;
+        if challenge.is_none() {
+            if *grant != Grant::None {
+                known = self.tokens.known(self.number, &self.exchange, repository, grant, call.deadline).await;
+            }
+            call.authorization = known.as_ref().map(|token| token.header.clone());
+            let reply = self.exchange.follow(call).await?;
+            if !is_challenge(&reply) {
+                return self.unless_refused(reply);
+            }
+            *challenge = Some(read_challenge(reply).await);
+        }
+        let headers = challenge.as_ref().filter(|_| *grant != Grant::None);
+        let way = headers.and_then(|headers| Way::read(headers, repository, grant));
+        let way = way.ok_or_else(|| self.error(ErrorKind::Unauthorized))?;
+        let asked = (repository, grant);
+        let token = self.tokens.fetch(self.number, &self.exchange, asked, way, known.as_ref(), call.deadline).await?;
+        call.authorization = Some(token.header);
+        let reply = self.exchange.follow(call).await?;
+        self.unless_refused(reply)
+    }
+
+    /// As whom to ask, one after the other: as the caller, where it brought credentials. Else by the agent's own: those
+    /// that the configuration has for this upstream by name, then, without a caller, those that are meant for its host.
+    /// By which there is a token goes first.
+    fn candidates(&self, grant: &Grant, found: &[Credential], repository: &Repository) -> Vec<Grant> {
+        let of_host = match (grant, &self.host) {
+            (Grant::Own(own), Some(host)) => own.at(host),
+            _ => &[],
         };
-        let mut call = Call {
-            method: method.clone(),
-            uri,
-            accept: if path.starts_with("manifests/") { self.manifest_types.clone() } else { ANYTHING },
-            part,
-            authorization: known.as_ref().map(|token| token.header.clone()),
-            form: None,
-            deadline,
-        };
-        let access = |call: &Call| match call.authorization {
+        let mut candidates = Vec::new();
+        for own in found.iter().filter_map(Credential::credentials).chain(of_host.iter().map(Arc::clone)) {
+            let own = Grant::Credentials(own);
+            if candidates.len() < MOST_TRIED && !candidates.contains(&own) {
+                candidates.push(own);
+            }
+        }
+        if candidates.is_empty() {
+            candidates.push(if let Grant::Own(_) = grant { Grant::Anonymous } else { grant.clone() });
+        }
+        if candidates.len() > 1 {
+            candidates.sort_by_cached_key(|candidate| !self.tokens.has(self.number, repository, candidate));
+        }
+        candidates
+    }
+
+    /// How what such a request gave is recorded.
+    fn access(&self, grant: &Grant, call: &Call) -> Access {
+        match call.authorization {
             Some(_) => grant.access(),
             None if self.knows_us() => Access::Authorized,
             None => Access::Anonymous,
-        };
-        let reply = self.exchange.follow(&call).await?;
-        if reply.response.status() != StatusCode::UNAUTHORIZED || !reply.is_home || *grant == Grant::None {
-            return Ok((reply, access(&call)));
         }
-        let Some(way) = Way::read(reply.response.headers(), repository, grant) else {
-            return Ok((reply, access(&call)));
-        };
-        drain(reply.response.into_body()).await;
-        let asked = (repository, grant);
-        let token = self.tokens.fetch(self.number, &self.exchange, asked, way, known.as_ref(), deadline).await?;
-        call.authorization = Some(token.header);
-        let reply = self.exchange.follow(&call).await?;
-        Ok((reply, access(&call)))
     }
 
-    /// The agent's own credentials, where the caller brought none: those that the configuration has for this upstream
-    /// by name, else those that are meant for its host.
-    async fn own_grant(&self, grant: &Grant, repository: &Repository, deadline: Instant) -> Option<Grant> {
-        if grant.credentials().is_some() {
-            return None;
+    fn unless_refused(&self, reply: Reply) -> Result<Reply, UpstreamError> {
+        match judge(reply.response.status(), reply.response.headers(), reply.is_home) {
+            Err(kind @ (ErrorKind::Unauthorized | ErrorKind::Denied)) => Err(self.exchange.error(&reply.uri, kind)),
+            _ => Ok(reply),
         }
-        if let Some((keyring, host)) = self.own.as_ref().zip(self.host.as_ref())
-            && let Ok(found) = timeout_at(deadline, keyring.find(host, repository)).await
-            && let Some(credentials) = found.iter().find_map(Credential::credentials)
-        {
-            return Some(Grant::Credentials(credentials));
-        }
-        let Grant::Own(own) = grant else { return None };
-        let meant = self.host.as_ref().and_then(|host| own.at(host)).cloned();
-        Some(meant.map_or(Grant::Anonymous, Grant::Credentials))
     }
 
     fn error(&self, kind: ErrorKind) -> UpstreamError {
@@ -223,6 +300,22 @@ impl Upstream {
 }
 
 const ANYTHING: HeaderValue = HeaderValue::from_static("*/*");
+
+/// It wants to know who asks, or another token.
+fn is_challenge(reply: &Reply) -> bool {
+    reply.response.status() == StatusCode::UNAUTHORIZED && reply.is_home
+}
+
+fn is_absent(reply: &Reply) -> bool {
+    matches!(reply.response.status(), StatusCode::NOT_FOUND | StatusCode::GONE)
+}
+
+/// Leaves the connection to the next request.
+async fn read_challenge(reply: Reply) -> HeaderMap {
+    let (head, body) = reply.response.into_parts();
+    drain(body).await;
+    head.headers
+}
 
 /// The Accept header of requests for manifests.
 pub(super) fn manifest_types() -> HeaderValue {

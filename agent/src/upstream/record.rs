@@ -314,5 +314,8 @@ fn weight(kind: &ErrorKind) -> Option<Failure> {
 
 /// Whether the upstream itself spoke.
 const fn says_something(kind: &ErrorKind) -> bool {
-    matches!(kind, ErrorKind::Server(_) | ErrorKind::Protocol(_) | ErrorKind::RateLimited { .. })
+    matches!(
+        kind,
+        ErrorKind::Server(_) | ErrorKind::Protocol(_) | ErrorKind::RateLimited { .. } | ErrorKind::Credentials(_)
+    )
 }

@@ -49,6 +49,11 @@ impl Upstream {
         self.set("max_connections", count.to_string())
     }
 
+    /// Is shown the credentials in this file.
+    pub fn credentials(self, file: &Path) -> Self {
+        self.set("credentials", format!("{file:?}"))
+    }
+
     fn set(mut self, key: &'static str, value: String) -> Self {
         self.values.push((key, value));
         self

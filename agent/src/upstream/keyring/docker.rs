@@ -10,7 +10,7 @@ use super::error::FileError;
 use super::helper::{HelperName, Helpers};
 use super::pattern::{Image, Pattern};
 use super::watched::{Document, Parsed};
-use super::{Credential, Match};
+use super::{Credential, Match, Matches, Patience};
 use crate::image::Registry;
 
 /// The name by which Docker's tools ask their helpers for Docker Hub's credentials.
@@ -72,9 +72,9 @@ impl DockerConfig {
 
     /// What the file has for an image. A helper of the registry's own is asked in the place of the store, and the store
     /// only where the file itself has nothing.
-    pub(super) async fn find(&self, image: &Image, helpers: &Helpers) -> Vec<Match> {
+    pub(super) async fn find(&self, image: &Image, helpers: &Helpers, patience: Option<Patience>) -> Matches {
         let inline = self.auths.iter().filter(|(pattern, _)| pattern.matches(image));
-        let mut matches: Vec<Match> = inline
+        let mut found: Vec<Match> = inline
             .map(|(pattern, credential)| Match { rank: pattern.rank(), credential: credential.clone() })
             .collect();
         let helper = self.helpers.iter().filter(|(pattern, ..)| pattern.matches(image));
@@ -82,7 +82,7 @@ impl DockerConfig {
             // Docker asks with the very key, or by the host's name where the key stands for many.
             let server = if pattern.has_wildcard() { server_of(image) } else { key };
             Some((pattern.rank(), name, server))
-        } else if let Some(store) = self.store.as_ref().filter(|_| matches.is_empty()) {
+        } else if let Some(store) = self.store.as_ref().filter(|_| found.is_empty()) {
             let stored = self.stored.iter().filter(|(pattern, _)| pattern.matches(image) && !pattern.has_wildcard());
             let known = stored.max_by_key(|(pattern, _)| pattern.rank());
             let by_host = || (image.registry_rank(), server_of(image));
@@ -91,12 +91,14 @@ impl DockerConfig {
         } else {
             None
         };
-        if let Some((rank, helper, server)) = asked
-            && let Some(credential) = helpers.ask(helper, server).await
-        {
-            matches.push(Match { rank, credential });
+        let mut lack = None;
+        if let Some((rank, helper, server)) = asked {
+            match helpers.ask(helper, server, patience).await {
+                Ok(credential) => found.extend(credential.map(|credential| Match { rank, credential })),
+                Err(of_helper) => lack = Some(of_helper),
+            }
         }
-        matches
+        Matches { found, lack }
     }
 }
 

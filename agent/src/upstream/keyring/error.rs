@@ -63,6 +63,9 @@ pub(super) enum RunError {
         /// What is wrong with it.
         reason: String,
     },
+    /// It still runs, and who asked waits no longer.
+    #[error("it still runs")]
+    Late,
     /// So much is asked at once that this wasn't asked.
     #[error("too many credential programs are asked at once")]
     Busy,

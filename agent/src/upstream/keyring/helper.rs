@@ -4,10 +4,10 @@ use std::time::Duration;
 use serde::Deserialize;
 use zeroize::Zeroizing;
 
-use super::Credential;
 use super::error::RunError;
 use super::program::{Output, Program, Runner, one_line};
 use super::shared::Shared;
+use super::{Credential, Lack, Patience};
 
 /// What a helper says, with exit status 1, where it has nothing for a server.
 const NOT_FOUND: &[u8] = b"credentials not found in native keychain";
@@ -46,12 +46,17 @@ impl Helpers {
         Self { folders: folder.into_iter().chain(of_path).collect(), hold, shared: Shared::new(runner) }
     }
 
-    /// The credentials of a server. `None` where the helper has none, or failed, which has been logged then.
-    pub(super) async fn ask(&self, helper: &HelperName, server: &str) -> Option<Credential> {
+    /// The credentials of a server. `None` where the helper has none; where it failed, that has been logged.
+    pub(super) async fn ask(
+        &self,
+        helper: &HelperName,
+        server: &str,
+        patience: Option<Patience>,
+    ) -> Result<Option<Credential>, Lack> {
         let name = helper.program();
         let key = format!("{name} {server}");
         let (folders, hold, question) = (self.folders.clone(), self.hold, server.to_owned());
-        let outcome = self.shared.get(&name, &key, |runner| {
+        let outcome = self.shared.get(&name, &key, patience, |runner| {
             let name = name.clone();
             async move {
                 let program =
@@ -60,7 +65,7 @@ impl Helpers {
                 read(&program, &output).map(|credential| (credential, hold))
             }
         });
-        outcome.await.ok().and_then(|credential| (*credential).clone())
+        outcome.await.map(|credential| (*credential).clone()).map_err(|error| Lack::new(&name, &error))
     }
 }
 

@@ -10,6 +10,7 @@ mod credential;
 mod docker;
 mod error;
 mod helper;
+mod lack;
 mod metrics;
 mod pattern;
 mod plugin;
@@ -27,8 +28,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use tokio::time::Instant;
 
 pub use credential::Credential;
+pub use lack::Lack;
 
 use self::docker::DockerConfig;
 use self::helper::Helpers;
@@ -53,6 +56,15 @@ struct Sources {
     runner: Runner,
 }
 
+/// What was found for an image.
+#[derive(Debug, Default)]
+pub struct Found {
+    /// Best match first. Empty: there are none, as far as could be found out.
+    pub credentials: Vec<Credential>,
+    /// Why there may be more.
+    pub lack: Option<Lack>,
+}
+
 /// How often, how long, how many: all that is about time, so that tests needn't wait.
 #[derive(Debug, Clone, Copy)]
 struct Pace {
@@ -75,11 +87,26 @@ impl Pace {
     };
 }
 
+/// How long somebody waits for programs.
+#[derive(Debug, Clone, Copy)]
+struct Patience {
+    until: Instant,
+    /// One that has run for so long already isn't waited for: who came first has waited, and one wait is enough.
+    of_run: Duration,
+}
+
 /// A credential, and how closely its entry describes the image.
 #[derive(Debug)]
 struct Match {
     rank: Rank,
     credential: Credential,
+}
+
+/// What a source has for an image.
+#[derive(Debug, Default)]
+struct Matches {
+    found: Vec<Match>,
+    lack: Option<Lack>,
 }
 
 impl Keyring {
@@ -117,8 +144,7 @@ impl Keyring {
     }
 
     /// The credentials that may open `repository` of `registry`, best match first: longer paths before shorter ones,
-    /// names before wildcards, then in the order of the configuration, Docker's files before kubelet's plugins. Empty:
-    /// there are none.
+    /// names before wildcards, then in the order of the configuration, Docker's files before kubelet's plugins.
     ///
     /// `registry` is whom they are shown to, and nobody else. For a mirror of a registry ask with the mirror's own host:
     /// kubelet's and Docker's files say of each host which credentials are meant for it.
@@ -126,30 +152,45 @@ impl Keyring {
     /// At once where files and held answers suffice. Where programs must be asked, all are at the same time, and each
     /// is given at most a minute, besides the wait for a place among the few that may run. Who can't wait may drop the
     /// future: the programs go on, and the next call finds their answers.
-    pub async fn find(&self, registry: &Registry, repository: &Repository) -> Vec<Credential> {
+    pub async fn find(&self, registry: &Registry, repository: &Repository) -> Found {
+        self.find_by(registry, repository, None).await
+    }
+
+    /// The same for who waits until then at most, and at most so long for any run of a program, whoever began it.
+    pub async fn find_until(
+        &self,
+        registry: &Registry,
+        repository: &Repository,
+        until: Instant,
+        of_run: Duration,
+    ) -> Found {
+        self.find_by(registry, repository, Some(Patience { until, of_run })).await
+    }
+
+    async fn find_by(&self, registry: &Registry, repository: &Repository, patience: Option<Patience>) -> Found {
         let image = Image::new(registry, repository);
         let of_docker = self.0.docker.iter().map(|file| async {
             match file.current().await {
-                Some(config) => config.find(&image, &self.0.helpers).await,
-                None => Vec::new(),
+                Some(config) => config.find(&image, &self.0.helpers, patience).await,
+                None => Matches::default(),
             }
         });
         let of_plugins = async {
             match &self.0.plugins {
-                Some(plugins) => plugins.find(&image).await,
-                None => Vec::new(),
+                Some(plugins) => plugins.find(&image, patience).await,
+                None => Matches::default(),
             }
         };
         let (of_docker, of_plugins) = tokio::join!(join_all(of_docker), of_plugins);
-        let mut matches: Vec<Match> = of_docker.into_iter().flatten().chain(of_plugins).collect();
+        let Matches { found: mut matches, lack } = of_docker.into_iter().chain([of_plugins]).collect();
         matches.sort_by_key(|found| Reverse(found.rank));
-        let mut found = Vec::with_capacity(matches.len());
+        let mut credentials = Vec::with_capacity(matches.len());
         for Match { credential, .. } in matches {
-            if !found.contains(&credential) {
-                found.push(credential);
+            if !credentials.contains(&credential) {
+                credentials.push(credential);
             }
         }
-        found
+        Found { credentials, lack }
     }
 
     /// Whether the configuration names no source at all, so that [`find`](Self::find) never finds any.
@@ -167,5 +208,14 @@ impl Keyring {
     /// what files hold is found.
     pub async fn close(&self) {
         self.0.runner.tasks.close().await;
+    }
+}
+
+impl FromIterator<Self> for Matches {
+    fn from_iter<I: IntoIterator<Item = Self>>(sources: I) -> Self {
+        sources.into_iter().fold(Self::default(), |mut all, Self { found, lack }| {
+            all.found.extend(found);
+            Self { lack: all.lack.or(lack), ..all }
+        })
     }
 }

@@ -13,7 +13,7 @@ use super::program::{Output, Program, Runner};
 use super::providers::{self, Provider, duration};
 use super::shared::Shared;
 use super::watched::Watched;
-use super::{Credential, Match};
+use super::{Credential, Lack, Match, Matches, Patience};
 
 /// kubelet's credential provider plugins, as kubelet's configuration has them at present.
 #[derive(Debug)]
@@ -59,11 +59,11 @@ impl Plugins {
 
     /// What the plugins have for an image. All are asked that are for it, in the order of the configuration; who fails
     /// has nothing.
-    pub(super) async fn find(&self, image: &Image) -> Vec<Match> {
-        let Some(providers) = self.config.current().await else { return Vec::new() };
+    pub(super) async fn find(&self, image: &Image, patience: Option<Patience>) -> Matches {
+        let Some(providers) = self.config.current().await else { return Matches::default() };
         let plugins = self.present(&providers);
-        let asked = plugins.iter().filter(|plugin| plugin.is_for(image)).map(|plugin| plugin.find(image));
-        join_all(asked).await.into_iter().flatten().collect()
+        let asked = plugins.iter().filter(|plugin| plugin.is_for(image)).map(|plugin| plugin.find(image, patience));
+        join_all(asked).await.into_iter().collect()
     }
 
     /// Those that the configuration has now. Who was in it before, just so, goes on with what it has answered.
@@ -93,16 +93,21 @@ impl Plugin {
         self.provider.images.iter().any(|pattern| pattern.matches(image))
     }
 
-    async fn find(&self, image: &Image) -> Vec<Match> {
-        let Some(response) = self.ask(image).await else { return Vec::new() };
+    async fn find(&self, image: &Image, patience: Option<Patience>) -> Matches {
+        let response = match self.ask(image, patience).await {
+            Ok(response) => response,
+            Err(lack) => return Matches { found: Vec::new(), lack: Some(lack) },
+        };
         let matching = response.auth.iter().filter(|(pattern, _)| pattern.matches(image));
-        matching.map(|(pattern, credential)| Match { rank: pattern.rank(), credential: credential.clone() }).collect()
+        let found =
+            matching.map(|(pattern, credential)| Match { rank: pattern.rank(), credential: credential.clone() });
+        Matches { found: found.collect(), lack: None }
     }
 
     /// The answer that covers an image. Only an answer says for how many images it holds: until there is one, questions
     /// about one registry share a run, and who got an answer that isn't theirs asks once more, by then for the image
     /// alone.
-    async fn ask(&self, image: &Image) -> Option<Arc<Response>> {
+    async fn ask(&self, image: &Image, patience: Option<Patience>) -> Result<Arc<Response>, Lack> {
         loop {
             let narrowest = *self.narrowest.lock().unwrap_or_else(PoisonError::into_inner);
             let key = match narrowest {
@@ -118,13 +123,14 @@ impl Plugin {
                 }
             };
             // What went wrong has been logged.
-            let response = self.shared.get(&self.provider.name, key, run).await.ok()?;
+            let name = &self.provider.name;
+            let response = self.shared.get(name, key, patience, run).await.map_err(|error| Lack::new(name, &error))?;
             let mut narrowest = self.narrowest.lock().unwrap_or_else(PoisonError::into_inner);
             *narrowest = Some(narrowest.map_or(response.scope, |known| known.min(response.scope)));
             // It ends: an answer that doesn't cover the image has made the scope narrower than the key was, and the
             // narrowest key is the image's own.
             if response.covers(image) {
-                return Some(response);
+                return Ok(response);
             }
         }
     }

@@ -3,8 +3,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
+use super::Patience;
 use super::error::RunError;
 use super::program::Runner;
 
@@ -21,7 +22,11 @@ pub(super) struct Shared<T> {
 }
 
 /// A question under way, or its outcome.
-type Flight<T> = watch::Receiver<Option<Landed<T>>>;
+#[derive(Debug)]
+struct Flight<T> {
+    began: Instant,
+    landed: watch::Receiver<Option<Landed<T>>>,
+}
 
 /// What came of asking. A failure is shared like an answer.
 pub(super) type Outcome<T> = Result<Arc<T>, Arc<RunError>>;
@@ -39,7 +44,14 @@ impl<T: Send + Sync + 'static> Shared<T> {
 
     /// The held answer to the question `key`, or that of the run under way, or else of `run`, which gives an answer and
     /// how long to hold it. A failure is held for a while, so that what is broken isn't started again and again.
-    pub(super) async fn get<F>(&self, program: &str, key: &str, run: impl FnOnce(Runner) -> F) -> Outcome<T>
+    /// Who asks may have limited patience; what is under way then goes on.
+    pub(super) async fn get<F>(
+        &self,
+        program: &str,
+        key: &str,
+        patience: Option<Patience>,
+        run: impl FnOnce(Runner) -> F,
+    ) -> Outcome<T>
     where
         F: Future<Output = Result<(T, Duration), RunError>> + Send + 'static,
     {
@@ -58,7 +70,16 @@ impl<T: Send + Sync + 'static> Shared<T> {
                 }
             }
         };
-        match flight.wait_for(Option::is_some).await.as_deref() {
+        let began = flight.began;
+        let landing = flight.landed.wait_for(Option::is_some);
+        let landed = match patience {
+            None => landing.await,
+            Some(Patience { until, of_run }) => match timeout_at(until.min(began + of_run), landing).await {
+                Ok(landed) => landed,
+                Err(_) => return Err(Arc::new(RunError::Late)),
+            },
+        };
+        match landed.as_deref() {
             Ok(Some(landed)) => landed.outcome.clone(),
             _ => Err(Arc::new(RunError::Ending)),
         }
@@ -69,7 +90,7 @@ impl<T: Send + Sync + 'static> Shared<T> {
     where
         F: Future<Output = Result<(T, Duration), RunError>> + Send + 'static,
     {
-        let (sender, flight) = watch::channel(None);
+        let (sender, landed) = watch::channel(None);
         let (metrics, rest) = (self.runner.metrics.clone(), self.runner.pace.rest);
         self.runner.tasks.spawn(async move {
             let (outcome, hold) = match run.await {
@@ -83,7 +104,7 @@ impl<T: Send + Sync + 'static> Shared<T> {
             // Nobody may wait any more.
             let _ = sender.send(Some(Landed { outcome, until: Instant::now() + hold.min(MAX_HOLD) }));
         });
-        flight
+        Flight { began: Instant::now(), landed }
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Flight<T>>> {
@@ -94,8 +115,14 @@ impl<T: Send + Sync + 'static> Shared<T> {
 
 /// Under way, or an outcome that still holds.
 fn is_usable<T>(flight: &Flight<T>) -> bool {
-    match &*flight.borrow() {
+    match &*flight.landed.borrow() {
         Some(landed) => landed.until > Instant::now(),
-        None => flight.has_changed().is_ok(),
+        None => flight.landed.has_changed().is_ok(),
+    }
+}
+
+impl<T> Clone for Flight<T> {
+    fn clone(&self) -> Self {
+        Self { began: self.began, landed: self.landed.clone() }
     }
 }

@@ -15,7 +15,7 @@ fn alice() -> Grant {
     Grant::Credentials(Arc::new(Credentials::password("alice", "wonder land").unwrap()))
 }
 
-fn basic(pair: &str) -> String {
+pub(super) fn basic(pair: &str) -> String {
     format!("authorization: Basic {}\r\n", STANDARD.encode(pair))
 }
 
@@ -23,11 +23,11 @@ fn host(head: &str) -> &str {
     head.lines().find_map(|line| line.strip_prefix("host: ")).unwrap()
 }
 
-fn challenge(text: &str) -> Vec<Act> {
+pub(super) fn challenge(text: &str) -> Vec<Act> {
     answer("401 Unauthorized", &[("WWW-Authenticate", text)], r#"{"errors":[]}"#)
 }
 
-fn bearer(head: &str) -> Vec<Act> {
+pub(super) fn bearer(head: &str) -> Vec<Act> {
     challenge(&format!(r#"Bearer realm="http://{}/token",service="test""#, host(head)))
 }
 

@@ -6,6 +6,7 @@ mod chain;
 mod credentials;
 mod failures;
 mod guard;
+mod own;
 mod proxies;
 mod reach;
 mod redirects;

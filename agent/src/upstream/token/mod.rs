@@ -140,6 +140,18 @@ impl Tokens {
         landed(flight, deadline).await.unwrap_or_else(late)
     }
 
+    /// Whether one is there, or on its way, or can be renewed.
+    pub(super) fn has(&self, upstream: u64, repository: &Repository, grant: &Grant) -> bool {
+        let key = (upstream, repository.clone(), grant.clone());
+        let shelf = self.lock();
+        shelf.entries.get(&key).is_some_and(|entry| !matches!(standing(&entry.flight), Standing::Failed))
+    }
+
+    /// It didn't open what it is for: it is no reason to ask by it first.
+    pub(super) fn forget(&self, upstream: u64, repository: &Repository, grant: &Grant) {
+        self.lock().entries.remove(&(upstream, repository.clone(), grant.clone()));
+    }
+
     /// Asks for a token in a task of its own: who asked first may leave, and the others still get it.
     fn launch(&self, exchange: &Arc<Exchange>, way: &Arc<Way>, grant: &Grant) -> Flight {
         let (sender, flight) = watch::channel(None);

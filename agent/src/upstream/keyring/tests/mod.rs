@@ -72,7 +72,7 @@ impl Node {
 async fn found(keyring: &Keyring, image: &str) -> Vec<String> {
     let (registry, repository) = image.split_once('/').unwrap();
     let found = keyring.find(&registry.parse().unwrap(), &repository.parse().unwrap()).await;
-    let shown = found.into_iter().map(|credential| match credential {
+    let shown = found.credentials.into_iter().map(|credential| match credential {
         Credential::Password { user, password } => format!("{user}:{}", *password),
         Credential::IdentityToken(token) => format!("<{}>", *token),
     });

@@ -1,10 +1,12 @@
 use std::sync::Arc;
 
-use super::super::Tasks;
+use tokio::time::Instant;
+
 use super::super::error::RunError;
 use super::super::metrics::Metrics;
 use super::super::program::{Program, Runner};
 use super::super::shared::Shared;
+use super::super::{Patience, Tasks};
 use super::*;
 
 fn runner(node: &Node) -> Runner {
@@ -114,18 +116,32 @@ async fn few_run_at_the_same_time_for_all_files() {
 }
 
 #[tokio::test]
+async fn a_run_is_waited_for_once() {
+    let node = Node::new();
+    let shared: Shared<()> = Shared::new(runner(&node));
+    let (began, of_run) = (Instant::now(), Duration::from_secs(1));
+    for _ in 0..3 {
+        let patience = Patience { until: Instant::now() + 2 * of_run, of_run };
+        let run = |_| std::future::pending::<Result<((), Duration), RunError>>();
+        let outcome = shared.get("program", "key", Some(patience), run).await;
+        assert!(outcome.is_err_and(|e| matches!(*e, RunError::Late)));
+    }
+    assert!(began.elapsed() >= of_run && began.elapsed() < 2 * of_run, "{:?}", began.elapsed());
+}
+
+#[tokio::test]
 async fn questions_under_way_are_bounded() {
     let node = Node::new();
     let shared: Shared<()> = Shared::new(runner(&node));
     let keys: Vec<String> = (0..1024).map(|n| n.to_string()).collect();
-    let waiting = futures_util::future::join_all(
-        keys.iter()
-            .map(|key| shared.get("program", key, |_| std::future::pending::<Result<((), Duration), RunError>>())),
-    );
+    let waiting =
+        futures_util::future::join_all(keys.iter().map(|key| {
+            shared.get("program", key, None, |_| std::future::pending::<Result<((), Duration), RunError>>())
+        }));
     tokio::select! {
         biased;
         _ = waiting => panic!("none has an answer"),
-        outcome = shared.get("program", "one more", |_| async { Ok(((), Duration::ZERO)) }) => {
+        outcome = shared.get("program", "one more", None, |_| async { Ok(((), Duration::ZERO)) }) => {
             assert!(outcome.is_err_and(|e| matches!(*Arc::clone(&e), RunError::Busy)));
         }
     }
