@@ -44,10 +44,15 @@ impl Upstream {
     /// that the configuration has for it.
     #[must_use]
     pub fn knows_us(&self) -> bool {
+        self.own.is_some() || self.is_shown_a_key()
+    }
+
+    /// Whether every request shows it what may be a key, with a token or without.
+    pub(super) fn is_shown_a_key(&self) -> bool {
         let has_certificate = self.config.as_ref().is_some_and(|config| config.client_cert.is_some());
         // Any header may be a key: registries know many.
         let has_header = self.exchange.headers.keys().any(|name| *name != USER_AGENT);
-        self.own.is_some() || has_certificate || has_header
+        has_certificate || has_header
     }
 
     /// Whether who asks it with this grant may be known to it by credentials.

@@ -281,9 +281,10 @@ impl Upstream {
     /// How what such a request gave is recorded.
     fn access(&self, grant: &Grant, call: &Call) -> Access {
         match call.authorization {
-            Some(_) => grant.access(),
-            None if self.knows_us() => Access::Authorized,
-            None => Access::Anonymous,
+            // Whoever the token is for, what went along with it may have opened this.
+            Some(_) if !self.is_shown_a_key() => grant.access(),
+            None if !self.knows_us() => Access::Anonymous,
+            _ => Access::Authorized,
         }
     }
 

@@ -5,6 +5,7 @@ use std::fs;
 use super::super::{SetupError, TlsError, Unreachable};
 use super::server::{Act, Ca, Server, answer, ok, raw};
 use super::*;
+use crate::image::Access;
 
 #[tokio::test]
 async fn headers_stay_with_the_upstream() {
@@ -31,6 +32,21 @@ async fn headers_stay_with_the_upstream() {
     assert_eq!(server.count("user-agent: custom\r\n"), server.seen().len());
     assert_eq!(storage.count("GET /token"), 1);
     assert_eq!((storage.count("hush"), storage.count("custom")), (0, 0));
+}
+
+#[tokio::test]
+async fn what_comes_with_a_key_is_not_anybodys_whatever_the_token() {
+    let server = Server::plain(|head| match () {
+        () if head.contains(" /token") => ok(r#"{"token":"anybodys"}"#),
+        () if head.contains("authorization: Bearer anybodys\r\n") => ok("hello"),
+        () => credentials::bearer(head),
+    })
+    .await;
+    for (header, expected) in [("X-Team", Access::Authorized), ("User-Agent", Access::Anonymous)] {
+        let mut upstream = UpstreamConfig { insecure: true, ..at(&server.url()) };
+        upstream.add_header(header, "hush").unwrap();
+        assert_eq!(Room::with(address::refused, upstream).blob(0).await.unwrap().access, expected, "{header}");
+    }
 }
 
 #[tokio::test]
