@@ -90,10 +90,10 @@ async fn each_ill(place: Place, bytes: usize) -> Result<()> {
         // What leaves no trace at an upstream, the agent itself has to have seen.
         let met = match ill {
             Ill::NoSuchName => metrics.sum(ERRORS, &["upstream=\"nowhere.invalid\"", "kind=\"dns\""]) > 0.0,
-            // In the middle the connection is cut, which it does see, and the second goes on: nobody is at that door.
-            Ill::UnknownCa | Ill::ExpiredCertificate if place != Place::Middle => {
+            Ill::Refuses | Ill::UnknownCa | Ill::ExpiredCertificate => {
                 let first = format!("upstream=\"{}\"", failover.first_of(ill).await);
-                metrics.sum(ERRORS, &[&first, "kind=\"tls\""]) > 0.0
+                let kind = if ill == Ill::Refuses { "kind=\"refused\"" } else { "kind=\"tls\"" };
+                metrics.sum(ERRORS, &[&first, kind]) > 0.0
             }
             _ => summary.met_ills.contains(&ill),
         };

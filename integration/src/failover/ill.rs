@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::{Cut, Face, Fault, Transport};
+use crate::{Cut, Fault, Transport};
 
 /// Where a token server should be.
 pub(super) const NO_TOKENS: &str = "/nobody";
@@ -77,8 +77,8 @@ pub(super) enum Illness {
     Answer(Fault),
     /// The body fails at a byte of it.
     Body(Fault),
-    /// New connections are met like this.
-    Door(Face),
+    /// New connections fail.
+    Door,
     /// The proxy before it demands what nobody gave us.
     Proxy,
     /// It can't be reached in any way, ever.
@@ -163,8 +163,7 @@ impl Ill {
                     | Self::NoSuchName
                     | Self::ProxyWantsPassword
             ),
-            Place::Manifest | Place::Start => true,
-            Place::Middle => self != Self::NoSuchName,
+            Place::Manifest | Place::Start | Place::Middle => true,
         }
     }
 
@@ -186,6 +185,19 @@ impl Ill {
         self == Self::WrongByte
     }
 
+    /// Whether it shows at some byte of a body, and not before.
+    pub(super) fn begins_in_a_body(self) -> bool {
+        matches!(
+            self,
+            Self::CutByFin
+                | Self::CutByRst
+                | Self::Stalls
+                | Self::WrongByte
+                | Self::Http2GoesAway
+                | Self::Http2StreamReset
+        )
+    }
+
     pub(super) fn transport(self) -> Transport {
         match self {
             Self::Http2GoesAway | Self::Http2StreamReset => Transport::Http2,
@@ -198,9 +210,9 @@ impl Ill {
     pub(super) fn at(self, at: u64, place: Place, elsewhere: &Elsewhere) -> Illness {
         let answer = Illness::Answer;
         match self {
-            Self::Refuses => Illness::Door(Face::Refusing),
-            Self::UnknownCa => Illness::Door(Face::UnknownCa),
-            Self::ExpiredCertificate => Illness::Door(Face::Expired),
+            Self::Refuses => Illness::Door,
+            Self::UnknownCa => Illness::Door,
+            Self::ExpiredCertificate => Illness::Door,
             Self::NoSuchName => Illness::Nowhere,
             Self::ProxyWantsPassword => Illness::Proxy,
 

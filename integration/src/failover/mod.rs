@@ -101,14 +101,16 @@ impl Failover {
         let elsewhere = Elsewhere { own: String::new(), nobody, silent: silent.url() };
         let mut pairs = Vec::new();
         let mut config = AgentConfig::without_containerd(folder.path());
-        // They are told apart from what a redirect may not lead to.
+        // That another registry is named so opens no redirect there: nobody is dialled.
         config.registry("elsewhere.test", &[&elsewhere.nobody, &elsewhere.silent]);
         // Nothing may go before it is verified.
         config.set_text("cache", "max_bytes", "16GiB").set_text("log", "level", "info");
         for ill in Ill::ALL {
             for copy in 0..copies {
                 let pair = Pair::start(ill, copy).await?;
-                config.upstreams(&pair.name, vec![pair.upstream(folder.path())?, Upstream::insecure(&well.url())]);
+                let (first, second) = (pair.upstream(folder.path())?, Upstream::insecure(&well.url()));
+                config.upstreams(&pair.name_behind_a_cut(), vec![pair.cut(), first.clone(), second.clone()]);
+                config.upstreams(&pair.name, vec![first, second]);
                 pairs.push(Mutex::new(pair));
             }
         }
@@ -178,7 +180,7 @@ impl Failover {
     }
 
     async fn pull_from(&self, pair: &Pair, trial: Trial, image: &Image, repository: &str) -> Result<Outcome> {
-        let puller = Puller::new(&self.agent, &pair.name, None);
+        let puller = Puller::new(&self.agent, &pair.name_for(trial.place), None);
         let (within, to_end) = trial.ill.bounds();
         let (root, layer) = (image.root(), image.largest());
         let mut to_head = Duration::ZERO;

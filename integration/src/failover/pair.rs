@@ -1,4 +1,5 @@
-//! Two upstreams of one registry: the first has an ill, the second is well.
+//! Upstreams of one registry: the first has an ill, the second is well. Where the ill is to be met in the middle of a blob,
+//! another stands before them, which is cut there.
 
 use std::path::Path;
 use std::time::Duration;
@@ -17,6 +18,7 @@ pub(super) struct Pair {
     /// As image names call it.
     pub(super) name: String,
     first: FaultRegistry,
+    cut: FaultRegistry,
     proxy: Option<Proxy>,
 }
 
@@ -29,7 +31,26 @@ impl Pair {
             // As long as it is well, its token server is too: no caller is there without a token.
             first.challenge(Some(Challenge::bearer().open("*")));
         }
-        Ok(Self { ill, name: format!("{ill}-{copy}.test"), first, proxy })
+        Ok(Self { ill, name: format!("{ill}-{copy}.test"), first, cut: FaultRegistry::start().await?, proxy })
+    }
+
+    /// As image names call it, where a blob is cut before the ill is met.
+    pub(super) fn name_behind_a_cut(&self) -> String {
+        format!("behind-a-cut.{}", self.name)
+    }
+
+    /// Which of the two.
+    pub(super) fn name_for(&self, place: Place) -> String {
+        if self.is_behind_a_cut(place) { self.name_behind_a_cut() } else { self.name.clone() }
+    }
+
+    fn is_behind_a_cut(&self, place: Place) -> bool {
+        place == Place::Middle && !self.ill.begins_in_a_body()
+    }
+
+    /// How the agent reaches the one that is cut.
+    pub(super) fn cut(&self) -> Upstream {
+        Upstream::insecure(&self.cut.url())
     }
 
     /// How the agent reaches the first.
@@ -75,34 +96,37 @@ impl Pair {
             Place::Manifest => When::get(image.root()),
             Place::Start | Place::Middle => When::get(image.largest()),
         };
-        match (illness, place) {
-            (Illness::Answer(fault), Place::Middle) => {
-                self.first.fault(when.clone().first(1), Fault::CutAt(at, Cut::Close));
-                self.first.fault(when, fault);
-            }
-            (Illness::Answer(fault) | Illness::Body(fault), _) => self.first.fault(when, fault),
-            (Illness::Door(face), Place::Middle) => self.first.fault(when, Fault::Turn(at, face)),
-            (Illness::Proxy, Place::Middle) => self.first.fault(when, Fault::CutAt(at, Cut::Close)),
-            (Illness::Door(_) | Illness::Proxy | Illness::Nowhere, _) => {}
+        if self.is_behind_a_cut(place) {
+            self.cut.add(image, repository, "v1");
+            self.cut.fault(when.clone().first(1), Fault::CutAt(at, Cut::Close));
+        }
+        if let Illness::Answer(fault) | Illness::Body(fault) = illness {
+            self.first.fault(when, fault);
         }
     }
 
-    /// Before something is asked for: closes the door, where that is what begins there.
+    /// Before something is asked for: closes the door, where that is what begins there. In the middle of a blob nobody has
+    /// been at it before.
     pub(super) fn before(&self, step: Place, place: Place) {
+        if step != if place == Place::Middle { Place::Start } else { place } {
+            return;
+        }
         match self.ill {
-            Ill::Refuses if step == place => self.first.turn(Face::Refusing),
-            Ill::UnknownCa if step == place => self.first.turn(Face::UnknownCa),
-            Ill::ExpiredCertificate if step == place => self.first.turn(Face::Expired),
-            Ill::ProxyWantsPassword if step == place => self.demand(0),
-            // The request that is cut passes, the next doesn't.
-            Ill::ProxyWantsPassword if step == Place::Start && place == Place::Middle => self.demand(1),
+            Ill::Refuses => self.first.turn(Face::Refusing),
+            Ill::UnknownCa => self.first.turn(Face::UnknownCa),
+            Ill::ExpiredCertificate => self.first.turn(Face::Expired),
+            Ill::ProxyWantsPassword => {
+                if let Some(proxy) = &self.proxy {
+                    proxy.demand(ACCOUNT.0, ACCOUNT.1, 0);
+                }
+            }
             _ => {}
         }
     }
 
     /// Whether the first was asked in vain, as far as that can be seen at its end.
     pub(super) fn was_met(&self, place: Place) -> bool {
-        // In the middle it is cut, and the second goes on.
+        // In the middle of a blob nobody can be asked who they are: the second goes on.
         if self.ill == Ill::WantsToken && place != Place::Middle {
             return self.first.count("GET", NO_TOKENS) > 0;
         }
@@ -115,6 +139,9 @@ impl Pair {
         self.first.knows_head(true);
         self.first.clear_log();
         self.first.forget(image, repository, "v1");
+        self.cut.heal();
+        self.cut.clear_log();
+        self.cut.forget(image, repository, "v1");
         if let Some(proxy) = &self.proxy {
             proxy.demand_nothing();
         }
@@ -122,11 +149,5 @@ impl Pair {
         until("the first upstream is back", Duration::from_secs(5), async || self.first.accept().ok())
             .await
             .context(self.name.clone())
-    }
-
-    fn demand(&self, after: usize) {
-        if let Some(proxy) = &self.proxy {
-            proxy.demand(ACCOUNT.0, ACCOUNT.1, after);
-        }
     }
 }
