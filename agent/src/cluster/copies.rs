@@ -8,7 +8,6 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use super::Ring;
-use super::mix::{self, mix};
 use crate::image::{Digest, ImageName, MediaType, NodeId};
 
 /// How long a node's word holds.
@@ -99,10 +98,7 @@ fn ranked(ring: &Ring, target: &Digest) -> Vec<NodeId> {
         Digest::Sha512(hash) => hash.as_slice(),
     };
     let seed = bytes.iter().take(8).fold(0, |seed, byte| seed << 8 | u64::from(*byte));
-    let settled = ring.members().iter().filter(|member| member.settled).map(|member| member.node);
-    let mut ranked: Vec<(u64, NodeId)> = settled.map(|node| (mix(seed ^ mix::node(node)), node)).collect();
-    ranked.sort_unstable_by(|a, b| b.cmp(a));
-    ranked.into_iter().map(|(_, node)| node).collect()
+    ring.by_rank(seed)
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@
 //! - [`directory`]: an owner's table of who has what, who reads from whom, and who fetches.
 //! - [`follow`]: one blob's reading on this node: whose turn it is, and what to do when somebody fails.
 //! - [`copies`]: who holds copies of images that others run.
+//! - [`rights`]: who keeps what registries said of who may pull what.
 //! - [`serve`]: who reads a blob from this node.
 //! - [`Delays`]: how long an answer may take at present.
 //! - [`chain`]: the words that these three have in common.
@@ -23,6 +24,7 @@ pub mod directory;
 pub mod follow;
 mod members;
 mod mix;
+pub mod rights;
 mod ring;
 pub mod serve;
 #[cfg(test)]

@@ -155,6 +155,16 @@ impl Ring {
         self.owners(Bucket::of(digest))
     }
 
+    /// The settled members in an order of their own for each seed, the same at all who know of the same members. Whoever
+    /// comes or goes moves the others by one place at most.
+    #[must_use]
+    pub fn by_rank(&self, seed: u64) -> Vec<NodeId> {
+        let settled = self.members.iter().filter(|member| member.settled).map(|member| member.node);
+        let mut ranked: Vec<(u64, NodeId)> = settled.map(|node| (mix(seed ^ mix::node(node)), node)).collect();
+        ranked.sort_unstable_by(|a, b| b.cmp(a));
+        ranked.into_iter().map(|(_, node)| node).collect()
+    }
+
     /// The buckets that have other owners than in `before`, or the same in another order, or one that has been started
     /// anew since and remembers nothing.
     #[must_use]

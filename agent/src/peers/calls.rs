@@ -127,7 +127,7 @@ impl Drop for Measured<'_> {
     }
 }
 
-type Introducing = InterceptedService<Channel, Introduced>;
+pub(super) type Introducing = InterceptedService<Channel, Introduced>;
 
 impl Inner {
     /// A connection to a member. Driven by the main runtime, whoever asks for it.
@@ -160,7 +160,7 @@ impl Inner {
     }
 
     /// A call that is answered at once, if the links let it.
-    async fn at_once<T>(
+    pub(super) async fn at_once<T>(
         &self,
         node: NodeId,
         call: impl Future<Output = Result<Response<T>, Status>>,

@@ -101,6 +101,25 @@ impl Directory {
         Ok(messages::tag_answer_of(&newest.map_or(TagAnswer::Alone, TagAnswer::Meaning)))
     }
 
+    /// What a registry said to `from` of who may pull what.
+    ///
+    /// # Errors
+    /// When it makes no sense.
+    pub async fn tell_right(&self, from: NodeId, told: &proto::RightTold) -> Result<(), Malformed> {
+        let (opener, right) = messages::right_told(told)?;
+        self.0.right_told(from, opener, right).await;
+        Ok(())
+    }
+
+    /// What was told last of who may pull what.
+    ///
+    /// # Errors
+    /// When the question makes no sense.
+    pub async fn right(&self, request: &proto::RightRequest) -> Result<proto::RightReply, Malformed> {
+        let opener = messages::right_request(request)?;
+        Ok(messages::right_kept_of(self.0.right_kept(&opener).await))
+    }
+
     /// What `from` says of its images, and what is known of them here.
     ///
     /// # Errors

@@ -27,6 +27,7 @@ mod membership;
 pub mod messages;
 mod metrics;
 mod owner;
+mod rights;
 #[cfg(test)]
 pub mod script;
 mod shown;
@@ -60,6 +61,7 @@ pub use images::Heard;
 pub use membership::{ClusterMetrics, Membership, Part};
 pub use messages::ReadAsk;
 pub use metrics::{Nearness, PeerMetrics};
+pub use rights::BlobOf;
 pub use shown::{Shown, ShownMember, ShownPart, ShownReading, ShownUpload};
 pub use start::{Candidate, Ends, JoinError, Parts, Port};
 pub use stream::{Head, Parted, Peer, PeerStream};
@@ -69,12 +71,14 @@ pub use trace::{InvalidTrace, Trace};
 pub use crate::cluster::chain::Credential;
 pub use crate::cluster::copies::WantedCopies;
 pub use crate::cluster::directory::{PASSED_ON_WHOLE, TagMeaning};
+pub use crate::cluster::rights::Right;
 
 use self::chain::{Chain, Chains};
 use self::owner::held;
 use crate::cluster::chain::{Key, Parting};
 use crate::cluster::checks::Board;
 use crate::cluster::copies::Copies;
+use crate::cluster::rights::Told;
 use crate::cluster::{Delays, Ring};
 use crate::image::{NodeId, Registry, Zone};
 use crate::store::{Secret, Store};
@@ -115,6 +119,10 @@ struct Inner {
     handed: Mutex<HashMap<Registry, Instant>>,
     board: Mutex<Board>,
     copies: Mutex<Copies>,
+    /// What others told of who may pull what, once it is read from the disk.
+    told: tokio::sync::Mutex<Option<Told>>,
+    /// How long that is kept, and counts; zero: not at all.
+    remember: Duration,
     chains: Chains,
     uploads: Arc<Semaphore>,
     upload: Option<Arc<Limiter>>,

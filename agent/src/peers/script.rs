@@ -4,12 +4,14 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use tokio::sync::{mpsc, watch};
 
 use super::{Failed, Head, Parted, Peer, PeerError, PeerStream, TagLease, TagMeaning, TagSought, TagTurn, Turn};
+use crate::cluster::rights::{Kept, Right};
 use crate::image::NodeId;
 
 /// What is said to all who follow, and what they say. A cheap clone.
@@ -38,12 +40,16 @@ struct State {
     /// Whether it is this node's turn to ask what a tag means.
     asks: bool,
     newest: Option<TagMeaning>,
+    /// What was told of everybody, and of which peers' blobs it is known whose they are.
+    kept: Option<Kept>,
+    knowing: Vec<NodeId>,
 }
 
 impl Default for State {
     fn default() -> Self {
         let (next, at, broken, told, tag, known, suspects, newest) = Default::default();
-        Self { turn: Turn::Wait, next, at, broken, told, tag, known, suspects, asks: false, newest }
+        let (turn, asks, kept, knowing) = (Turn::Wait, false, None, Vec::new());
+        Self { turn, next, at, broken, told, tag, known, suspects, asks, newest, kept, knowing }
     }
 }
 
@@ -66,6 +72,8 @@ pub enum Told {
     Tag(TagMeaning),
     /// Upstream said nothing of it.
     TagReleased,
+    /// What upstream said of credentials.
+    Right(Right),
 }
 
 impl Script {
@@ -119,9 +127,31 @@ impl Script {
         self.change(|state| state.newest = Some(answer));
     }
 
+    /// What the cluster was told of everybody's credentials, everywhere, a minute ago.
+    pub fn keeps(&self, right: Right) {
+        self.change(|state| state.kept = Some(Kept { right, age: Duration::from_secs(60) }));
+    }
+
+    /// A peer that knows all that it has as of the repository that is asked about.
+    pub fn knowing(&self, node: NodeId) {
+        self.change(|state| state.knowing.push(node));
+    }
+
     /// What all follows were told, in order.
     pub fn told(&self) -> Vec<Told> {
         self.0.state.lock().unwrap().told.clone()
+    }
+
+    pub(super) fn told_right(&self, right: Right) {
+        self.tell(Told::Right(right));
+    }
+
+    pub(super) fn right(&self) -> Option<Kept> {
+        self.0.state.lock().unwrap().kept
+    }
+
+    pub(super) fn knows(&self, node: NodeId) -> bool {
+        self.0.state.lock().unwrap().knowing.contains(&node)
     }
 
     pub(super) fn told_suspect(&self, upstream: &str) {

@@ -3,6 +3,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::{Request, Response};
 use hyper::body::Incoming;
@@ -31,6 +32,8 @@ pub struct Parts<'a> {
     pub config: &'a config::Peers,
     /// The checks of images that this node grants.
     pub grants: Grants,
+    /// How long it is remembered who could pull what; zero: not at all.
+    pub remember: Duration,
     /// What is counted.
     pub metrics: PeerMetrics,
     /// Who this node is.
@@ -64,6 +67,8 @@ pub struct Candidate {
     pub inventory: watch::Receiver<Option<Arc<Inventory>>>,
     /// The checks of images that this node grants.
     pub grants: Grants,
+    /// How long it is remembered who could pull what; zero: not at all.
+    pub remember: Duration,
     /// What is counted.
     pub metrics: ClusterMetrics,
     /// What works behind runs in these,
@@ -129,7 +134,7 @@ impl Peers {
     /// # Errors
     /// When a port can't be had.
     pub fn join(candidate: &Candidate, identity: Arc<Identity>) -> Result<(Self, Port), JoinError> {
-        let Candidate { config, dir, store, inventory, grants, metrics, tasks, ends } = candidate.clone();
+        let Candidate { config, dir, store, inventory, grants, remember, metrics, tasks, ends } = candidate.clone();
         let wire = metrics.wire;
         let listener = PeerListener::bind(config.listen)?;
         let datagrams = Datagrams::bind(config.listen, Arc::clone(&identity), wire.clone())
@@ -149,6 +154,7 @@ impl Peers {
         let peers = Self::new(Parts {
             config: &config,
             grants,
+            remember,
             metrics: metrics.peers,
             identity: &identity,
             ring: gossip.ring(),
@@ -166,7 +172,20 @@ impl Peers {
     /// Takes part in a cluster whose parts are there. Needs a runtime: the one that all of it runs on.
     #[must_use]
     pub fn new(parts: Parts<'_>) -> Self {
-        let Parts { config, grants, metrics, identity, ring, gossip, channels, store, inventory, tasks, stop } = parts;
+        let Parts {
+            config,
+            grants,
+            remember,
+            metrics,
+            identity,
+            ring,
+            gossip,
+            channels,
+            store,
+            inventory,
+            tasks,
+            stop,
+        } = parts;
         let (started, node) = (Instant::now(), identity.node());
         let directory = Owner::new(node, ring.borrow().clone(), started, metrics.clone());
         let limiter = |total: Option<config::Bytes>, per_peer: Option<config::Bytes>| {
@@ -187,6 +206,8 @@ impl Peers {
             handed: Default::default(),
             board: Default::default(),
             copies: Default::default(),
+            told: Default::default(),
+            remember,
             chains: Default::default(),
             uploads: Arc::new(Semaphore::new(MOST_UPLOADS)),
             upload: limiter(config.max_upload, config.max_upload_per_peer),

@@ -203,7 +203,7 @@ impl Pull {
                 State::Failed(Failure::Nothing(_) | Failure::Cut(_)) if !is_mine => {}
                 State::Failed(Failure::Nothing(error) | Failure::Cut(error)) => {
                     pull.refused(place, &wanted.grant, error.said());
-                    return Err(error.for_grant(&wanted.grant));
+                    return Err(pull.or_challenge(place, &wanted.grant, error.for_grant(&wanted.grant)));
                 }
                 // The right end would be no help to who has a wrong beginning.
                 State::Failed(Failure::WrongBytes) if may_continue => return Err(PullError::Poisoned),

@@ -20,6 +20,7 @@ mod evidence;
 mod fetch;
 mod flight;
 mod gauge;
+mod heard;
 mod journal;
 mod lanes;
 mod metrics;

@@ -3,7 +3,8 @@
 //! What some registry gave to anybody is anybody's, unless the repository that it is asked for in has turned private.
 //! What only ever came to credentials is given to those whom that same registry gives it, in that repository: it is
 //! asked by a HEAD, as the caller, and the answer is believed for minutes. Where it can't be asked, a keyed hash decides
-//! of the credentials that opened the repository before. For every other registry such content is not here at all.
+//! of the credentials that opened the repository before, through this node or another. For every other registry such
+//! content is not here at all.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -14,12 +15,23 @@ use http::StatusCode;
 use super::error::Said;
 use super::word::{Word, is_last_word, is_refusal};
 use super::{Inner, Kind, Place, PullError, Wanted};
-use crate::image::{Access, Digest, Reference};
+use crate::image::{Access, Digest, Reference, Registry, Repository};
+use crate::peers::Right;
 use crate::store::Blob;
 use crate::upstream::{Chain, ErrorKind, Grant, Upstream, UpstreamError};
 
 /// Looks at whether repositories still open to anybody, under way at a time.
 const LOOKS_AT_ONCE: usize = 16;
+
+/// By whose word a caller may have something.
+#[derive(Debug, Clone)]
+pub(super) enum Leave {
+    /// The registry's, just now.
+    Registry,
+    /// Nobody's but memory's, as the registry can't be asked: these credentials opened the repository before, and have what
+    /// is known to be of it. For anything else this is the answer.
+    Memory(PullError),
+}
 
 impl Inner {
     /// What the store holds, if this caller may have it. `None` says that it has to come from its registry.
@@ -61,6 +73,21 @@ impl Inner {
     /// # Errors
     /// When it says no; or says nothing, and these credentials didn't open it before.
     pub(super) async fn confirm(self: &Arc<Self>, wanted: &Wanted, is_public: bool) -> Result<(), PullError> {
+        match self.ask_registry(wanted).await? {
+            Leave::Registry => Ok(()),
+            Leave::Memory(_) if is_public || self.is_known_in(wanted).await => {
+                self.let_in(wanted);
+                Ok(())
+            }
+            Leave::Memory(otherwise) => Err(otherwise),
+        }
+    }
+
+    /// The same, of what isn't here, so that it isn't known here whether it is of that repository.
+    ///
+    /// # Errors
+    /// As for [`Self::confirm`].
+    pub(super) async fn ask_registry(self: &Arc<Self>, wanted: &Wanted) -> Result<Leave, PullError> {
         let Wanted { place, grant, digest, .. } = wanted;
         self.may_ask(place, grant).await?;
         let chain = self.upstreams.of(&place.registry);
@@ -74,23 +101,29 @@ impl Inner {
                     self.has_given(&upstream, place, Reference::Digest(*digest), *digest);
                 }
                 self.store.confirmed(digest, &place.registry, &place.repository, access).await;
-                return Ok(());
+                return Ok(Leave::Registry);
             }
             Ok(Err(said)) => said,
             Err(_) => Vec::new(),
         };
-        if self.is_unanswered(place, &said) {
+        let is_open = self.is_unanswered(place, &said);
+        let otherwise = PullError::from_all(said).for_grant(grant);
+        if is_open {
             if *grant == Grant::None {
                 // It is here, and what the caller may yet show can speak for it.
                 return Err(PullError::Unauthenticated(Said::default()));
             }
-            if self.opened_before(wanted, is_public).await {
-                self.metrics.outage_permits.inc();
-                self.rights.let_in(place, grant);
-                return Ok(());
+            if self.opened_before(place, grant).await || self.opened_elsewhere(place, grant).await {
+                return Ok(Leave::Memory(otherwise));
             }
         }
-        Err(PullError::from_all(said).for_grant(grant))
+        Err(otherwise)
+    }
+
+    /// Memory spoke for this caller.
+    pub(super) fn let_in(&self, wanted: &Wanted) {
+        self.metrics.outage_permits.inc();
+        self.rights.let_in(&wanted.place, &wanted.grant);
     }
 
     /// Who shows nothing is challenged before anybody is asked, where that is how it would end.
@@ -113,21 +146,24 @@ impl Inner {
 
     /// Whether this caller could have it before, as far as that is known here: for when nobody can be asked.
     pub(super) async fn could_have(&self, wanted: &Wanted, is_public: bool) -> bool {
-        self.is_free(wanted, is_public).await || self.opened_before(wanted, is_public).await
+        self.is_free(wanted, is_public).await
+            || (self.opened_before(&wanted.place, &wanted.grant).await && (is_public || self.is_known_in(wanted).await))
     }
 
-    async fn opened_before(&self, wanted: &Wanted, is_public: bool) -> bool {
-        let Wanted { place, grant, .. } = wanted;
-        let was_opened = self.is_remembered(self.hash(place, grant)).await || self.is_opened_by_node(place).await;
-        was_opened && (is_public || self.is_known_in(wanted).await)
+    /// Whether these credentials opened the repository through this node.
+    async fn opened_before(&self, place: &Place, grant: &Grant) -> bool {
+        self.is_remembered(self.hash(place, grant)).await || self.is_opened_by_node(place).await
     }
 
     /// Whether the registry delivered it, or confirmed it, in this repository.
-    async fn is_known_in(&self, wanted: &Wanted) -> bool {
-        let repositories = self.store.repositories(&wanted.digest).await;
-        repositories
-            .iter()
-            .any(|(registry, repository)| *registry == wanted.place.registry && *repository == wanted.place.repository)
+    pub(super) async fn is_known_in(&self, wanted: &Wanted) -> bool {
+        self.is_known_as(&wanted.place.registry, &wanted.place.repository, &wanted.digest).await
+    }
+
+    /// The same, of what somebody else wants.
+    pub(super) async fn is_known_as(&self, registry: &Registry, repository: &Repository, digest: &Digest) -> bool {
+        let known = self.store.repositories(digest).await;
+        known.iter().any(|(of, within)| of == registry && within == repository)
     }
 
     /// Asks upstreams until one gives it; what each says is learnt from. The origin's word that there is no such thing
@@ -169,6 +205,7 @@ impl Inner {
             }
             Access::Authorized => {
                 if self.rights.opened(place, grant) && !self.options.remember.is_zero() {
+                    self.tell_right(place, grant, Right::Opened);
                     let (store, hashes) = (self.store.clone(), [self.hash(place, grant), self.somebody(place)]);
                     self.tasks.spawn(async move {
                         for hash in hashes {
@@ -197,6 +234,7 @@ impl Inner {
         let is_known = self.origin(place).is_some_and(|origin| origin.is_shown_credentials(grant));
         if is_known && self.word(place, said) == Some(Word::Refused) {
             self.rights.closed(place, grant);
+            self.tell_right(place, grant, Right::Refused);
             let node = self.opened_as_node(place, grant);
             let (store, hash, somebody) = (self.store.clone(), self.hash(place, grant), self.somebody(place));
             self.tasks.spawn(async move {

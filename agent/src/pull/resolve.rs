@@ -62,7 +62,7 @@ enum Known {
     /// To be given to this caller.
     This(TagRecord, Duration),
     /// Not to this caller, as far as it has shown who it is.
-    Withheld,
+    Withheld(TagRecord, Duration),
     Nothing,
 }
 
@@ -118,7 +118,7 @@ impl Pull {
             // Upstreams that are slow, one after the other, amount to no answer.
             Err(_) => match pull.last_known(place, grant, tag, false).await? {
                 Some(stale) => Ok(stale),
-                None => Err(PullError::Late(Said::default())),
+                None => Err(pull.or_challenge(place, grant, PullError::Late(Said::default()))),
             },
         }
     }
@@ -176,7 +176,7 @@ impl Inner {
             return Ok(stale);
         }
         self.metrics.tag_answered("none");
-        Err(PullError::from_all(said).for_grant(grant))
+        Err(self.or_challenge(place, grant, PullError::from_all(said).for_grant(grant)))
     }
 
     /// Finds out, behind the reply, whether the registry itself says the same as a mirror of it.
@@ -270,8 +270,11 @@ impl Inner {
         let (record, age) = match self.known(place, grant, tag).await {
             Known::This(record, age) => (record, age),
             // It may still show who it is.
-            Known::Withheld if *grant == Grant::None => return Err(PullError::Unauthenticated(Said::default())),
-            Known::Withheld | Known::Nothing => return Ok(None),
+            Known::Withheld(..) if *grant == Grant::None => return Err(PullError::Unauthenticated(Said::default())),
+            Known::Withheld(record, age) if self.has_opened_elsewhere(place, grant, &record.digest).await => {
+                (record, age)
+            }
+            Known::Withheld(..) | Known::Nothing => return Ok(None),
         };
         let why = if deleted { "the registry has it no more" } else { "no upstream answers" };
         tracing::warn!(
@@ -290,7 +293,7 @@ impl Inner {
     pub(super) async fn known_and_given(self: &Arc<Self>, place: &Place, grant: &Grant, tag: &Tag) -> Option<Resolved> {
         match self.known(place, grant, tag).await {
             Known::This(record, age) => Some(resolved(record, Some(age))),
-            Known::Withheld | Known::Nothing => None,
+            Known::Withheld(..) | Known::Nothing => None,
         }
     }
 
@@ -302,7 +305,17 @@ impl Inner {
             return Known::Nothing;
         };
         let wanted = Wanted { place: place.clone(), grant: grant.clone(), digest: record.digest, kind: Kind::Manifest };
-        if self.could_have(&wanted, provenance.is_public()).await { Known::This(record, age) } else { Known::Withheld }
+        if self.could_have(&wanted, provenance.is_public()).await {
+            Known::This(record, age)
+        } else {
+            Known::Withheld(record, age)
+        }
+    }
+
+    /// Whether other nodes speak for this caller, and a manifest that is here is of this repository.
+    async fn has_opened_elsewhere(&self, place: &Place, grant: &Grant, digest: &Digest) -> bool {
+        let wanted = Wanted { place: place.clone(), grant: grant.clone(), digest: *digest, kind: Kind::Manifest };
+        self.is_known_in(&wanted).await && self.opened_elsewhere(place, grant).await
     }
 }
 

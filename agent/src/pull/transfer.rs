@@ -8,7 +8,7 @@ use tokio::sync::{Notify, watch};
 
 use super::direct::Opened;
 use super::received::Received;
-use super::trust::Leave;
+use super::trust::Asked;
 use super::wants::{ReaderId, Wants};
 use super::{Pace, PullError, Wanted};
 use crate::image::{Digest, MediaType};
@@ -32,7 +32,7 @@ pub(super) struct Transfer {
     /// What came, and from where.
     pub(super) received: Received,
     /// What the registry says of who asked first, when peers have it under authorization.
-    pub(super) leave: Leave,
+    pub(super) asked: Asked,
     state: Mutex<State>,
     changed: watch::Sender<()>,
     /// Peers among them.
@@ -132,7 +132,7 @@ impl Transfer {
             trace,
             wants: Wants::default(),
             received: Received::default(),
-            leave: Leave::default(),
+            asked: Asked::default(),
             state: Mutex::new(State::Asking),
             changed: watch::Sender::new(()),
             readers: AtomicUsize::new(0),

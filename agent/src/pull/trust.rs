@@ -2,7 +2,8 @@
 //!
 //! A peer says of what it has which registry gave it, and to whom. What anybody could have is used for anybody; what came
 //! to others under authorization only in a transfer that runs under authorization for that same registry, and only once
-//! the registry has said that this caller may have it too. So a peer's bytes open nothing that the registry doesn't.
+//! the registry has said that this caller may have it too. Where it can't be asked, memory speaks for the caller, and the
+//! peer says whether what it has is of the repository. So a peer's bytes open nothing that the registry doesn't.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,6 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::watch;
 
 use super::blame::Sender;
+use super::permit::Leave;
 use super::source::{AtPeer, PeerFault};
 use super::transfer::Transfer;
 use super::{Inner, PullError, Wanted};
@@ -19,9 +21,11 @@ use crate::upstream::Part;
 
 /// What the registry says, once for a transfer, of whether its caller may have what peers have under authorization.
 #[derive(Debug, Default)]
-pub(super) struct Leave {
+pub(super) struct Asked {
     is_asked: AtomicBool,
-    said: watch::Sender<Option<Result<(), PullError>>>,
+    /// By memory's word.
+    is_let_in: AtomicBool,
+    said: watch::Sender<Option<Result<Leave, PullError>>>,
 }
 
 impl Inner {
@@ -37,12 +41,12 @@ impl Inner {
             self.ask_leave(transfer);
         }
         let stream = peer.open(part.from, part.to).await?;
-        self.may_use(transfer, stream.head()).await?;
+        self.may_use(transfer, peer, stream.head()).await?;
         Ok(AtPeer { node: peer.node(), stream: Box::new(stream), to: part.to })
     }
 
     /// Whether a peer's bytes may be used in a transfer. Asks the registry where that has to say so.
-    async fn may_use(self: &Arc<Self>, transfer: &Arc<Transfer>, head: &Head) -> Result<(), PeerFault> {
+    async fn may_use(self: &Arc<Self>, transfer: &Arc<Transfer>, peer: &Peer, head: &Head) -> Result<(), PeerFault> {
         let wanted = &transfer.wanted;
         let is_public = head.access == Access::Anonymous;
         if !is_for((&head.registry, head.access), (&wanted.place.registry, self.access_of(wanted))) {
@@ -56,22 +60,32 @@ impl Inner {
             return self.confirm(wanted, true).await.map_err(PeerFault::Unconfirmed);
         }
         self.ask_leave(transfer);
-        let mut said = transfer.leave.said.subscribe();
+        let mut said = transfer.asked.said.subscribe();
         // The sender lives as long as the transfer does.
         let said = said.wait_for(Option::is_some).await.ok().and_then(|said| said.clone());
-        said.unwrap_or(Err(PullError::Stopping)).map_err(PeerFault::Unconfirmed)
+        match said.unwrap_or(Err(PullError::Stopping)).map_err(PeerFault::Unconfirmed)? {
+            Leave::Registry => Ok(()),
+            Leave::Memory(_) if self.is_known_in(wanted).await || self.is_known_at(peer.node(), wanted).await => {
+                if !transfer.asked.is_let_in.swap(true, Ordering::Relaxed) {
+                    self.let_in(wanted);
+                }
+                Ok(())
+            }
+            // Another may know it as of this repository.
+            Leave::Memory(_) => Err(PeerFault::Closed),
+        }
     }
 
     /// Asks the registry, once, behind the transfer's back: no peer waits for that with its stream open for long, and who
     /// turns to another has not asked in vain.
     fn ask_leave(self: &Arc<Self>, transfer: &Arc<Transfer>) {
-        if transfer.leave.is_asked.swap(true, Ordering::Relaxed) {
+        if transfer.asked.is_asked.swap(true, Ordering::Relaxed) {
             return;
         }
         let (pull, transfer, stop) = (Arc::clone(self), Arc::clone(transfer), self.stop.clone());
         self.tasks.spawn(stop.run_until_cancelled_owned(async move {
-            let said = pull.confirm(&transfer.wanted, false).await;
-            transfer.leave.said.send_replace(Some(said));
+            let said = pull.ask_registry(&transfer.wanted).await;
+            transfer.asked.said.send_replace(Some(said));
         }));
     }
 

@@ -1,7 +1,7 @@
 //! gRPC for peers: the other end of what `peers` asks and reads of them.
 //!
-//! `Content` is written and read by hand, so that blobs aren't copied on their way out; `Directory`, `Tags`, `Copies`,
-//! `Checks`, `Images` and `Health` are what generated code makes of them. Who calls is known from its certificate; where
+//! `Content` is written and read by hand, so that blobs aren't copied on their way out; `Directory`, `Tags`, `Rights`,
+//! `Copies`, `Checks`, `Images` and `Health` are what generated code makes of them. Who calls is known from its certificate; where
 //! somebody else issues those, and they name no node, from what it says itself. Otherwise who isn't named by its
 //! certificate gets nothing.
 
@@ -11,6 +11,7 @@ mod copies;
 mod directory;
 mod health;
 mod images;
+mod rights;
 mod source;
 mod tags;
 
@@ -30,6 +31,7 @@ use larder_proto::peers::copies_server::CopiesServer;
 use larder_proto::peers::directory_server::DirectoryServer;
 use larder_proto::peers::health_server::HealthServer;
 use larder_proto::peers::images_server::ImagesServer;
+use larder_proto::peers::rights_server::RightsServer;
 use larder_proto::peers::tags_server::TagsServer;
 use prost::Message as _;
 use tokio_util::sync::CancellationToken;
@@ -60,7 +62,7 @@ pub enum Callers {
 
 /// What peers are served by. A cheap clone.
 #[derive(Clone)]
-pub struct Sharing<S> {
+pub struct Sharing<S: Source> {
     peers: Peers,
     source: S,
     callers: Callers,
@@ -68,6 +70,7 @@ pub struct Sharing<S> {
     stop: CancellationToken,
     directory: DirectoryServer<directory::Door>,
     tags: TagsServer<tags::Door>,
+    rights: RightsServer<rights::Door<S>>,
     copies: CopiesServer<copies::Door>,
     health: HealthServer<health::Door>,
     checks: ChecksServer<checks::Door>,
@@ -80,11 +83,12 @@ impl<S: Source> Sharing<S> {
     pub fn new(peers: Peers, source: S, callers: Callers, stop: CancellationToken) -> Self {
         let directory = DirectoryServer::new(directory::Door::new(peers.directory()));
         let tags = TagsServer::new(tags::Door::new(peers.directory()));
+        let rights = RightsServer::new(rights::Door::new(peers.directory(), source.clone()));
         let copies = CopiesServer::new(copies::Door::new(peers.directory()));
         let health = HealthServer::new(health::Door::new(peers.clone()));
         let checks = ChecksServer::new(checks::Door::new(peers.directory()));
         let images = ImagesServer::new(images::Door::new(None));
-        Self { peers, source, callers, stop, directory, tags, copies, health, checks, images }
+        Self { peers, source, callers, stop, directory, tags, rights, copies, health, checks, images }
     }
 
     /// Tells peers which images run here; without it, they are told that this node doesn't say.
@@ -105,6 +109,7 @@ impl<S: Source> Sharing<S> {
             Some(("Content", "Read")) => return self.read(node, request).await.unwrap_or_else(Status::into_http),
             Some(("Directory", _)) => self.directory.call(request).await,
             Some(("Tags", _)) => self.tags.call(request).await,
+            Some(("Rights", _)) => self.rights.call(request).await,
             Some(("Copies", _)) => self.copies.call(request).await,
             Some(("Health", _)) => self.health.call(request).await,
             Some(("Checks", _)) => self.checks.call(request).await,

@@ -1,7 +1,7 @@
 use bytes::Bytes;
 
 use crate::image::{Access, Digest, Registry};
-use crate::peers::{Head, Parted};
+use crate::peers::{BlobOf, Head, Parted};
 use crate::pull::{Ended, NotShared, Pull, Shared};
 
 /// Where what peers read comes from: [`Pull`], or something smaller in a test.
@@ -19,6 +19,9 @@ pub trait Source: Clone + Send + Sync + 'static {
         from: u64,
         end: Option<u64>,
     ) -> impl Future<Output = Result<Self::Reading, NotShared>> + Send;
+
+    /// Whether a blob that is here, or on its way, is known as one of that repository. See [`Pull::knows`].
+    fn knows(&self, of: &BlobOf) -> impl Future<Output = bool> + Send;
 }
 
 /// A blob on its way to a peer. See [`Shared`].
@@ -48,6 +51,10 @@ impl Source for Pull {
         end: Option<u64>,
     ) -> Result<Shared, NotShared> {
         Self::share(self, digest, registry, access, from, end).await
+    }
+
+    async fn knows(&self, of: &BlobOf) -> bool {
+        Self::knows(self, of).await
     }
 }
 

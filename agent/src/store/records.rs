@@ -20,6 +20,8 @@ pub enum Records {
     Checks,
     /// What was asked of registries.
     Budgets,
+    /// What other nodes told of who may pull what.
+    Rights,
 }
 
 impl Store {

@@ -100,6 +100,7 @@ async fn serve(config: &Config, mut teller: Teller) -> anyhow::Result<ExitCode> 
         store: store.clone(),
         inventory: inventory.clone(),
         grants: grants.clone(),
+        remember: config.private.remember.0,
         metrics: cluster.clone(),
         tasks: tasks.clone(),
         ends: peers::Ends { stop: stop.clone(), end: end.clone() },

@@ -8,6 +8,7 @@ mod checks;
 mod content;
 mod copies;
 mod directory;
+mod rights;
 mod tags;
 mod words;
 
@@ -20,6 +21,9 @@ pub use copies::{MOST_WANTED, want, want_of};
 pub use directory::{
     MOST_HOLDINGS, announced, announced_of, answered, answered_of, ask, ask_of, report, report_of, shelves, shelves_of,
     suspect, verdict, verdict_of,
+};
+pub use rights::{
+    knows, knows_of, right_kept, right_kept_of, right_request, right_request_of, right_told, right_told_of,
 };
 pub use tags::{tag_answer, tag_answer_of, tag_ask, tag_ask_of, tag_report, tag_report_of};
 pub use words::Malformed;

@@ -6,7 +6,7 @@ use super::neighbour::{Habit, node, peer, peer_at};
 use super::*;
 use crate::image::{Access, NodeId};
 use crate::peers::script::{Script, Told};
-use crate::peers::{Failed, Parted, Peer, Turn};
+use crate::peers::{BlobOf, Failed, Parted, Peer, Right, Turn};
 use crate::pull::{Ended, NotShared};
 use crate::upstream::Credentials;
 
@@ -664,6 +664,69 @@ async fn a_private_blob_of_a_peer_is_nothing_to_who_may_not_have_it() {
     assert!(matches!(read, Err(PullError::Denied(_))));
     assert_eq!(upstream.sent(), 0);
     assert!(!node.is_stored().await);
+}
+
+/// The same while the registry can't be asked, among nodes that keep `kept` of everybody, where the peer knows as of which
+/// repository it has what it has, or doesn't.
+async fn in_an_outage(grant: Grant, kept: Option<Right>, knows: bool) -> (Result<(), PullError>, Node, Script) {
+    let blob = blob(4);
+    let (upstream, script) = (Registry::start(&blob).await, Script::default());
+    upstream.always(Manner { status: Some(503), ..Manner::default() });
+    script.turn(Turn::Peer(peer(1, &blob, Habit { access: Access::Authorized, ..Habit::default() })));
+    script.then(FETCH_ALL);
+    if let Some(right) = kept {
+        script.keeps(right);
+    }
+    if knows {
+        script.knowing(node(1));
+    }
+    let mut node = in_cluster(&blob, &[&upstream], &script);
+    node.wanted.grant = grant;
+    let read = match node.fetch(0).await {
+        Ok(found) => {
+            node.check(found.read(), 0..4 * MIB).await.unwrap();
+            Ok(())
+        }
+        Err(e) => Err(e),
+    };
+    (read, node, script)
+}
+
+#[tokio::test]
+async fn in_an_outage_a_private_blob_is_for_who_opened_its_repository_through_another_node() {
+    let (read, node, _) = in_an_outage(alice(), Some(Right::Opened), true).await;
+    read.unwrap();
+    node.stored().await;
+    node.whole().await.unwrap();
+    for (kept, knows) in [(None, true), (Some(Right::Refused), true), (Some(Right::Opened), false)] {
+        let (read, node, _) = in_an_outage(alice(), kept, knows).await;
+        assert!(matches!(read, Err(PullError::NoAnswer(_))), "{kept:?}, known there: {knows}: {read:?}");
+        assert!(!node.is_stored().await, "{kept:?}, known there: {knows}");
+    }
+    // Who shows nothing is asked for credentials, though nobody here has ever heard of the repository.
+    let (read, ..) = in_an_outage(Grant::None, Some(Right::Opened), true).await;
+    assert!(matches!(read, Err(PullError::Unauthenticated(_))), "{read:?}");
+    let (read, ..) = in_an_outage(Grant::Anonymous, Some(Right::Opened), true).await;
+    assert!(matches!(read, Err(PullError::NoAnswer(_))), "{read:?}");
+}
+
+#[tokio::test]
+async fn who_gives_a_blob_on_knows_of_which_repository_it_is() {
+    let (read, node, _) = in_an_outage(alice(), Some(Right::Opened), true).await;
+    read.unwrap();
+    node.stored().await;
+    let Place { registry, repository } = node.wanted.place.clone();
+    let of = BlobOf { registry, repository, digest: node.wanted.digest };
+    assert!(node.pull.knows(&of).await);
+    assert!(!node.pull.knows(&BlobOf { repository: "acme/other".parse().unwrap(), ..of.clone() }).await);
+    assert!(!node.pull.knows(&BlobOf { registry: "other.test".parse().unwrap(), ..of }).await);
+}
+
+#[tokio::test]
+async fn what_the_registry_says_of_credentials_is_told() {
+    let private = || Habit { access: Access::Authorized, ..Habit::default() };
+    let (_, _, _node, script) = with_credentials(private(), Manner { status: Some(403), ..Manner::default() }).await;
+    told(&script, &Told::Right(Right::Refused)).await;
 }
 
 #[tokio::test]

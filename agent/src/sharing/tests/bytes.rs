@@ -7,7 +7,7 @@ use bytes::Bytes;
 use tokio::sync::watch;
 
 use crate::image::{Access, Digest, MediaType, Registry};
-use crate::peers::{Head, Parted};
+use crate::peers::{BlobOf, Head, Parted};
 use crate::pull::{Ended, NotShared};
 use crate::sharing::{Reading, Source};
 
@@ -86,6 +86,10 @@ impl Source for Shelf {
         let (media_type, registry, size) = (MediaType::octet_stream(), registry.clone(), arriving.size);
         let head = Head { size, media_type, registry, access, whole, sources: vec!["upstream.test".to_owned()] };
         Ok(Along { arriving, there, head, at: from, end: end.unwrap_or(size) })
+    }
+
+    async fn knows(&self, of: &BlobOf) -> bool {
+        self.0.lock().unwrap().contains_key(&of.digest)
     }
 }
 

@@ -10,6 +10,7 @@ mod faults;
 mod images;
 mod impostor;
 mod node;
+mod rights;
 mod skew;
 mod suspects;
 mod tags;

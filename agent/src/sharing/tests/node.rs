@@ -51,6 +51,15 @@ impl World {
     }
 
     pub(super) fn with(count: usize, configure: impl Fn(&mut config::Peers)) -> Self {
+        Self::of(count, configure, config::Private::default().remember.0)
+    }
+
+    /// Who may pull what is remembered for so long.
+    pub(super) fn remembering(count: usize, remember: Duration) -> Self {
+        Self::of(count, |_| {}, remember)
+    }
+
+    fn of(count: usize, configure: impl Fn(&mut config::Peers), remember: Duration) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let ca = ClusterCa::make().unwrap();
         std::fs::write(dir.path().join("ca.pem"), ca.certificates()).unwrap();
@@ -58,7 +67,7 @@ impl World {
         let mut world = Self { dir, nodes: Vec::new() };
         let mut config = world.config();
         configure(&mut config);
-        world.nodes = (0..count).map(|n| Node::start(&config, &world.path().join(n.to_string()))).collect();
+        world.nodes = (0..count).map(|n| Node::start(&config, &world.path().join(n.to_string()), remember)).collect();
         world.all_are_up();
         world
     }
@@ -107,7 +116,7 @@ impl World {
     /// One more node, which nobody knows yet.
     pub(super) fn start_another(&mut self) {
         let dir = self.path().join(self.nodes.len().to_string());
-        self.nodes.push(Node::start(&self.config(), &dir));
+        self.nodes.push(Node::start(&self.config(), &dir, config::Private::default().remember.0));
     }
 
     /// Some content whose owners are none of `not`.
@@ -127,7 +136,7 @@ impl World {
 }
 
 impl Node {
-    fn start(config: &config::Peers, dir: &std::path::Path) -> Self {
+    fn start(config: &config::Peers, dir: &std::path::Path, remember: Duration) -> Self {
         let identity = Identity::open(config, dir).unwrap();
         let (metrics, stop, tasks) = (WireMetrics::default(), CancellationToken::new(), TaskTracker::new());
         let listener = PeerListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
@@ -144,6 +153,7 @@ impl Node {
         let peers = Peers::new(Parts {
             config,
             grants: Grants::shared(store.clone(), config::Health::default()),
+            remember,
             metrics: PeerMetrics::default(),
             identity: &identity,
             ring: ring.subscribe(),

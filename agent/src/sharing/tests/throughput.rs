@@ -11,7 +11,7 @@ use super::node::{Node, World};
 use crate::cluster::directory::{Holding, Shelf};
 use crate::cluster::{Bucket, Member, Ring};
 use crate::image::{Access, Digest, MediaType, Registry};
-use crate::peers::{Head, Parted, Trace, Turn, messages};
+use crate::peers::{BlobOf, Head, Parted, Trace, Turn, messages};
 use crate::pull::{Ended, NotShared};
 use crate::sharing::{Callers, Reading, Sharing, Source};
 use crate::wire::tests::throughput::{TOTAL, raw};
@@ -41,6 +41,10 @@ impl Source for Endless {
         let (media_type, registry, sources) = (MediaType::octet_stream(), of.clone(), Vec::new());
         let head = Head { size: TOTAL, media_type, registry, access, whole: true, sources };
         Ok(Left { head, piece: self.0.clone(), left: TOTAL })
+    }
+
+    async fn knows(&self, _: &BlobOf) -> bool {
+        false
     }
 }
 

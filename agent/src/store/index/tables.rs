@@ -34,10 +34,11 @@ const REMEMBERED: Definition = Definition::new("remembered");
 const IMAGES: Definition = Definition::new("images");
 const CHECKS: Definition = Definition::new("checks");
 const BUDGETS: Definition = Definition::new("budgets");
+const RIGHTS: Definition = Definition::new("rights");
 
 /// A table that is younger than the index is made by the first write.
-const ALL: [Definition; 11] =
-    [META, BLOBS, CHECKSUMS, USED, REPOSITORIES, TAGS, OPENNESS, REMEMBERED, IMAGES, CHECKS, BUDGETS];
+const ALL: [Definition; 12] =
+    [META, BLOBS, CHECKSUMS, USED, REPOSITORIES, TAGS, OPENNESS, REMEMBERED, IMAGES, CHECKS, BUDGETS, RIGHTS];
 
 /// Raised whenever the meaning of a table changes; an index of another version is rebuilt.
 const SCHEMA: u32 = 2;
@@ -332,6 +333,7 @@ const fn table_of(records: Records) -> Definition {
         Records::Images => IMAGES,
         Records::Checks => CHECKS,
         Records::Budgets => BUDGETS,
+        Records::Rights => RIGHTS,
     }
 }
 
