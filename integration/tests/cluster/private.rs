@@ -1,7 +1,9 @@
 //! Private images stay private, whoever has them.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
-use larder_integration::{Blob, Challenge, Cluster, FaultRegistry, Folder, Image, Login, Network, Puller};
+use larder_integration::{Blob, Challenge, Cluster, FaultRegistry, Folder, Image, Login, Network, Puller, until};
 
 use super::Stage;
 use crate::support::run;
@@ -21,6 +23,14 @@ fn mallory() -> Login {
     Login::password("mallory", "guess")
 }
 
+/// Whose own repository is another.
+fn bob() -> Login {
+    Login::password("bob", "builder")
+}
+
+/// A word of the registry's to one node is known to the others as soon as that node has told them.
+const TOLD: Duration = Duration::from_secs(60);
+
 struct Scene {
     network: Network,
     registry: FaultRegistry,
@@ -33,20 +43,42 @@ impl Scene {
     /// A registry that opens itself to alice alone, another that is open to all and lists what it hasn't, and three
     /// nodes, the first of which pulled as alice.
     async fn set() -> Result<Self> {
+        Self::of(3).await
+    }
+
+    async fn of(nodes: usize) -> Result<Self> {
+        Self::remembering(nodes, "30d").await
+    }
+
+    async fn remembering(nodes: usize, lifetime: &'static str) -> Result<Self> {
         let image = Image::many_layers(1, 2, 3000);
         let Stage { network, registry, .. } = Stage::with(&image, None)?;
-        registry.challenge(Some(Challenge::bearer().account("alice", "wonderland", "acme/app")));
+        registry.add(&Image::tiny(50), "acme/other", "v1");
+        let challenge = Challenge::bearer().account("bob", "builder", "acme/other");
+        registry.challenge(Some(challenge.account("alice", "wonderland", "acme/app")));
         let other = FaultRegistry::start_on(&network.host(None)?)?;
         other.add(&image, "evil/app", "v1");
         for blob in image.blobs() {
             other.remove(blob);
         }
-        let builder = Cluster::builder(&network, 3, None)?;
+        let builder = Cluster::builder(&network, nodes, None)?;
+        let builder = builder.configure(move |_, config| {
+            config.set_text("private", "remember", lifetime);
+        });
         let builder = builder.registry("private.test", &[&registry.url()]).registry("open.test", &[&other.url()]);
         let cluster = builder.start().await?;
         cluster.member(0).pull_as(PRIVATE, &alice()).await.context("the first")?;
         registry.clear_log();
         Ok(Self { network, registry, other, cluster, image })
+    }
+
+    /// Alice can pull it there, and gets it from other nodes: there is no registry.
+    async fn pulls(&self, node: usize) -> Result<()> {
+        let pulled = until("alice pulls it through another node", TOLD, async || {
+            self.cluster.member(node).pull_as(PRIVATE, &alice()).await.ok()
+        });
+        ensure!(pulled.await?.root == self.image.root().digest);
+        Ok(())
     }
 
     async fn ensure_closed(&self, node: usize, registry: &str, repository: &str, login: Option<&Login>) -> Result<()> {
@@ -164,6 +196,70 @@ fn they_pull_at_once() {
         tokio::try_join!(right, wrong)?;
         let copies = scene.registry.copies(&scene.image);
         ensure!(copies <= 1.1, "{copies} copies left upstream");
+        Ok(())
+    });
+}
+
+/// The registry and its token server are gone. Who could pull it through any node can through each, also after all of them
+/// were started again; nobody else can, and nobody whom the registry has refused since.
+#[test]
+fn who_could_pull_it_through_one_node_can_through_another_in_an_outage() {
+    run(async {
+        let mut scene = Scene::of(4).await?;
+        scene.cluster.member(0).pull_as("private.test/acme/other:v1", &bob()).await?;
+        scene.registry.refuse();
+        scene.pulls(1).await?;
+        let held = async |scene: &Scene| {
+            for node in 0..4 {
+                for login in [None, Some(mallory()), Some(bob())] {
+                    scene.ensure_closed(node, "private.test", "acme/app", login.as_ref()).await?;
+                    // Nor by way of a repository that opens to who asks.
+                    scene.ensure_closed(node, "private.test", "acme/other", login.as_ref()).await?;
+                }
+                ensure!(scene.cluster.member(node).pull_as(PRIVATE, &mallory()).await.is_err(), "mallory, at {node}");
+            }
+            anyhow::Ok(())
+        };
+        held(&scene).await?;
+
+        for node in 0..4 {
+            scene.cluster.member_mut(node).agent.stop()?;
+        }
+        for node in 0..4 {
+            scene.cluster.member_mut(node).agent.start_again().await?;
+        }
+        scene.cluster.settle().await?;
+        scene.pulls(2).await.context("after a new start of all")?;
+        held(&scene).await?;
+
+        // Of alice the registry wants to know nothing any more, and says so to the first node.
+        let dismissed = Challenge::bearer().account("alice", "wonderland", "acme/other");
+        scene.registry.challenge(Some(dismissed));
+        scene.registry.accept()?;
+        until("the first node hears of it", TOLD, async || {
+            scene.cluster.member(0).pull_as(PRIVATE, &alice()).await.err()
+        })
+        .await?;
+        scene.registry.refuse();
+        until("it is closed to her at another", TOLD, async || {
+            scene.cluster.member(3).pull_as(PRIVATE, &alice()).await.err()
+        })
+        .await?;
+        for node in [0, 3] {
+            scene.ensure_closed(node, "private.test", "acme/app", Some(&alice())).await?;
+        }
+        Ok(())
+    });
+}
+
+/// What isn't remembered here is told to nobody, and believed of nobody.
+#[test]
+fn where_nothing_is_remembered_nobody_else_is_asked() {
+    run(async {
+        let mut scene = Scene::remembering(2, "0s").await?;
+        scene.registry.refuse();
+        scene.ensure_closed(1, "private.test", "acme/app", Some(&alice())).await?;
+        ensure!(scene.cluster.member(1).pull_as(PRIVATE, &alice()).await.is_err());
         Ok(())
     });
 }
