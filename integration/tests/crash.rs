@@ -1,16 +1,28 @@
 //! The agent is killed in the middle of a blob.
 
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use larder_integration::{Agent, Blob, Fault, FaultRegistry, Image, Node, When, until};
+use larder_integration::{Agent, Blob, Fault, FaultRegistry, Image, Namespace, Node, When, until};
 
 use crate::support::{Case, on_every_containerd};
 
 on_every_containerd!(killed_in_mid_blob_it_goes_on_where_it_was);
-on_every_containerd!(over tls: a_pull_that_is_given_up_goes_on, killed_again_and_again_it_serves_only_what_is_right);
+on_every_containerd!(
+    over tls: killed_anywhere_it_fetches_little_twice,
+    a_pull_that_is_given_up_goes_on,
+    killed_again_and_again_it_serves_only_what_is_right,
+);
 
 const MEBIBYTE: u64 = 1 << 20;
+/// The most of a blob that upstream sends twice when the agent is killed: of each part that is fetched, the chunk under way.
+const MOST_TWICE: u64 = 8 * MEBIBYTE;
+/// The most that the kernel holds of one connection: what upstream has sent, and the agent hasn't read when it is killed.
+/// No program can know that, and by itself the kernel would hold some MiB where the agent is short of CPU. So there is room
+/// for this much at the agent's end, and for a fixture's send buffer at the other.
+const RECEIVE_BUFFER: u64 = 256 << 10;
+const SEND_BUFFER: u64 = 128 << 10;
 
 /// Pulls again, as kubelet does, until it succeeds.
 async fn pull_at_last(node: &Node, image: &str) -> Result<()> {
@@ -53,6 +65,50 @@ async fn killed_in_mid_blob_it_goes_on_where_it_was(case: Case) -> Result<()> {
     let lacking = image.size() - (on_disk - 1) * MEBIBYTE;
     ensure!(on_disk < 48, "it had all of it before it was killed");
     ensure!(received <= lacking, "{received} bytes were received of {lacking}, with {on_disk} MiB on the disk");
+    Ok(())
+}
+
+/// At which byte of the layer it is killed, and how many bytes a second each connection brings: few enough that the agent
+/// opens several, or so many that there is one or two.
+const KILLS: [(u64, u64); 4] =
+    [(2_345_678, 48 * MEBIBYTE), (13_579_024, 6 * MEBIBYTE), (37_000_001, 6 * MEBIBYTE), (56_789_012, 24 * MEBIBYTE)];
+
+/// As upstream counts it: by the bytes that it has sent in all.
+async fn killed_anywhere_it_fetches_little_twice(case: Case) -> Result<()> {
+    let image = Image::one_layer(4, 64);
+    let layer = image.largest();
+    let length = layer.bytes.len() as u64;
+    for (at, rate) in KILLS {
+        let namespace = Namespace::new()?;
+        namespace.set("net/ipv4/tcp_rmem", &format!("4096 131072 {RECEIVE_BUFFER}"))?;
+        let registry = FaultRegistry::start_within(&namespace, (Ipv4Addr::LOCALHOST, 5000).into())?;
+        registry.add(&image, "acme/app", "v1");
+        registry.fault(When::get(layer), Fault::Trickle(rate));
+        let mut builder = case.builder_of_the_agent_alone(&registry)?;
+        builder.containerd.namespace = Some(namespace.clone());
+        builder.agent.namespace = Some(namespace);
+        let mut node = builder.start().await?;
+        let agent = node.agent.as_mut().unwrap();
+        let (killed, _) = tokio::join!(
+            async {
+                let reached = async || (registry.sent(&layer.digest) >= at).then_some(());
+                until("that byte has been sent", Duration::from_secs(30), reached).await?;
+                agent.kill();
+                let (sent, connections) = (registry.sent(&layer.digest), registry.most_at_once() as u64);
+                agent.start_again().await?;
+                anyhow::Ok((sent, connections))
+            },
+            node.containerd.pull("reg.test/acme/app:v1"),
+        );
+        let (before, connections) = killed?;
+        ensure!(before < length, "all of it had been sent before it was killed at {at}");
+        registry.heal();
+        pull_at_last(&node, "reg.test/acme/app:v1").await?;
+        let twice = registry.sent(&layer.digest) - length;
+        let most = MOST_TWICE + connections * (RECEIVE_BUFFER + SEND_BUFFER);
+        let shown = registry.shown(&layer.digest);
+        ensure!(twice <= most, "killed at {at}, with {connections} connections: {twice} bytes came twice:{shown}");
+    }
     Ok(())
 }
 

@@ -14,6 +14,7 @@ mod doctor;
 mod failover;
 mod families;
 mod faults;
+mod guard;
 mod harness;
 mod health;
 mod hosts;

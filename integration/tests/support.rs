@@ -30,11 +30,16 @@ impl Case {
 
     /// The same, but containerd can't reach the registry past the agent.
     pub(crate) async fn node_of_the_agent_alone(self, registry: &FaultRegistry) -> Result<Node> {
+        self.builder_of_the_agent_alone(registry)?.start().await
+    }
+
+    /// Such a node, before it starts.
+    pub(crate) fn builder_of_the_agent_alone(self, registry: &FaultRegistry) -> Result<NodeBuilder> {
         let nowhere = format!("http://127.0.0.1:{}", free_port()?);
         let mut builder = self.builder()?.hosts("reg.test", &format!("server = {nowhere:?}\n"))?;
         builder.agent.set_text("mirror", "stall_timeout", "1s").set_text("mirror", "header_timeout", "2s");
         builder.agent.registry("reg.test", &[&registry.url()]);
-        builder.start().await
+        Ok(builder)
     }
 }
 
