@@ -90,9 +90,13 @@ async fn each_ill(place: Place, bytes: usize) -> Result<()> {
         // What leaves no trace at an upstream, the agent itself has to have seen.
         let met = match ill {
             Ill::NoSuchName => metrics.sum(ERRORS, &["upstream=\"nowhere.invalid\"", "kind=\"dns\""]) > 0.0,
-            Ill::Refuses | Ill::UnknownCa | Ill::ExpiredCertificate => {
+            Ill::Refuses | Ill::UnknownCa | Ill::ExpiredCertificate | Ill::RedirectsToNobody => {
                 let first = format!("upstream=\"{}\"", failover.first_of(ill).await);
-                let kind = if ill == Ill::Refuses { "kind=\"refused\"" } else { "kind=\"tls\"" };
+                let kind = match ill {
+                    Ill::Refuses => "kind=\"refused\"",
+                    Ill::RedirectsToNobody => "kind=\"dns\"",
+                    _ => "kind=\"tls\"",
+                };
                 metrics.sum(ERRORS, &[&first, kind]) > 0.0
             }
             _ => summary.met_ills.contains(&ill),
@@ -186,7 +190,7 @@ async fn the_first_upstream_fails_and_containerd_sees_nothing(case: Case) -> Res
         ("tag", Fault::status(404)),
         ("tag", Fault::status(429)),
         ("tag", Fault::Silent),
-        ("tag", Fault::RedirectTo(nobody)),
+        ("tag", Fault::RedirectTo("https://nowhere.invalid".into())),
         ("manifest", Fault::Header("docker-content-digest".into(), format!("sha256:{:064x}", 7))),
         ("manifest", Fault::NoReply(Cut::Reset)),
         ("layer", Fault::status(401)),

@@ -7,6 +7,7 @@ mod support;
 mod background;
 mod cluster;
 mod crash;
+mod crowded;
 mod daemonset;
 mod dashboards;
 mod disk;

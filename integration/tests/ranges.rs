@@ -31,8 +31,8 @@ fn a_part_far_ahead_comes_before_all_that_lies_before_it() {
         let (folder, registry, image) = (Folder::new()?, FaultRegistry::start().await?, Image::opaque(1, 96 << 20));
         registry.add(&image, "acme/app", "v1");
         registry.limit_each_connection(Some(8 << 20));
-        // One connection for the blob, one for what is read ahead.
-        let agent = agent(&folder, Upstream::insecure(&registry.url()).max_connections(2)).await?;
+        // One connection for the blob, one for what is read ahead, and one that is kept for tags.
+        let agent = agent(&folder, Upstream::insecure(&registry.url()).max_connections(3)).await?;
         let (puller, layer) = (Puller::new(&agent, "reg.test", None), image.largest());
         let path = format!("blobs/{}", layer.digest);
 

@@ -8,6 +8,7 @@ use bytes::{Bytes, BytesMut};
 
 use super::ask::first_to_answer;
 use super::sources::{CRAWL, Sources, WATCH};
+use super::worker::TURN;
 use super::{Inner, Kind, Wanted};
 use crate::image::{Access, Hasher, MediaType, Reference};
 use crate::store::CHUNK;
@@ -178,6 +179,9 @@ pub(super) struct Direct {
     from: Vec<Arc<Upstream>>,
     /// Bytes of the current answer that lie before `at`.
     skip: u64,
+    /// When the current answer is to give way to others who wait, and from which byte on; `None` where the next one would
+    /// begin at the blob's first byte.
+    turn: Option<(Instant, u64)>,
     sources: Sources,
     last_gain: Instant,
     /// How long the current answer was waited for since it was last judged, and how many bytes came. A caller that reads
@@ -219,6 +223,7 @@ impl Direct {
             hold,
             frames: None,
             skip: 0,
+            turn: None,
             from: Vec::new(),
             sources,
             last_gain: Instant::now(),
@@ -239,6 +244,7 @@ impl Direct {
 
     fn read_from(&mut self, upstream: Arc<Upstream>, opened: Opened) {
         self.skip = self.at.saturating_sub(opened.offset);
+        self.turn = (self.skip == 0).then(|| (Instant::now() + TURN, self.at));
         if !self.from.iter().any(|known| Arc::ptr_eq(known, &upstream)) {
             self.from.push(Arc::clone(&upstream));
         }
@@ -319,10 +325,21 @@ impl Direct {
         }
     }
 
+    /// Whether the current answer has brought something, for as long as it may while others wait for its connection.
+    fn has_had_its_turn(&self) -> bool {
+        let is_waited_for = |(_, upstream): &(Frames, Arc<Upstream>)| upstream.is_waited_for();
+        self.turn.is_some_and(|(over, from)| self.at > from && Instant::now() >= over)
+            && self.end.is_some_and(|end| self.at < end)
+            && self.frames.as_ref().is_some_and(is_waited_for)
+    }
+
     /// The next piece from whichever upstream gives it. `None` at the end of the blob.
     async fn frame(&mut self) -> Result<Option<Bytes>, DirectEnd> {
         loop {
             let crawl = self.rate().filter(|rate| *rate < CRAWL);
+            if self.has_had_its_turn() {
+                self.frames = None;
+            }
             if let Some((frames, upstream)) = &mut self.frames {
                 if let Some(rate) = crawl
                     && self.sources.prefer_faster(upstream, rate)

@@ -314,6 +314,15 @@ impl Sources {
     /// Makes the upstream that is likely to do better than one that sends `rate` bytes a second the next one to be
     /// asked. `false` when there is none.
     pub(super) fn prefer_faster(&mut self, than: &Arc<Upstream>, rate: u64) -> bool {
+        self.prefer(than, |known| known.crawled().is_none_or(|crawled| crawled > rate.saturating_mul(FASTER)))
+    }
+
+    /// The same, where somebody waits in line for one: of the others, only who has none is likely to do better.
+    pub(super) fn prefer_with_room(&mut self, than: &Arc<Upstream>) -> bool {
+        self.prefer(than, |known| known.upstream.has_room() && known.crawled().is_none())
+    }
+
+    fn prefer(&mut self, than: &Arc<Upstream>, does_better: impl Fn(&Known) -> bool) -> bool {
         if self.current.as_ref().is_some_and(|current| !Arc::ptr_eq(current, than)) {
             // Left already, by another of its connections.
             return true;
@@ -324,7 +333,7 @@ impl Sources {
                 && !known.refuses
                 && known.upstream.is_available()
                 && !self.is_spared(&known.upstream)
-                && known.crawled().is_none_or(|crawled| crawled > rate.saturating_mul(FASTER))
+                && does_better(known)
                 && !self.has_broken(&known.upstream)
         };
         let better = self.known.iter().filter(is_better).min_by_key(|known| self.rank(known, true));

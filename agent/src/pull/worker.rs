@@ -19,6 +19,9 @@ use crate::upstream::{Part, Upstream};
 /// Between two pieces when the transfer is far ahead of its readers. Pieces have 100 KiB and more at such rates, so a
 /// slow reader holds a connection to about 100 MB/s, never less.
 pub(super) const PAUSE: Duration = Duration::from_millis(1);
+/// How long who reads a blob keeps its connection while others wait for one: so that each of them begins within a
+/// reply's deadline, and the requests that this costs are few.
+pub(super) const TURN: Duration = Duration::from_secs(2);
 
 /// A claim, and the connection that its bytes come over. Dropping it ends the connection.
 pub(super) struct Worker {
@@ -30,6 +33,8 @@ pub(super) struct Worker {
     pub(super) skip: u64,
     /// Whether its answer has begun.
     pub(super) is_reading: bool,
+    /// When its answer began, with the bytes that were asked for; `None` where it began with others.
+    in_turn_since: Option<Instant>,
     /// Bytes that came.
     received: u64,
     /// When its last bytes came, or when it was asked.
@@ -78,7 +83,8 @@ impl Worker {
     fn new(source: Source, claim: ClaimId, step: Pin<Box<dyn Future<Output = Step> + Send>>) -> Self {
         let now = Instant::now();
         let (is_out_of_turn, is_reading) = (false, false);
-        Self { claim, source, is_out_of_turn, skip: 0, is_reading, received: 0, last: now, watched: (now, 0), step }
+        let (received, last, watched) = (0, now, (now, 0));
+        Self { claim, source, is_out_of_turn, skip: 0, is_reading, in_turn_since: None, received, last, watched, step }
     }
 
     /// Serves a reader far ahead.
@@ -90,6 +96,7 @@ impl Worker {
     /// Its answer has begun.
     pub(super) fn begin(&mut self, now: Instant, pieces: Pieces) {
         self.is_reading = true;
+        self.in_turn_since = (self.skip == 0).then_some(now);
         self.watch_anew(now);
         self.read_on(pieces, None);
     }
@@ -123,6 +130,11 @@ impl Worker {
     /// Whether any bytes came.
     pub(super) const fn has_given(&self) -> bool {
         self.received > 0
+    }
+
+    /// Whether it has brought something, for as long as anybody may while others wait, and another can go on there.
+    pub(super) fn has_had_its_turn(&self, now: Instant) -> bool {
+        self.has_given() && self.in_turn_since.is_some_and(|since| now.saturating_duration_since(since) >= TURN)
     }
 
     /// How long nothing has come.

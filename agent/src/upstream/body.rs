@@ -4,11 +4,11 @@ use bytes::{Bytes, BytesMut};
 use http::Uri;
 use http_body_util::BodyExt;
 use hyper::body::{Body as _, Frame, Incoming, SizeHint};
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout_at};
 
 use super::error::{ErrorKind, UpstreamError};
 use super::exchange::Exchange;
+use super::places::Place;
 
 /// The bytes of an answer. Dropping it gives up the rest.
 #[derive(Debug)]
@@ -26,7 +26,7 @@ pub struct Body {
 #[derive(Debug)]
 pub(super) struct Received {
     incoming: Incoming,
-    _place: Option<OwnedSemaphorePermit>,
+    _place: Option<Place>,
 }
 
 /// What the head said of the body's end, as offsets in the blob.
@@ -39,7 +39,7 @@ pub(super) struct Extent {
 }
 
 impl Received {
-    pub(super) const fn new(incoming: Incoming, place: Option<OwnedSemaphorePermit>) -> Self {
+    pub(super) const fn new(incoming: Incoming, place: Option<Place>) -> Self {
         Self { incoming, _place: place }
     }
 

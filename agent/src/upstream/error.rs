@@ -56,7 +56,7 @@ pub enum ErrorKind {
     /// The answer is wrong in itself.
     #[error("a wrong answer: {0}")]
     Protocol(String),
-    /// As many requests as its `max_connections` allows were under way all the time.
+    /// As many requests as its `max_connections` allows were under way, the same ones for `header_timeout` and more.
     #[error("all its {0} connections stayed in use")]
     Busy(usize),
     /// It wants credentials, and those that there may be for it couldn't be had. No fault of its own.

@@ -10,7 +10,6 @@ use http::uri::Authority;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri};
 use http_body_util::Full;
 use hyper::body::Incoming;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::body::Received;
@@ -18,6 +17,7 @@ use super::breaker::SILENCE;
 use super::connect::{DialError, HttpClient, Over};
 use super::error::{ErrorKind, Unreachable, UpstreamError};
 use super::home::Home;
+use super::places::{Load, Place, Places, STANDS};
 use super::quota::Quota;
 use super::record::Record;
 use super::redirect;
@@ -37,7 +37,7 @@ pub(super) struct Exchange {
     /// Sent there and nowhere else.
     pub(super) headers: HeaderMap,
     /// Who may ask there at the same time.
-    pub(super) limit: Option<Limit>,
+    pub(super) places: Option<Places>,
     /// For the upstream's own host and port, if the configuration names them.
     pub(super) named: Option<HttpClient>,
     /// For everything else.
@@ -48,13 +48,6 @@ pub(super) struct Exchange {
     pub(super) stall_timeout: Duration,
     /// Where it is written down how things go.
     pub(super) record: Record,
-}
-
-/// An upstream's `max_connections`.
-#[derive(Debug)]
-pub(super) struct Limit {
-    places: Arc<Semaphore>,
-    pub(super) most: usize,
 }
 
 /// Where redirects have led a request. Dropped before the answer, it says where the request was given up.
@@ -83,7 +76,11 @@ pub(super) struct Call {
     pub(super) authorization: Option<HeaderValue>,
     /// A form that is posted; only ever with [`Exchange::ask`].
     pub(super) form: Option<Bytes>,
+    pub(super) load: Load,
+    /// Later by each wait for a place of ours.
     pub(super) deadline: Instant,
+    /// How long it has waited for what isn't the upstream's to give.
+    pub(super) waited: Duration,
 }
 
 /// The head of an answer, with who gave it.
@@ -98,11 +95,11 @@ pub(super) struct Reply {
 
 impl Exchange {
     /// Asks, follows redirects, and returns the first answer that is none, whatever its status.
-    pub(super) async fn follow(&self, call: &Call) -> Result<Reply, UpstreamError> {
+    pub(super) async fn follow(&self, call: &mut Call) -> Result<Reply, UpstreamError> {
         let mut uri = call.uri.clone();
-        let mut authorization = call.authorization.as_ref();
         let mut is_home = self.home.is_trusted_at(&uri);
-        let mut place = if is_home { self.place(call.deadline).await? } else { None };
+        let mut place = if is_home { self.place(call).await? } else { None };
+        let mut authorization = call.authorization.as_ref();
         let mut led = Led { record: &self.record, to: None };
         for _ in 0..=MAX_REDIRECTS {
             let response = self.send(call, &uri, authorization, is_home).await?;
@@ -146,7 +143,9 @@ impl Exchange {
             part: Part::WHOLE,
             authorization: None,
             form: None,
+            load: Load::Quick,
             deadline: Instant::now() + SILENCE,
+            waited: Duration::ZERO,
         };
         let response = self.send(&call, uri, None, self.home.is_trusted_at(uri)).await?;
         let status = response.status();
@@ -154,17 +153,15 @@ impl Exchange {
         Ok(status)
     }
 
-    /// Whether a request would have to wait for its turn.
-    pub(super) fn is_full(&self) -> bool {
-        self.limit.as_ref().is_some_and(|limit| limit.places.available_permits() == 0)
-    }
-
-    async fn place(&self, deadline: Instant) -> Result<Option<OwnedSemaphorePermit>, UpstreamError> {
-        let Some(limit) = &self.limit else { return Ok(None) };
-        match timeout_at(deadline, Arc::clone(&limit.places).acquire_owned()).await {
-            Ok(Ok(place)) => Ok(Some(place)),
-            _ => Err(UpstreamError::new(Arc::clone(&self.name), ErrorKind::Busy(limit.most))),
-        }
+    async fn place(&self, call: &mut Call) -> Result<Option<Place>, UpstreamError> {
+        let Some(places) = &self.places else { return Ok(None) };
+        let began = Instant::now();
+        let place = places.take(call.load, self.header_timeout.max(STANDS)).await;
+        let waited = began.elapsed();
+        call.deadline += waited;
+        call.waited += waited;
+        let busy = || UpstreamError::new(Arc::clone(&self.name), ErrorKind::Busy(places.most));
+        place.map(Some).ok_or_else(busy)
     }
 
     /// An error that happened there.
@@ -221,13 +218,6 @@ impl Drop for Led<'_> {
         if let Some(to) = &self.to {
             self.record.given_up_at(to.as_str());
         }
-    }
-}
-
-impl Limit {
-    pub(super) fn new(most: usize) -> Self {
-        let most = most.min(Semaphore::MAX_PERMITS);
-        Self { places: Arc::new(Semaphore::new(most)), most }
     }
 }
 

@@ -4,6 +4,7 @@ use tokio::time::Instant;
 use super::breaker::Rank;
 use super::grant::Grant;
 use super::one::Upstream;
+use super::places::Places;
 
 /// The most ranges of one blob at once, where no `max_connections` says how many.
 const RANGES_AT_ONCE: usize = 8;
@@ -43,7 +44,31 @@ impl Upstream {
     /// The most connections for parallel ranges of one blob.
     #[must_use]
     pub fn ranges_at_once(&self) -> usize {
-        self.exchange.limit.as_ref().map_or(RANGES_AT_ONCE, |limit| limit.most)
+        self.exchange.places.as_ref().map_or(RANGES_AT_ONCE, Places::most_for_blobs)
+    }
+
+    /// How many connections a blob that has `open` of them may have now: no more than are free among its
+    /// `max_connections`, and one where somebody waits for any.
+    #[must_use]
+    pub fn ranges_now(&self, open: usize) -> usize {
+        match &self.exchange.places {
+            None => usize::MAX,
+            Some(places) if places.are_waited_for() => 1,
+            Some(places) => (open + places.free_for_blobs()).max(1),
+        }
+    }
+
+    /// Whether a blob that is asked for now would have a connection at once.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        self.exchange.places.as_ref().is_none_or(|places| places.free_for_blobs() > 0)
+    }
+
+    /// Whether somebody waits for one of its `max_connections`. Who reads a blob gives way after a while then, if another
+    /// request can go on where that one ends: nobody else would ever get one.
+    #[must_use]
+    pub fn is_waited_for(&self) -> bool {
+        self.exchange.places.as_ref().is_some_and(Places::are_waited_for)
     }
 
     /// Whether it may give to us what it gives to nobody who shows nothing: by credentials, a certificate or a header
@@ -71,10 +96,11 @@ impl Upstream {
         }
     }
 
-    /// Whether a request since then may be slow for what isn't its fault: it waits for its turn, by its
-    /// `max_connections`, or has waited for credentials.
+    /// Whether a request since then may be slow for what isn't its fault: it has waited for one of its
+    /// `max_connections`, or for credentials.
     pub(super) fn is_held_up(&self, since: Instant) -> bool {
-        self.exchange.is_full() || self.own.as_ref().is_some_and(|own| own.was_waited_for(since))
+        self.exchange.places.as_ref().is_some_and(|places| places.were_waited_for(since))
+            || self.own.as_ref().is_some_and(|own| own.was_waited_for(since))
     }
 
     /// Whether it may be asked what a tag means.

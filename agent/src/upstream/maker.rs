@@ -6,12 +6,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use http::{HeaderMap, HeaderValue};
 
 use super::connect::{Clients, HttpClient, Reach, Refused};
-use super::exchange::{Exchange, Limit};
+use super::exchange::Exchange;
 use super::home::{Home, is_origin};
 use super::keyring::Keyring;
 use super::metrics::Metrics;
 use super::one::{Upstream, manifest_types};
 use super::own::Own;
+use super::places::Places;
 use super::probe::Prober;
 use super::proxy::{Environment, Proxies};
 use super::record::Record;
@@ -84,7 +85,7 @@ struct Made {
     /// For what the configuration names, and for the rest.
     clients: (Option<HttpClient>, HttpClient),
     headers: HeaderMap,
-    limit: Option<Limit>,
+    places: Option<Places>,
     is_origin: bool,
     host: Option<Registry>,
     /// Whether it gets a label of its own.
@@ -158,11 +159,11 @@ impl Maker {
             is_whole_path: config.override_path,
             ns: (config.ns && !is_origin).then(|| registry.clone()),
         };
-        let limit = config.max_connections.map(|most| Limit::new(most.get()));
+        let places = config.max_connections.map(|most| Places::new(most.get()));
         let clients = (Some(plan.named.clone()), plan.guarded.clone());
         let host = if is_origin { Some(registry.clone()) } else { config.url.authority().as_str().parse().ok() };
         let headers = config.headers.clone();
-        let made = Made { home, clients, headers, limit, is_origin, host, is_configured: true };
+        let made = Made { home, clients, headers, places, is_origin, host, is_configured: true };
         self.upstream(made, Some(Arc::clone(config)))
     }
 
@@ -171,7 +172,7 @@ impl Maker {
         let home = Home { url: UpstreamUrl::origin(registry)?, is_whole_path: false, ns: None };
         let clients = (None, self.stranger.clone());
         let (headers, host) = (HeaderMap::new(), Some(registry.clone()));
-        let made = Made { home, clients, headers, limit: None, is_origin: true, host, is_configured };
+        let made = Made { home, clients, headers, places: None, is_origin: true, host, is_configured };
         Some(self.upstream(made, None))
     }
 
@@ -182,7 +183,7 @@ impl Maker {
     }
 
     fn upstream(&self, made: Made, config: Option<Arc<UpstreamConfig>>) -> Arc<Upstream> {
-        let Made { home, clients: (named, guarded), headers, limit, is_origin, host, is_configured } = made;
+        let Made { home, clients: (named, guarded), headers, places, is_origin, host, is_configured } = made;
         let url = home.url.clone();
         let file = config.as_ref().and_then(|config| config.credentials.as_ref());
         let own = file.map(|path| Own::new(self.keyring(path)));
@@ -197,7 +198,7 @@ impl Maker {
             name,
             home,
             headers,
-            limit,
+            places,
             named,
             guarded,
             header_timeout: self.deadlines.header_timeout.0,

@@ -32,6 +32,7 @@ mod maker;
 mod metrics;
 mod one;
 mod own;
+mod places;
 mod probe;
 mod proxy;
 mod quota;
@@ -43,6 +44,7 @@ mod token;
 mod told;
 mod trust;
 mod tunnel;
+mod waits;
 
 #[cfg(test)]
 pub(crate) mod tests;

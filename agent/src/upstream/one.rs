@@ -10,6 +10,7 @@ use super::exchange::{Call, Exchange, Part, Reply, drain};
 use super::grant::Grant;
 use super::keyring::{Credential, Found};
 use super::own::{MOST_TRIED, Own};
+use super::places::Load;
 use super::record::State;
 use super::token::{Tokens, Way};
 use crate::config::{UpstreamConfig, UpstreamUrl};
@@ -17,7 +18,8 @@ use crate::image::{Access, Digest, MediaType, Reference, Registry, Repository};
 
 /// One URL that serves a registry's content.
 ///
-/// Every request ends within `header_timeout` with the head of an answer or an error, tokens and redirects included.
+/// Every request ends within `header_timeout` with the head of an answer or an error, tokens and redirects included. Where
+/// the configuration has `max_connections`, it begins when it has its place among them.
 /// Errors are [`UpstreamError`]s: [`UpstreamError::is_answer`] tells a registry's no from no answer.
 #[derive(Debug)]
 pub struct Upstream {
@@ -144,20 +146,25 @@ impl Upstream {
     ) -> Result<Answer, UpstreamError> {
         let began = Instant::now();
         let mut waited = Duration::ZERO;
+        let load = if method == Method::GET && path.starts_with("blobs/") { Load::Blob } else { Load::Quick };
         let answer = async {
             let uri = self.exchange.home.v2(&format!("{repository}/{path}"));
             let uri =
                 uri.map_err(|e| self.error(ErrorKind::Protocol(format!("no URL can be made of {path:?}: {e}"))))?;
-            let call = Call {
+            let mut call = Call {
                 method: method.clone(),
                 uri,
                 accept: if path.starts_with("manifests/") { self.manifest_types.clone() } else { ANYTHING },
                 part: asked.part,
                 authorization: None,
                 form: None,
+                load,
                 deadline: began + self.exchange.header_timeout,
+                waited,
             };
-            let (reply, access) = self.reply(grant, repository, call, &mut waited).await?;
+            let reply = self.reply(grant, repository, &mut call).await;
+            waited = call.waited;
+            let (reply, access) = reply?;
             Ok(Answer { access, ..Answer::read(asked, &method, reply, &self.exchange)? })
         }
         .await;
@@ -166,43 +173,42 @@ impl Upstream {
     }
 
     /// Asks as the caller, or with one after the other of the agent's own credentials, until they aren't refused. Says
-    /// too whether credentials helped, and by `waited` how long it took to find any.
+    /// too whether credentials helped.
     async fn reply(
         &self,
         grant: &Grant,
         repository: &Repository,
-        mut call: Call,
-        waited: &mut Duration,
+        call: &mut Call,
     ) -> Result<(Reply, Access), UpstreamError> {
         let mut challenge = None;
         let mut found = Found::default();
         let own = self.own.as_ref().filter(|_| grant.credentials().is_none());
         if let Some((own, host)) = own.zip(self.host.as_ref()) {
             if !own.is_challenged(repository) {
-                let reply = self.exchange.follow(&call).await?;
+                let reply = self.exchange.follow(call).await?;
                 if !is_challenge(&reply) {
-                    return Ok((reply, self.access(grant, &call)));
+                    return Ok((reply, self.access(grant, call)));
                 }
                 own.note_challenge(repository);
                 challenge = Some(read_challenge(reply).await);
             }
             let began = Instant::now();
             found = own.find(host, repository, call.deadline, self.exchange.header_timeout).await;
-            *waited = began.elapsed();
+            call.waited += began.elapsed();
         }
         // Who shows nothing may still show something.
         let lack = found.lack.filter(|_| *grant != Grant::None);
         let candidates = self.candidates(grant, &found.credentials, repository);
         let mut refusal = None;
         for candidate in &candidates {
-            match self.ask_as(candidate, repository, &mut call, &mut challenge).await {
+            match self.ask_as(candidate, repository, call, &mut challenge).await {
                 // Some registries say of what is hidden that it isn't there.
                 Ok(reply) if lack.is_some() && is_absent(&reply) => {}
                 Ok(reply) => {
                     if let (Some(own), None) = (own, &call.authorization) {
                         own.note_openness(repository);
                     }
-                    return Ok((reply, self.access(candidate, &call)));
+                    return Ok((reply, self.access(candidate, call)));
                 }
                 // It didn't ask who we are: others would be told the same.
                 Err(error) if error.is_refusal() && challenge.is_none() && call.authorization.is_none() => {

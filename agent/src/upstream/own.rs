@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::keyring::{Found, Keyring};
+use super::waits::Waits;
 use crate::image::{Registry, Repository};
 
 /// Of several credentials that are meant for a host, so many are tried: accounts are locked for wrong ones.
@@ -13,8 +14,6 @@ pub(super) const MOST_TRIED: usize = 4;
 const MAX_CHALLENGED: usize = 1024;
 /// The part of a request's time that credentials are waited for; the upstream has the rest.
 const SHARE: u32 = 2;
-/// A wait that is shorter says nothing about how long a request took.
-const NOTABLE: Duration = Duration::from_millis(100);
 
 /// The agent's own credentials for one upstream, from a file of its own, for callers that bring none.
 ///
@@ -25,26 +24,13 @@ pub(super) struct Own {
     keyring: Keyring,
     /// Repositories that it last gave to nobody who shows nothing.
     challenged: Mutex<HashSet<Repository>>,
-    waits: Mutex<Waits>,
-}
-
-/// Requests that wait for credentials.
-#[derive(Debug, Default)]
-struct Waits {
-    now: usize,
-    /// When the last one that took its time was over.
-    ended: Option<Instant>,
-}
-
-/// One of them, until it is dropped.
-struct Waiting<'a> {
-    waits: &'a Mutex<Waits>,
-    began: Instant,
+    /// Requests that wait for credentials.
+    waits: Waits,
 }
 
 impl Own {
     pub(super) fn new(keyring: Keyring) -> Self {
-        Self { keyring, challenged: Mutex::default(), waits: Mutex::default() }
+        Self { keyring, challenged: Mutex::default(), waits: Waits::default() }
     }
 
     /// Those that are meant for this host, of a request that began with so much time and has so much left.
@@ -55,7 +41,7 @@ impl Own {
         deadline: Instant,
         time: Duration,
     ) -> Found {
-        let _waiting = Waiting::of(&self.waits);
+        let _waiting = self.waits.begin();
         let now = Instant::now();
         let until = now + deadline.saturating_duration_since(now) / SHARE;
         self.keyring.find_until(host, repository, until, time / SHARE).await
@@ -63,8 +49,7 @@ impl Own {
 
     /// Whether a request has waited for credentials since then, and not for the upstream.
     pub(super) fn was_waited_for(&self, since: Instant) -> bool {
-        let waits = lock(&self.waits);
-        waits.now > 0 || waits.ended.is_some_and(|ended| ended >= since)
+        self.waits.were_any(since)
     }
 
     pub(super) fn is_challenged(&self, repository: &Repository) -> bool {
@@ -84,23 +69,6 @@ impl Own {
     /// It gave this to who showed nothing.
     pub(super) fn note_openness(&self, repository: &Repository) {
         lock(&self.challenged).remove(repository);
-    }
-}
-
-impl<'a> Waiting<'a> {
-    fn of(waits: &'a Mutex<Waits>) -> Self {
-        lock(waits).now += 1;
-        Self { waits, began: Instant::now() }
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        let mut waits = lock(self.waits);
-        waits.now -= 1;
-        if self.began.elapsed() >= NOTABLE {
-            waits.ended = Some(Instant::now());
-        }
     }
 }
 

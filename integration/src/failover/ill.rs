@@ -7,6 +7,10 @@ use crate::{Cut, Fault, Transport};
 
 /// Where a token server should be.
 pub(super) const NO_TOKENS: &str = "/nobody";
+/// Where the upstream says nothing, though it does elsewhere.
+pub(super) const SLOW: &str = "/slow";
+/// A name that no resolver knows.
+pub(super) const NOWHERE: &str = "https://nowhere.invalid";
 
 /// A way in which an upstream fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -31,8 +35,9 @@ pub enum Ill {
     InternalError,
     BadGateway,
     Unavailable,
+    /// To a name that isn't known.
     RedirectsToNobody,
-    /// To a server that accepts and says nothing.
+    /// To where it says nothing.
     RedirectsToTheSlow,
     RedirectsForEver,
     CutByFin,
@@ -83,14 +88,6 @@ pub(super) enum Illness {
     Proxy,
     /// It can't be reached in any way, ever.
     Nowhere,
-}
-
-/// The URLs that redirects go to.
-#[derive(Debug, Clone)]
-pub(super) struct Elsewhere {
-    pub(super) own: String,
-    pub(super) nobody: String,
-    pub(super) silent: String,
 }
 
 impl Place {
@@ -206,8 +203,8 @@ impl Ill {
         }
     }
 
-    /// The illness that begins at byte `at` of a body.
-    pub(super) fn at(self, at: u64, place: Place, elsewhere: &Elsewhere) -> Illness {
+    /// The illness of an upstream at this URL that begins at byte `at` of a body.
+    pub(super) fn at(self, at: u64, place: Place, own: &str) -> Illness {
         let answer = Illness::Answer;
         match self {
             Self::Refuses => Illness::Door,
@@ -221,7 +218,7 @@ impl Ill {
             Self::SlowHead => answer(Fault::SlowHead(Duration::from_secs(8))),
             Self::Silent => answer(Fault::Silent),
             Self::WantsToken => {
-                let realm = format!("Bearer realm=\"{}{NO_TOKENS}\",service=\"nobody\"", elsewhere.own);
+                let realm = format!("Bearer realm=\"{own}{NO_TOKENS}\",service=\"nobody\"");
                 answer(Fault::status_with(401, "www-authenticate", &realm))
             }
             Self::WantsPassword => answer(Fault::status_with(401, "www-authenticate", "Basic realm=\"nobody\"")),
@@ -233,9 +230,9 @@ impl Ill {
             Self::InternalError => answer(Fault::status(500)),
             Self::BadGateway => answer(Fault::status(502)),
             Self::Unavailable => answer(Fault::status(503)),
-            Self::RedirectsToNobody => answer(Fault::RedirectTo(elsewhere.nobody.clone())),
-            Self::RedirectsToTheSlow => answer(Fault::RedirectTo(elsewhere.silent.clone())),
-            Self::RedirectsForEver => answer(Fault::RedirectTo(elsewhere.own.clone())),
+            Self::RedirectsToNobody => answer(Fault::RedirectTo(NOWHERE.to_owned())),
+            Self::RedirectsToTheSlow => answer(Fault::RedirectTo(format!("{own}{SLOW}"))),
+            Self::RedirectsForEver => answer(Fault::RedirectTo(own.to_owned())),
             // A manifest has some hundred bytes.
             Self::Trickles if matches!(place, Place::Tagged | Place::Manifest) => answer(Fault::Trickle(40)),
             Self::Trickles => answer(Fault::Trickle(20 << 10)),

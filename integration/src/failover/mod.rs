@@ -16,8 +16,7 @@ use tokio::sync::Mutex;
 
 pub use ill::{Ill, Place};
 
-use crate::{Agent, AgentConfig, Fault, FaultRegistry, Folder, Image, Puller, Reply, Upstream, When, free_port};
-use ill::Elsewhere;
+use crate::{Agent, AgentConfig, FaultRegistry, Folder, Image, Puller, Reply, Upstream};
 use pair::Pair;
 
 /// Blobs above this size go out before they are verified as a whole.
@@ -33,9 +32,6 @@ pub struct Failover {
     pairs: Vec<Mutex<Pair>>,
     copies: usize,
     well: FaultRegistry,
-    elsewhere: Elsewhere,
-    // Redirects go there; nothing ever comes back.
-    _silent: FaultRegistry,
     _folder: Folder,
 }
 
@@ -95,14 +91,9 @@ impl Failover {
     /// that upstream for a while.
     pub async fn start(copies: usize) -> Result<Self> {
         let folder = Folder::new()?;
-        let (well, silent) = (FaultRegistry::start().await?, FaultRegistry::start().await?);
-        silent.fault(When::any(), Fault::Silent);
-        let nobody = format!("http://127.0.0.1:{}", free_port()?);
-        let elsewhere = Elsewhere { own: String::new(), nobody, silent: silent.url() };
+        let well = FaultRegistry::start().await?;
         let mut pairs = Vec::new();
         let mut config = AgentConfig::without_containerd(folder.path());
-        // That another registry is named so opens no redirect there: nobody is dialled.
-        config.registry("elsewhere.test", &[&elsewhere.nobody, &elsewhere.silent]);
         // Nothing may go before it is verified.
         config.set_text("cache", "max_bytes", "16GiB").set_text("log", "level", "info");
         for ill in Ill::ALL {
@@ -115,7 +106,7 @@ impl Failover {
             }
         }
         let agent = Agent::start(&folder.path().join("agent"), &config).await?;
-        Ok(Self { agent, pairs, copies, well, elsewhere, _silent: silent, _folder: folder })
+        Ok(Self { agent, pairs, copies, well, _folder: folder })
     }
 
     /// Pulls by HTTP. Fails when anything of it fails, comes late, or has a wrong byte.
@@ -126,7 +117,7 @@ impl Failover {
         let repository = format!("acme/t{}", trial.seed);
         let at = StdRng::seed_from_u64(trial.seed).random_range(1..trial.bytes as u64 - 1);
         self.well.add(&image, &repository, "v1");
-        pair.prepare(&image, &repository, trial.place, at, &self.elsewhere);
+        pair.prepare(&image, &repository, trial.place, at);
         let begun = Instant::now();
         let pull = self.pull_from(&pair, trial, &image, &repository);
         let outcome = tokio::time::timeout(HANGS, pull).await.unwrap_or_else(|_| bail!("it hangs"));

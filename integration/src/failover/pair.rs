@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use super::ill::{Elsewhere, Ill, Illness, NO_TOKENS, Place};
+use super::ill::{Ill, Illness, NO_TOKENS, NOWHERE, Place, SLOW};
 use crate::{Challenge, Cut, Face, Fault, FaultRegistry, Image, Proxy, Transport, Upstream, When, until};
 
 /// What the proxy demands. Nobody tells the agent.
@@ -56,7 +56,7 @@ impl Pair {
     /// How the agent reaches the first.
     pub(super) fn upstream(&self, folder: &Path) -> Result<Upstream> {
         if self.ill == Ill::NoSuchName {
-            return Ok(Upstream::new("https://nowhere.invalid"));
+            return Ok(Upstream::new(NOWHERE));
         }
         let url = self.first.url();
         if self.ill.transport() == Transport::Plain {
@@ -77,15 +77,14 @@ impl Pair {
     }
 
     /// Gives it the image, and the faults of its answers that are to come. Doors close later: [`Pair::before`].
-    pub(super) fn prepare(&self, image: &Image, repository: &str, place: Place, at: u64, elsewhere: &Elsewhere) {
+    pub(super) fn prepare(&self, image: &Image, repository: &str, place: Place, at: u64) {
         self.first.add(image, repository, "v1");
-        let elsewhere = Elsewhere { own: self.first.url(), ..elsewhere.clone() };
         let at = match place {
             Place::Resolve | Place::Start => 0,
             Place::Tagged | Place::Manifest => at % image.root().bytes.len() as u64,
             Place::Middle => at,
         };
-        let illness = self.ill.at(at, place, &elsewhere);
+        let illness = self.ill.at(at, place, &self.first.url());
         let tagged = When::path(&format!("/{repository}/manifests/v1"));
         let when = match place {
             Place::Resolve => tagged,
@@ -100,6 +99,8 @@ impl Pair {
             self.cut.add(image, repository, "v1");
             self.cut.fault(when.clone().first(1), Fault::CutAt(at, Cut::Close));
         }
+        // Before what leads there: that may hold for this path too.
+        self.first.fault(When::path(SLOW), Fault::Silent);
         if let Illness::Answer(fault) | Illness::Body(fault) = illness {
             self.first.fault(when, fault);
         }
@@ -129,6 +130,9 @@ impl Pair {
         // In the middle of a blob nobody can be asked who they are: the second goes on.
         if self.ill == Ill::WantsToken && place != Place::Middle {
             return self.first.count("GET", NO_TOKENS) > 0;
+        }
+        if self.ill == Ill::RedirectsToTheSlow {
+            return !self.first.shown(SLOW).is_empty();
         }
         self.first.met() > 0 || !self.first.is_listening() || self.proxy.as_ref().is_some_and(Proxy::has_refused)
     }

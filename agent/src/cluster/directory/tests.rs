@@ -425,25 +425,34 @@ fn a_holder_that_has_it_no_more_costs_one_round_trip() {
     table.fetches(2, &ask);
 }
 
+/// The shelf of a holder of the one blob: what it says of it first, and later, that all stands as it stood.
+fn shelf(generation: u64) -> (Shelf, Shelf) {
+    let digest = key(Access::Anonymous).digest;
+    let holding = Holding { digest, registries: Vec::new() };
+    let (bucket, hash) = (crate::cluster::Bucket::of(&digest), holding.hash());
+    let same = Shelf { bucket, generation, hash, all: false, added: Vec::new(), dropped: Vec::new() };
+    (Shelf { all: true, added: vec![holding], ..same.clone() }, same)
+}
+
+/// The next one, of who holds it no more.
+fn dropped((_, same): (Shelf, Shelf)) -> Shelf {
+    Shelf { generation: same.generation + 1, hash: 0, dropped: vec![key(Access::Anonymous).digest], ..same }
+}
+
 #[test]
 fn shelves_are_renewed_by_their_hash_and_told_anew_when_something_was_missed() {
     let mut table = Table::new();
-    let key = key(Access::Anonymous);
-    let bucket = crate::cluster::Bucket::of(&key.digest);
-    let holding = Holding { digest: key.digest, registries: Vec::new() };
-    let nothing =
-        Shelf { bucket, generation: 4, hash: holding.hash(), all: false, added: Vec::new(), dropped: Vec::new() };
+    let (all, same) = shelf(4);
     let tell = |table: &mut Table, shelf: &Shelf| table.directory.announce(table.now, node(1), vec![shelf.clone()]);
-    assert_eq!(tell(&mut table, &nothing).unknown, [bucket]);
-    let all = Shelf { all: true, added: vec![holding], ..nothing.clone() };
+    assert_eq!(tell(&mut table, &same).unknown, [same.bucket]);
     assert_eq!(tell(&mut table, &all), Announced::default());
     for _ in 0..4 {
         table.pass(600_000);
-        assert_eq!(tell(&mut table, &nothing), Announced::default());
+        assert_eq!(tell(&mut table, &same), Announced::default());
     }
     assert_eq!(table.parents(2, &Table::asks(2)).1, [node(1)]);
-    let dropped = Shelf { generation: 5, hash: 0, dropped: vec![key.digest], ..nothing };
-    assert_eq!(tell(&mut table, &Shelf { generation: 6, ..dropped.clone() }).unknown, [bucket], "5 was missed");
+    let dropped = dropped(shelf(4));
+    assert_eq!(tell(&mut table, &Shelf { generation: 6, ..dropped.clone() }).unknown, [same.bucket], "5 was missed");
     assert_eq!(tell(&mut table, &dropped), Announced::default());
     assert_eq!(table.directory.len().1, 0);
     // What isn't renewed expires.
@@ -457,12 +466,7 @@ fn shelves_are_renewed_by_their_hash_and_told_anew_when_something_was_missed() {
 #[test]
 fn a_holder_that_was_absent_is_found_again() {
     let mut table = Table::new();
-    let key = key(Access::Anonymous);
-    let bucket = crate::cluster::Bucket::of(&key.digest);
-    let holding = Holding { digest: key.digest, registries: Vec::new() };
-    let same =
-        Shelf { bucket, generation: 1, hash: holding.hash(), all: false, added: Vec::new(), dropped: Vec::new() };
-    let all = Shelf { all: true, added: vec![holding], ..same.clone() };
+    let (all, same) = shelf(1);
     table.directory.announce(table.now, node(1), vec![all]);
     let leaves = |table: &mut Table, number| {
         let place = Ticket { number: 1, issuer: 1 };
@@ -483,8 +487,7 @@ fn a_holder_that_was_absent_is_found_again() {
     }
     assert_eq!(table.parents(2, &Table::asks(2)).1, [node(1)]);
     // What it holds no more is gone for good.
-    let dropped = Shelf { generation: 2, hash: 0, dropped: vec![key.digest], ..same };
-    table.directory.announce(table.now, node(1), vec![dropped]);
+    table.directory.announce(table.now, node(1), vec![dropped(shelf(1))]);
     assert_eq!(table.directory.len().1, 0);
 }
 

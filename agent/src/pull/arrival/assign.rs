@@ -83,13 +83,15 @@ impl Arrival<'_> {
         if self.sources.is_rangeless(source) || self.crowded_until.is_some_and(|until| Instant::now() < until) {
             return 1;
         }
+        let open = self.workers.iter().filter(|worker| worker.is_of(source)).count();
         let most = source.ranges_at_once();
-        if self.is_leased() {
+        let most = if self.is_leased() {
             // Where other transfers run, the link is theirs too, and one more connection takes from them.
             (most / self.pull.transfers.len().max(1)).clamp(1, LEASED_CONNECTIONS)
         } else {
             most
-        }
+        };
+        most.min(source.ranges_now(open))
     }
 
     /// Whether a range is fetched for others too.

@@ -1,5 +1,6 @@
 //! Whether those at work do well, and how many they should be.
 
+use std::cmp::Reverse;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -28,6 +29,7 @@ impl Arrival<'_> {
             return true;
         }
         let before = self.workers.len();
+        self.give_way(now);
         if !self.suspects.must_be_alone() {
             self.leave_the_slow(now);
         }
@@ -44,6 +46,23 @@ impl Arrival<'_> {
         resized || workers < before || workers == 0 || !self.transfer.wants.is_empty() || self.part_ends_soon()
     }
 
+    /// Leaves a connection to who waits for one: of several to the same upstream, the one that is of the least use by
+    /// now; the only one, when it has had its turn. What is left of its claim waits in line then.
+    fn give_way(&mut self, now: Instant) {
+        let may_go = |worker: &Worker| {
+            let Source::Upstream(source) = &worker.source else { return false };
+            let open = self.workers.iter().filter(|other| other.is_of(source)).count();
+            // Where there are no ranges, all would come again.
+            let is_over = worker.has_had_its_turn(now) && !self.sources.is_rangeless(source);
+            source.is_waited_for() && (open > 1 || is_over)
+        };
+        let use_of = |worker: &Worker| (worker.is_reading, Reverse(self.claims.left(worker.claim).start));
+        let going = self.workers.iter().enumerate().filter(|(_, worker)| may_go(worker));
+        if let Some((index, _)) = going.min_by_key(|(_, worker)| use_of(worker)) {
+            self.dismiss(index);
+        }
+    }
+
     /// Dismisses workers whose source is silent or crawls, where another source is likely to do better.
     fn leave_the_slow(&mut self, now: Instant) {
         let mut index = 0;
@@ -55,7 +74,16 @@ impl Arrival<'_> {
                 index += 1;
                 continue;
             };
-            if worker.silent_for(now) >= SILENT && self.sources.prefer_faster(source, 0) {
+            if !worker.is_reading && source.is_waited_for() {
+                // It waits for one of our own connections. That is no fault of its.
+                if worker.silent_for(now) >= SILENT && self.sources.prefer_with_room(source) {
+                    let source = source.clone();
+                    self.dismiss(index);
+                    self.sources.leave(&source);
+                } else {
+                    index += 1;
+                }
+            } else if worker.silent_for(now) >= SILENT && self.sources.prefer_faster(source, 0) {
                 let source = source.clone();
                 self.dismiss_silent(&source, now);
                 self.sources.failed(&source, silent(&source));

@@ -9,10 +9,6 @@ fn user(name: &str) -> Grant {
     Grant::Credentials(Arc::new(Credentials::password(name, "x").unwrap()))
 }
 
-fn refusing() -> Manner {
-    Manner { status: Some(403), ..Manner::default() }
-}
-
 /// A node for alice, whose transfer broke off after 5 of 8 MiB.
 async fn broken_off() -> (Node, Registry) {
     let blob = blob(8);
@@ -23,6 +19,16 @@ async fn broken_off() -> (Node, Registry) {
     node.wanted.grant = user("alice");
     assert_eq!(node.whole().await, Err(EndedShort));
     (node, registry)
+}
+
+/// The registry refuses mallory and nobody else; then alice comes back.
+async fn mallory_is_refused_and_alice_goes_on(node: &mut Node, registry: &Registry) {
+    registry.always(Manner { status: Some(403), ..Manner::default() });
+    node.wanted.grant = user("mallory");
+    assert!(matches!(node.fetch(0).await, Err(PullError::Denied(_))));
+    registry.always(Manner::default());
+    node.wanted.grant = user("alice");
+    node.whole().await.unwrap();
 }
 
 #[tokio::test]
@@ -38,12 +44,7 @@ async fn it_is_gone_on_with() {
 #[tokio::test]
 async fn whom_the_registry_refuses_gets_nothing_of_it_and_takes_nothing_of_it() {
     let (mut node, registry) = broken_off().await;
-    registry.always(refusing());
-    node.wanted.grant = user("mallory");
-    assert!(matches!(node.fetch(0).await, Err(PullError::Denied(_))));
-    registry.always(Manner::default());
-    node.wanted.grant = user("alice");
-    node.whole().await.unwrap();
+    mallory_is_refused_and_alice_goes_on(&mut node, &registry).await;
     assert_eq!(registry.asked().last(), Some(&(5 * MIB..8 * MIB)));
 }
 
@@ -57,12 +58,6 @@ async fn of_what_is_whole_the_registry_is_asked_too() {
     ingest.write(5 * MIB, &[node.blob.slice(5 * MIB as usize..)]).unwrap();
     drop(ingest);
     let asked = registry.asked().len();
-
-    registry.always(refusing());
-    node.wanted.grant = user("mallory");
-    assert!(matches!(node.fetch(0).await, Err(PullError::Denied(_))));
-    registry.always(Manner::default());
-    node.wanted.grant = user("alice");
-    node.whole().await.unwrap();
+    mallory_is_refused_and_alice_goes_on(&mut node, &registry).await;
     assert_eq!((registry.asked().len(), registry.heads()), (asked, 2), "not a byte was fetched again");
 }

@@ -144,28 +144,57 @@ async fn a_pair_that_is_none() {
     );
 }
 
-#[tokio::test]
-async fn no_more_requests_at_once_than_it_bears() {
-    let server = Server::plain(|head| {
+/// Answers HEAD after so long; its bodies stand still.
+async fn standing_still(head_after: Duration) -> Server {
+    Server::plain(move |head| {
         if head.starts_with("HEAD") {
-            return ok("");
+            return std::iter::once(Act::Wait(head_after)).chain(ok("")).collect();
         }
         vec![raw("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhello"), Act::Hang]
     })
-    .await;
-    let most = std::num::NonZeroUsize::new(2);
-    let room =
-        Room::with(address::refused, UpstreamConfig { insecure: true, max_connections: most, ..at(&server.url()) });
+    .await
+}
+
+/// That bears so many requests at once.
+fn bearing(most: usize, server: &Server) -> Room {
+    let max_connections = std::num::NonZeroUsize::new(most);
+    Room::with(address::refused, UpstreamConfig { insecure: true, max_connections, ..at(&server.url()) })
+}
+
+#[tokio::test]
+async fn no_more_requests_at_once_than_it_bears() {
+    let server = standing_still(Duration::ZERO).await;
+    let room = bearing(3, &server);
     assert_eq!(room.upstream.ranges_at_once(), 2);
     let one = room.blob(0).await.unwrap();
     let two = room.blob(0).await.unwrap();
-    assert_eq!(*room.tag().await.unwrap_err().kind(), ErrorKind::Busy(2));
-    assert_eq!(server.seen().len(), 2);
+    assert!(!room.upstream.has_room());
+    // What is quick finds a place.
+    room.tag().await.unwrap();
+    let (third, ()) = tokio::join!(room.blob(0), async {
+        until(|| room.upstream.is_waited_for()).await;
+        assert_eq!(room.upstream.ranges_now(2), 1);
+    });
+    assert_eq!(*third.unwrap_err().kind(), ErrorKind::Busy(3), "nobody gave way");
+    assert_eq!(server.seen().len(), 3);
     assert!(room.upstream.is_available(), "that it is busy says nothing against it");
     // A body's place is free again when it is dropped.
-    let (answer, ()) = tokio::join!(room.tag(), async { drop(one) });
+    let (answer, ()) = tokio::join!(room.blob(0), async { drop(one) });
     answer.unwrap();
     drop(two);
+}
+
+#[tokio::test]
+async fn a_requests_time_begins_with_its_place() {
+    let server = standing_still(HEADER * 3 / 4).await;
+    let room = bearing(1, &server);
+    let body = room.blob(0).await.unwrap();
+    let (answer, ()) = tokio::join!(room.tag(), async {
+        tokio::time::sleep(HEADER / 2).await;
+        drop(body);
+    });
+    answer.unwrap();
+    assert!(room.upstream.is_available());
 }
 
 #[tokio::test]
@@ -182,9 +211,7 @@ async fn a_challenge_holds_no_place_while_the_token_comes() {
     })
     .await;
     url.set(server.url()).unwrap();
-    let most = std::num::NonZeroUsize::new(1);
-    let room =
-        Room::with(address::refused, UpstreamConfig { insecure: true, max_connections: most, ..at(&server.url()) });
+    let room = bearing(1, &server);
     assert_eq!(room.bytes().await.unwrap(), b"hello");
 }
 

@@ -15,6 +15,7 @@ use crate::upstream::challenge::Challenge;
 use crate::upstream::error::{ErrorKind, UpstreamError};
 use crate::upstream::exchange::{Call, Exchange, Part};
 use crate::upstream::grant::{Credentials, Secret};
+use crate::upstream::places::Load;
 use crate::upstream::redirect;
 
 const MAX_REPLY: usize = 64 << 10;
@@ -78,8 +79,8 @@ impl Ask {
     }
 
     async fn by_post(&self, exchange: &Arc<Exchange>, credentials: &Credentials) -> Result<Token, UpstreamError> {
-        let call = self.call(exchange, Method::POST, self.realm.clone(), None, Some(self.form(credentials)));
-        self.token(exchange, &call, true).await
+        let mut call = self.call(exchange, Method::POST, self.realm.clone(), None, Some(self.form(credentials)));
+        self.token(exchange, &mut call, true).await
     }
 
     fn form(&self, credentials: &Credentials) -> Bytes {
@@ -107,8 +108,8 @@ impl Ask {
             || exchange.error(&self.realm, ErrorKind::Protocol("a challenge whose realm is no URL".to_owned()));
         let uri = self.uri().ok_or_else(no_url)?;
         let is_secret = authorization.is_some();
-        let call = self.call(exchange, Method::GET, uri, authorization, None);
-        let token = self.token(exchange, &call, is_secret).await;
+        let mut call = self.call(exchange, Method::GET, uri, authorization, None);
+        let token = self.token(exchange, &mut call, is_secret).await;
         if is_secret { token } else { token.map_err(refused) }
     }
 
@@ -127,11 +128,13 @@ impl Ask {
             part: Part::WHOLE,
             authorization,
             form,
+            load: Load::Quick,
             deadline: Instant::now() + exchange.header_timeout,
+            waited: Duration::ZERO,
         }
     }
 
-    async fn token(&self, exchange: &Arc<Exchange>, call: &Call, is_secret: bool) -> Result<Token, UpstreamError> {
+    async fn token(&self, exchange: &Arc<Exchange>, call: &mut Call, is_secret: bool) -> Result<Token, UpstreamError> {
         let wrong = |what: &str| exchange.error(&self.realm, ErrorKind::Protocol(what.to_owned()));
         let asked_at = Instant::now();
         let reply = if is_secret { exchange.ask(call).await? } else { exchange.follow(call).await? };
