@@ -53,8 +53,6 @@ const ASK_FAILS: Duration = Duration::from_millis(1_500);
 const PIECE: u64 = 4 << 20;
 const CHUNK: u64 = 1 << 20;
 const LONGEST_PIECE: u64 = 64 << 20;
-/// A reader that lags by more, in bytes, would leave upstream idle while it catches up: until it has, who fetched goes on.
-const LAG: u64 = 1 << 20;
 /// How often a lease holder reports, besides at half of its range and at its end.
 const REPORT_EVERY: Duration = Duration::from_millis(200);
 /// Who goes alone asks again after so long, then after twice as long, and so on.

@@ -8,7 +8,7 @@ use crate::image::NodeId;
 
 use super::reading::Reading;
 use super::{
-    ANSWERS_ARE_LATE, ASK_AGAIN_IN_VAIN_AT_MOST, ASK_FAILS, Action, Follow, LAG, Opening, PIECE, Source, piece_after,
+    ANSWERS_ARE_LATE, ASK_AGAIN_IN_VAIN_AT_MOST, ASK_FAILS, Action, Follow, Opening, PIECE, Source, piece_after,
 };
 
 pub(super) const MAX_REDIRECTS: u32 = 2;
@@ -251,20 +251,6 @@ impl Follow {
             None => (patience, self.repeat_at()),
         };
         alone.max(self.upstream_rests_until).min(ask)
-    }
-
-    /// A range has ended: another is to fetch, once it has what there is. Until then this node goes on without a pause.
-    pub(super) fn yield_or_go_on(&mut self, now: Duration) {
-        let Source::Lease(range) = &mut self.source else { return };
-        if self.readers_lag > LAG {
-            if self.frontier.saturating_add(PIECE / 2) >= range.upto {
-                range.upto = piece_after(range.upto.max(self.frontier));
-            }
-            return;
-        }
-        self.actions.push(Action::Yields);
-        self.to_the_tail = true;
-        self.seek_anew(now);
     }
 
     /// Fetches a piece for itself, and asks again meanwhile.
