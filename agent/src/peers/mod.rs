@@ -30,6 +30,7 @@ mod owner;
 #[cfg(test)]
 pub mod script;
 mod shown;
+mod slack;
 mod start;
 mod stream;
 mod suspects;
@@ -109,6 +110,7 @@ struct Inner {
     failing: calls::Failing,
     delays: Mutex<Delays>,
     avoided: Avoided,
+    slack: slack::Slack,
     directory: Arc<owner::Owner>,
     grants: Grants,
     /// When the book of which registry was last asked for.

@@ -111,6 +111,7 @@ impl Follow {
     /// Upstream is no use.
     pub fn upstream_failed(&mut self, now: Duration, why: Released) {
         self.upstream_rests_until = now + UPSTREAM_RESTS;
+        self.upstream_has_failed = true;
         match &self.source {
             Source::Lease(range) => {
                 let (owner, lease) = (range.owner, Some(range.lease));

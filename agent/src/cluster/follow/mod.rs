@@ -85,6 +85,8 @@ pub struct Follow {
     losses: u32,
     candidates: VecDeque<Candidate>,
     troubles: Troubles,
+    /// Who keeps other readings of this node waiting.
+    passed_over: Vec<NodeId>,
     meter: Meter,
     patience: Patience,
     complaint: Complaint,
@@ -95,6 +97,7 @@ pub struct Follow {
     moved: Option<Duration>,
     stays_until: Duration,
     upstream_rests_until: Duration,
+    upstream_has_failed: bool,
     ask_again: Duration,
     /// How far it was when it left off fetching for itself, to try another.
     left_own_at: Option<u64>,
@@ -144,6 +147,7 @@ impl Follow {
             losses: 0,
             candidates: VecDeque::new(),
             troubles: Troubles::default(),
+            passed_over: Vec::new(),
             meter: Meter::new(now, frontier),
             patience: Patience::new(now),
             complaint: Complaint::default(),
@@ -152,6 +156,7 @@ impl Follow {
             moved: None,
             stays_until: Duration::ZERO,
             upstream_rests_until: Duration::ZERO,
+            upstream_has_failed: false,
             ask_again: ASK_AGAIN,
             left_own_at: None,
             told_reading: now,

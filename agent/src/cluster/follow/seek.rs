@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::cluster::chain::Ailment;
+use crate::cluster::chain::{Ailment, Trouble};
 use crate::cluster::directory::Ask;
 use crate::image::NodeId;
 
@@ -78,7 +78,7 @@ impl Follow {
             ticket: self.ticket,
             to_the_tail: self.to_the_tail,
             slow: self.slow,
-            troubles: self.troubles.list(now),
+            troubles: self.troubles_now(now),
             owner_failed: via.is_none() && self.ranks.is_second(owner),
         };
         self.asked = Some(now);
@@ -127,11 +127,28 @@ impl Follow {
         self.pending.iter().map(until).min()
     }
 
+    /// Who is no use at present, for the owner to know.
+    fn troubles_now(&self, now: Duration) -> Vec<Trouble> {
+        let mut troubles = self.troubles.list(now);
+        let passed_over = self.passed_over.iter().filter(|node| self.is_passed_over(**node));
+        troubles.extend(passed_over.map(|node| Trouble { node: *node, why: Ailment::Full }));
+        troubles
+    }
+
+    fn is_passed_over(&self, node: NodeId) -> bool {
+        !self.upstream_has_failed && self.passed_over.contains(&node)
+    }
+
+    /// Is there a reason not to read from it now?
+    pub(super) fn speaks_against(&self, now: Duration, node: NodeId) -> bool {
+        self.is_passed_over(node) || self.troubles.speaks_against(now, node)
+    }
+
     /// Opens a stream to the next candidate that nothing speaks against. False: there is none.
     pub(super) fn try_next(&mut self, now: Duration) -> bool {
         self.candidates.truncate(MAX_CANDIDATES);
         while let Some(candidate) = self.candidates.pop_front() {
-            if candidate.node == self.me || (!candidate.insists && self.troubles.speaks_against(now, candidate.node)) {
+            if candidate.node == self.me || (!candidate.insists && self.speaks_against(now, candidate.node)) {
                 continue;
             }
             self.numbers += 1;

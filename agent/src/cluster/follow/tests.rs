@@ -476,12 +476,40 @@ fn a_parent_that_beats_and_brings_nothing_is_waited_for_two_seconds() {
         }
     }
     assert!((1_900..=2_300).contains(&at), "{at} ms");
+    assert!(!follow.actions().contains(&Action::KeptWaiting(node(10))), "it has nothing to give");
     assert_eq!(follow.turn(), Turn::Upstream { upto: PIECE });
     // Then it has to bring something before others are asked again.
     assert_eq!(asks(&mut follow), []);
     follow.tick(millis(at) + ASK_AGAIN);
     assert_eq!(asks(&mut follow).len(), 1);
     assert_eq!(follow.turn(), Turn::Upstream { upto: PIECE });
+}
+
+#[test]
+fn who_has_more_and_sends_nothing_is_told_of_and_other_readings_pass_it_over() {
+    let (mut waits, first) = reading();
+    let holder = Hop { node: node(10), ticket: None, frontier: SIZE, rate: 0 };
+    for at in (201..=2_401).step_by(200) {
+        waits.beat(millis(at), first.number, Beat { path: vec![holder] });
+        waits.tick(millis(at));
+    }
+    assert!(waits.actions().contains(&Action::KeptWaiting(node(10))));
+    assert_eq!(waits.turn(), Turn::Upstream { upto: PIECE });
+
+    let mut other = follow();
+    other.pass_over(vec![node(10)]);
+    let [(number, ..)] = asks(&mut other)[..] else { panic!() };
+    other.answered(millis(1), number, read(50, &[10]));
+    let [(number, _, ref ask)] = asks(&mut other)[..] else { panic!("{:?}", other.turn()) };
+    assert_eq!(ask.troubles, [Trouble { node: node(10), why: Ailment::Full }]);
+    other.answered(millis(2), number, answered(Answer::Alone { absent: false }));
+    assert_eq!(other.turn(), Turn::Upstream { upto: PIECE });
+    // It is better than nothing.
+    other.upstream_failed(millis(3), Released::Unreachable);
+    let [(number, _, ref ask)] = asks(&mut other)[..] else { panic!() };
+    assert_eq!(ask.troubles, []);
+    other.answered(millis(4), number, read(50, &[10]));
+    assert_eq!(opening(&other).node, node(10));
 }
 
 #[test]
