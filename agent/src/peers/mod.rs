@@ -31,6 +31,7 @@ mod rights;
 #[cfg(test)]
 pub mod script;
 mod shown;
+mod slack;
 mod start;
 mod stream;
 mod suspects;
@@ -113,6 +114,7 @@ struct Inner {
     failing: calls::Failing,
     delays: Mutex<Delays>,
     avoided: Avoided,
+    slack: slack::Slack,
     directory: Arc<owner::Owner>,
     grants: Grants,
     /// When the book of which registry was last asked for.

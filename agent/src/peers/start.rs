@@ -201,6 +201,7 @@ impl Peers {
             failing: Default::default(),
             delays: Default::default(),
             avoided: Default::default(),
+            slack: Default::default(),
             directory: Arc::new(directory),
             grants,
             handed: Default::default(),

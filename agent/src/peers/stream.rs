@@ -309,6 +309,7 @@ impl FromPeer {
         }
         self.at += len;
         self.ready = pieces;
+        self.place.chain.inner().slack.gave(self.node());
         self.counted.add(len);
         let limiter = self.place.chain.inner().download.as_ref();
         self.due = limiter.and_then(|limiter| limiter.charge(self.node(), len));

@@ -13,7 +13,7 @@ use crate::store::TagRecord;
 /// How long the cluster may take to say what it last heard.
 const NEWEST: Duration = Duration::from_secs(1);
 /// A member that isn't the owner in its own view names another, and that one another, until views agree.
-const HOPS: usize = 3;
+const HOPS: u32 = 3;
 /// An owner holds a question for as long as it may, while another asks upstream; it isn't asked again more often.
 const QUESTIONS: usize = 16;
 /// How often who asks upstream says that it still does.
@@ -119,34 +119,38 @@ impl Inner {
 
     async fn find_tag_turn(self: &Arc<Self>, sought: &TagSought, pull: &Trace) -> TagTurn {
         let key = sought.key();
-        let owners = self.ring().owners(key.bucket());
         let mut ask =
             TagAsk { key: key.clone(), max_age: sought.max_age, waited: Some(Duration::ZERO), owner_failed: false };
-        let Some(mut owner) = owners.first else { return TagTurn::Alone };
+        let Some(mut owner) = self.ring().owners(key.bucket()).first else { return TagTurn::Alone };
         let (began, mut hops) = (Instant::now(), 0);
+        // Who answered nothing, or isn't an owner in its own view.
+        let mut useless = Vec::new();
         for _ in 0..QUESTIONS {
-            owner = match self.ask_tag(owner, &ask, pull).await {
+            let named = match self.ask_tag(owner, &ask, pull).await {
                 Ok(TagAnswer::Lease(lease)) => return TagTurn::Ask(self.begin_to_ask(owner, lease, key)),
                 Ok(TagAnswer::Meaning(meaning)) => return TagTurn::Answer(meaning),
                 Ok(TagAnswer::Known(meaning)) => return TagTurn::Known(meaning),
                 Ok(TagAnswer::StillAsked) => {
                     ask.waited = Some(began.elapsed());
-                    owner
+                    continue;
                 }
-                Ok(TagAnswer::NotOwner(Some(other))) if other != owner && hops + 1 < HOPS => {
-                    hops += 1;
-                    other
-                }
-                Ok(TagAnswer::NotOwner(_) | TagAnswer::Alone) => return TagTurn::Alone,
+                Ok(TagAnswer::Alone) => return TagTurn::Alone,
+                Ok(TagAnswer::NotOwner(named)) => named,
                 Err(error) => {
                     tracing::debug!(%pull, %owner, %error, "an owner of a tag doesn't answer");
-                    ask.owner_failed = true;
-                    match owners.beside(owner) {
-                        Some(second) if Some(owner) == owners.first => second,
-                        _ => return TagTurn::Alone,
-                    }
+                    None
                 }
             };
+            useless.push(owner);
+            let is_new = |other: &NodeId| !useless.contains(other);
+            let owners = self.ring().owners(key.bucket());
+            let next = named.filter(|named| hops + 1 < HOPS && is_new(named));
+            hops += u32::from(next.is_some());
+            let Some(next) = next.or_else(|| owners.iter().find(is_new)) else { return TagTurn::Alone };
+            ask.owner_failed = owners.second == Some(next);
+            // What others were told there meanwhile will do.
+            ask.waited = Some(began.elapsed());
+            owner = next;
         }
         TagTurn::Alone
     }

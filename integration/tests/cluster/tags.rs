@@ -7,7 +7,7 @@ use futures_util::future::try_join_all;
 use http::StatusCode;
 use larder_integration::{Cluster, Fault, Image, When};
 
-use super::{NAME, Stage};
+use super::{NAME, Stage, within};
 use crate::support::run;
 
 async fn heads(cluster: &Cluster) -> Result<Vec<String>> {
@@ -90,6 +90,31 @@ fn the_newest_answer_is_given_in_an_outage() {
         for (number, member) in cluster.members().iter().enumerate() {
             let fetched = member.pull(NAME).await?;
             ensure!(fetched.root == new.root().digest, "node {number} was given an older answer");
+        }
+        Ok(())
+    });
+}
+
+/// An owner is frozen, and still counts as a member: the other one says whose turn it is.
+#[test]
+fn an_owner_is_frozen() {
+    run(async {
+        let (image, stage) = (Image::tiny(7), Stage::new(None)?);
+        // Enough of them that it owns some.
+        let tags: Vec<String> = (0..16).map(|number| format!("tag-{number}-")).collect();
+        tags.iter().for_each(|tag| stage.registry.add(&image, "acme/app", tag));
+        let cluster = stage.nodes(4, None)?.start().await?;
+        stage.registry.fault(When::path("manifests/"), Fault::SlowHead(Duration::from_millis(700)));
+        cluster.member(0).agent.freeze()?;
+        let members = &cluster.members()[1..];
+        let ask = async |puller: larder_integration::Puller, tag: &str| {
+            let reply = puller.head("acme/app", &format!("manifests/{tag}")).await?;
+            reply.expect(StatusCode::OK).map(drop)
+        };
+        let all = members.iter().flat_map(|member| tags.iter().map(|tag| ask(member.puller("reg.test"), tag)));
+        within(Duration::from_secs(5), try_join_all(all)).await?;
+        for tag in &tags {
+            ensure!(stage.registry.count("HEAD", tag) == 1, "{tag}: {}", stage.registry.shown(""));
         }
         Ok(())
     });

@@ -53,8 +53,6 @@ const ASK_FAILS: Duration = Duration::from_millis(1_500);
 const PIECE: u64 = 4 << 20;
 const CHUNK: u64 = 1 << 20;
 const LONGEST_PIECE: u64 = 64 << 20;
-/// A reader that lags by more, in bytes, would leave upstream idle while it catches up: until it has, who fetched goes on.
-const LAG: u64 = 1 << 20;
 /// How often a lease holder reports, besides at half of its range and at its end.
 const REPORT_EVERY: Duration = Duration::from_millis(200);
 /// Who goes alone asks again after so long, then after twice as long, and so on.
@@ -87,6 +85,8 @@ pub struct Follow {
     losses: u32,
     candidates: VecDeque<Candidate>,
     troubles: Troubles,
+    /// Who keeps other readings of this node waiting.
+    passed_over: Vec<NodeId>,
     meter: Meter,
     patience: Patience,
     complaint: Complaint,
@@ -97,6 +97,7 @@ pub struct Follow {
     moved: Option<Duration>,
     stays_until: Duration,
     upstream_rests_until: Duration,
+    upstream_has_failed: bool,
     ask_again: Duration,
     /// How far it was when it left off fetching for itself, to try another.
     left_own_at: Option<u64>,
@@ -146,6 +147,7 @@ impl Follow {
             losses: 0,
             candidates: VecDeque::new(),
             troubles: Troubles::default(),
+            passed_over: Vec::new(),
             meter: Meter::new(now, frontier),
             patience: Patience::new(now),
             complaint: Complaint::default(),
@@ -154,6 +156,7 @@ impl Follow {
             moved: None,
             stays_until: Duration::ZERO,
             upstream_rests_until: Duration::ZERO,
+            upstream_has_failed: false,
             ask_again: ASK_AGAIN,
             left_own_at: None,
             told_reading: now,

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::cluster::chain::{Ailment, Beat, Parting};
+use crate::image::NodeId;
 
 use super::reading::Reading;
 use super::seek::Candidate;
@@ -45,13 +46,18 @@ impl Follow {
         if comes_nearer {
             self.patience.sign(now);
         }
-        if let Some(better) = better.filter(|better| may_move && !self.troubles.speaks_against(now, *better)) {
+        if let Some(better) = better.filter(|better| may_move && !self.speaks_against(now, *better)) {
             self.moved = Some(now);
             self.candidates.clear();
             self.candidates.push_back(Candidate { instead_of: Some(parent), ..Candidate::of(better) });
             self.candidates.push_back(Candidate::of(parent));
             self.try_next(now);
         }
+    }
+
+    /// These keep other readings of this node waiting: none of them is gone to, as long as upstream may have the bytes.
+    pub fn pass_over(&mut self, nodes: Vec<NodeId>) {
+        self.passed_over = nodes;
     }
 
     /// More came from a peer than this node's own limits let it take until then. That nothing more comes meanwhile, and that

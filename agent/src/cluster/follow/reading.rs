@@ -65,6 +65,11 @@ impl Reading {
         self.heard.max(self.rests_until)
     }
 
+    /// Does the peer have more than what is before this byte? One without a place has all of it.
+    pub(super) fn has_more_than(&self, frontier: u64) -> bool {
+        self.path.first().is_some_and(|hop| hop.ticket.is_none() || hop.frontier > frontier)
+    }
+
     /// Do this node's own limits say how much comes?
     pub(super) fn is_held_back(&self, now: Duration) -> bool {
         !self.rests_until.is_zero() && now < self.rests_until + HELD_BACK

@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use crate::cluster::chain::Ailment;
+use crate::cluster::chain::{Ailment, Trouble};
 use crate::cluster::directory::Ask;
 use crate::image::NodeId;
 
 use super::reading::Reading;
 use super::{
-    ANSWERS_ARE_LATE, ASK_AGAIN_IN_VAIN_AT_MOST, ASK_FAILS, Action, Follow, LAG, Opening, PIECE, Source, piece_after,
+    ANSWERS_ARE_LATE, ASK_AGAIN_IN_VAIN_AT_MOST, ASK_FAILS, Action, Follow, Opening, PIECE, Source, piece_after,
 };
 
 pub(super) const MAX_REDIRECTS: u32 = 2;
@@ -78,7 +78,7 @@ impl Follow {
             ticket: self.ticket,
             to_the_tail: self.to_the_tail,
             slow: self.slow,
-            troubles: self.troubles.list(now),
+            troubles: self.troubles_now(now),
             owner_failed: via.is_none() && self.ranks.is_second(owner),
         };
         self.asked = Some(now);
@@ -127,11 +127,28 @@ impl Follow {
         self.pending.iter().map(until).min()
     }
 
+    /// Who is no use at present, for the owner to know.
+    fn troubles_now(&self, now: Duration) -> Vec<Trouble> {
+        let mut troubles = self.troubles.list(now);
+        let passed_over = self.passed_over.iter().filter(|node| self.is_passed_over(**node));
+        troubles.extend(passed_over.map(|node| Trouble { node: *node, why: Ailment::Full }));
+        troubles
+    }
+
+    fn is_passed_over(&self, node: NodeId) -> bool {
+        !self.upstream_has_failed && self.passed_over.contains(&node)
+    }
+
+    /// Is there a reason not to read from it now?
+    pub(super) fn speaks_against(&self, now: Duration, node: NodeId) -> bool {
+        self.is_passed_over(node) || self.troubles.speaks_against(now, node)
+    }
+
     /// Opens a stream to the next candidate that nothing speaks against. False: there is none.
     pub(super) fn try_next(&mut self, now: Duration) -> bool {
         self.candidates.truncate(MAX_CANDIDATES);
         while let Some(candidate) = self.candidates.pop_front() {
-            if candidate.node == self.me || (!candidate.insists && self.troubles.speaks_against(now, candidate.node)) {
+            if candidate.node == self.me || (!candidate.insists && self.speaks_against(now, candidate.node)) {
                 continue;
             }
             self.numbers += 1;
@@ -251,20 +268,6 @@ impl Follow {
             None => (patience, self.repeat_at()),
         };
         alone.max(self.upstream_rests_until).min(ask)
-    }
-
-    /// A range has ended: another is to fetch, once it has what there is. Until then this node goes on without a pause.
-    pub(super) fn yield_or_go_on(&mut self, now: Duration) {
-        let Source::Lease(range) = &mut self.source else { return };
-        if self.readers_lag > LAG {
-            if self.frontier.saturating_add(PIECE / 2) >= range.upto {
-                range.upto = piece_after(range.upto.max(self.frontier));
-            }
-            return;
-        }
-        self.actions.push(Action::Yields);
-        self.to_the_tail = true;
-        self.seek_anew(now);
     }
 
     /// Fetches a piece for itself, and asks again meanwhile.

@@ -258,6 +258,50 @@ fn a_holder_reports_at_half_and_at_the_end_and_gives_way() {
     assert!(ask.to_the_tail && ask.frontier == 8 << 20);
 }
 
+/// One whose range of 4 MiB has ended, while its reader lagged; it came after so many ms.
+fn goes_on_after(took: u64) -> Follow {
+    let mut follow = follow();
+    let [(number, ..)] = asks(&mut follow)[..] else { panic!() };
+    follow.answered(millis(1), number, answered(Answer::Fetch { ticket: ticket(1), lease: Lease(5), upto: 4 << 20 }));
+    follow.readers_lag(3 << 20);
+    (1..=4).for_each(|mib| follow.arrived(millis(took * mib / 4), mib << 20));
+    follow.reported(millis(took), Lease(5), Verdict::Ended);
+    follow.actions();
+    follow
+}
+
+#[test]
+fn who_goes_on_after_its_range_ends_with_what_is_on_its_way() {
+    let mut follow = goes_on_after(100);
+    assert_eq!(follow.turn(), Turn::Upstream { upto: 8 << 20 });
+    // Its reader has caught up: who takes over now would fetch the rest of this again.
+    follow.readers_lag(0);
+    follow.arrived(millis(150), 6 << 20);
+    follow.tick(millis(300));
+    assert_eq!((follow.actions(), follow.turn()), (Vec::new(), Turn::Upstream { upto: 8 << 20 }));
+    let mut cut = goes_on_after(100);
+    cut.readers_lag(0);
+    cut.arrived(millis(150), 6 << 20);
+
+    follow.arrived(millis(350), 8 << 20);
+    let actions = follow.actions();
+    let [Action::Yields, Action::Ask { ask, .. }] = &actions[..] else { panic!("{actions:?}") };
+    assert!(ask.to_the_tail && ask.frontier == 8 << 20);
+
+    // What doesn't come is not waited for.
+    cut.tick(millis(1_200));
+    assert_eq!(cut.actions()[0], Action::Yields);
+}
+
+#[test]
+fn who_is_slow_goes_on_by_small_pieces() {
+    let mut follow = goes_on_after(4_000);
+    assert_eq!(follow.turn(), Turn::Upstream { upto: 5 << 20 });
+    follow.readers_lag(0);
+    follow.arrived(millis(4_100), (4 << 20) + (100 << 10));
+    assert_eq!(follow.actions()[0], Action::Yields);
+}
+
 #[test]
 fn who_gets_no_verdict_goes_on_and_tells_the_other_owner() {
     let mut follow = follow();
@@ -432,12 +476,40 @@ fn a_parent_that_beats_and_brings_nothing_is_waited_for_two_seconds() {
         }
     }
     assert!((1_900..=2_300).contains(&at), "{at} ms");
+    assert!(!follow.actions().contains(&Action::KeptWaiting(node(10))), "it has nothing to give");
     assert_eq!(follow.turn(), Turn::Upstream { upto: PIECE });
     // Then it has to bring something before others are asked again.
     assert_eq!(asks(&mut follow), []);
     follow.tick(millis(at) + ASK_AGAIN);
     assert_eq!(asks(&mut follow).len(), 1);
     assert_eq!(follow.turn(), Turn::Upstream { upto: PIECE });
+}
+
+#[test]
+fn who_has_more_and_sends_nothing_is_told_of_and_other_readings_pass_it_over() {
+    let (mut waits, first) = reading();
+    let holder = Hop { node: node(10), ticket: None, frontier: SIZE, rate: 0 };
+    for at in (201..=2_401).step_by(200) {
+        waits.beat(millis(at), first.number, Beat { path: vec![holder] });
+        waits.tick(millis(at));
+    }
+    assert!(waits.actions().contains(&Action::KeptWaiting(node(10))));
+    assert_eq!(waits.turn(), Turn::Upstream { upto: PIECE });
+
+    let mut other = follow();
+    other.pass_over(vec![node(10)]);
+    let [(number, ..)] = asks(&mut other)[..] else { panic!() };
+    other.answered(millis(1), number, read(50, &[10]));
+    let [(number, _, ref ask)] = asks(&mut other)[..] else { panic!("{:?}", other.turn()) };
+    assert_eq!(ask.troubles, [Trouble { node: node(10), why: Ailment::Full }]);
+    other.answered(millis(2), number, answered(Answer::Alone { absent: false }));
+    assert_eq!(other.turn(), Turn::Upstream { upto: PIECE });
+    // It is better than nothing.
+    other.upstream_failed(millis(3), Released::Unreachable);
+    let [(number, _, ref ask)] = asks(&mut other)[..] else { panic!() };
+    assert_eq!(ask.troubles, []);
+    other.answered(millis(4), number, read(50, &[10]));
+    assert_eq!(opening(&other).node, node(10));
 }
 
 #[test]

@@ -6,7 +6,7 @@ use crate::cluster::chain::Ailment;
 use crate::cluster::directory::REPORT_READING_EVERY;
 
 use super::reading::SILENCE;
-use super::{ASK_AGAIN_AT_MOST, Follow, OWNER_IS_LATE, REPORT_EVERY, Source, piece_after};
+use super::{ASK_AGAIN_AT_MOST, Action, Follow, OWNER_IS_LATE, REPORT_EVERY, Source, piece_after};
 
 impl Follow {
     /// Time has passed.
@@ -28,6 +28,9 @@ impl Follow {
             }
             Source::Peer(reading) => {
                 let parent = reading.opening.node;
+                if now >= patience_until && reading.has_more_than(self.frontier) {
+                    self.actions.push(Action::KeptWaiting(parent));
+                }
                 if is_to_complain {
                     self.complain(now, parent);
                 } else if now >= patience_until {

@@ -70,4 +70,7 @@ pub enum Action {
     Placed(Ticket),
     /// This node is about to take another place: [`Serve::yields`](crate::cluster::serve::Serve::yields).
     Yields,
+    /// That one lives and has what is missing here, and has sent nothing for as long as this node had patience: other
+    /// readings are to [pass it over](super::Follow::pass_over).
+    KeptWaiting(NodeId),
 }

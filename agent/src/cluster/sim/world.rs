@@ -292,6 +292,8 @@ impl World {
                         blob.serve.yields();
                     }
                 }
+                // Each blob is by itself here.
+                Action::KeptWaiting(_) => {}
             }
         }
         if speaks_to_serve {

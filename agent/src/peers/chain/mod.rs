@@ -185,6 +185,7 @@ impl Chain {
         let (before, heard_before) = (reading.machine.turn(), heard(&reading.machine));
         reading.machine.expect(late);
         reading.machine.readers_lag(serve.lag());
+        reading.machine.pass_over(self.inner.slack.all(Instant::now()));
         tell(&mut reading.machine, now);
         let mut is_placed = false;
         for _ in 0..MOST_AVOIDED {
@@ -199,6 +200,7 @@ impl Chain {
                         is_placed = true;
                     }
                     Action::Placed(_) | Action::Yields => {}
+                    Action::KeptWaiting(node) => self.inner.slack.kept_waiting(Instant::now(), node),
                     Action::Ask { .. } | Action::Report { .. } => reading.outbox.push(action),
                 }
             }

@@ -106,7 +106,7 @@ impl Chain {
                     Done::Reported(owner, report.lease, inner.report(owner, &report).await)
                 }
                 // They were done at once.
-                Action::Placed(_) | Action::Yields => Done::Nothing,
+                Action::Placed(_) | Action::Yields | Action::KeptWaiting(_) => Done::Nothing,
             }
         })
     }

@@ -1,5 +1,6 @@
 //! What becomes of a chain when somebody goes, is slow, or sends what it shouldn't.
 
+use std::collections::HashSet;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -9,6 +10,7 @@ use tokio::sync::watch;
 
 use super::impostor::{Impostor, head};
 use super::node::{World, content, eventually};
+use crate::cluster::Bucket;
 use crate::config;
 use crate::image::Digest;
 use crate::peers::frames::framed;
@@ -127,6 +129,28 @@ async fn who_rests_of_its_own_will_stays_with_its_peer() {
         tokio::time::sleep(rest).await;
         assert!(matches!(follow.turn(), Turn::Peer(now) if now == peer), "{:?}", follow.turn());
     }
+}
+
+/// Its disk hangs, say, and beats go on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_holder_that_sends_nothing_is_waited_for_once() {
+    let world = World::new(2);
+    let mut blobs: Vec<Vec<u8>> = (40..60).map(|seed| content(seed, 100_000)).collect();
+    let mut buckets = HashSet::new();
+    blobs.retain(|bytes| buckets.insert(Bucket::of(&Digest::of(bytes))));
+    let digests: Vec<Digest> = blobs.iter().map(|bytes| Digest::of(bytes)).collect();
+    let holder = Impostor::start_giving_nothing(&world, &digests, 100_000);
+    let upstream = watch::Sender::new(u64::MAX);
+    let mut left = blobs.iter();
+    // Owners that are late, on a busy machine, name nobody.
+    while holder.asked() == 0 {
+        world.nodes[0].pull(left.next().unwrap(), upstream.subscribe()).await;
+    }
+    let (asked, further) = (holder.asked(), left.take(5));
+    for bytes in further {
+        world.nodes[0].pull(bytes, upstream.subscribe()).await;
+    }
+    assert_eq!(holder.asked(), asked, "other blobs are asked of it too");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,27 +2,33 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::stream::BoxStream;
 use futures_util::{StreamExt as _, stream};
 use http::{Request, Response};
 use http_body_util::StreamBody;
 use hyper::body::{Frame, Incoming};
-use larder_proto::peers::Head;
+use larder_proto::peers::{Head, ReadReply, read_reply};
 use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::body::Body;
 
 use super::node::{Node, PATIENCE, World};
+use crate::cluster::chain::{BEAT_EVERY, Beat, Hop};
 use crate::cluster::directory::{Holding, Shelf};
 use crate::cluster::{Bucket, Member, Ring};
 use crate::image::{Digest, NodeId};
+use crate::peers::frames::framed;
 use crate::peers::{Follow, Peer, Trace, Turn, messages};
 use crate::wire::{Identity, PeerListener, WireMetrics};
 
 pub(super) struct Impostor {
     pub(super) node: NodeId,
+    /// How many requests it has had.
+    asked: Arc<AtomicUsize>,
     _stop: DropGuard,
 }
 
@@ -47,31 +53,69 @@ impl Impostor {
 
     /// The same, with a pause between the first replies and the others.
     pub(super) fn start_pausing(world: &World, digest: Digest, replies: [Vec<u8>; 2], pause: Duration) -> Self {
-        let identity = Identity::open(&world.config(), &world.path().join("impostor")).unwrap();
-        let listener = PeerListener::bind(([127, 0, 0, 1], 0).into()).unwrap();
-        let (node, addr) = (identity.node(), listener.local_addr().unwrap());
         let replies = replies.map(Bytes::from);
-        let service = tower::service_fn(move |_: Request<Incoming>| {
+        Self::serve(world, &[digest], move |_| {
             let [first, others] = replies.clone();
             let others = async move {
                 tokio::time::sleep(pause).await;
                 others
             };
-            let frames = stream::once(std::future::ready(first)).chain(stream::once(others));
-            let body = Body::new(StreamBody::new(frames.map(|bytes| Ok::<_, Infallible>(Frame::data(bytes)))));
+            stream::once(std::future::ready(first)).chain(stream::once(others)).boxed()
+        })
+    }
+
+    /// One that has these blobs, of so many bytes each, says so and that it lives, and sends none of them.
+    pub(super) fn start_giving_nothing(world: &World, digests: &[Digest], size: usize) -> Self {
+        Self::serve(world, digests, move |me| {
+            let hop = Hop { node: me, ticket: None, frontier: size as u64, rate: 0 };
+            let beat = read_reply::Part::Beat(messages::beat_of(&Beat { path: vec![hop] }));
+            let first = framed(&ReadReply { part: Some(read_reply::Part::Head(head(size))) });
+            let beat = framed(&ReadReply { part: Some(beat) });
+            let beats = stream::unfold(beat, |beat| async move {
+                tokio::time::sleep(BEAT_EVERY).await;
+                Some((beat.clone(), beat))
+            });
+            stream::once(std::future::ready(first)).chain(beats).boxed()
+        })
+    }
+
+    pub(super) fn asked(&self) -> usize {
+        self.asked.load(Ordering::Relaxed)
+    }
+
+    fn serve(
+        world: &World,
+        digests: &[Digest],
+        replies: impl Fn(NodeId) -> BoxStream<'static, Bytes> + Clone + Send + 'static,
+    ) -> Self {
+        let identity = Identity::open(&world.config(), &world.path().join("impostor")).unwrap();
+        let listener = PeerListener::bind(([127, 0, 0, 1], 0).into()).unwrap();
+        let (node, addr) = (identity.node(), listener.local_addr().unwrap());
+        let asked = Arc::<AtomicUsize>::default();
+        let count = Arc::clone(&asked);
+        let service = tower::service_fn(move |_: Request<Incoming>| {
+            count.fetch_add(1, Ordering::Relaxed);
+            let frames = replies(node).map(|bytes| Ok::<_, Infallible>(Frame::data(bytes)));
+            let body = Body::new(StreamBody::new(frames));
             let response = Response::builder().header("content-type", "application/grpc").body(body);
             async move { Ok::<_, Infallible>(response.unwrap()) }
         });
         let stop = CancellationToken::new();
         tokio::spawn(listener.serve(service, Arc::clone(&identity), WireMetrics::default(), stop.clone()));
         world.knows(&Member { node, addr, settled: false, ..world.nodes[0].member() });
-        let added = vec![Holding { digest, registries: Vec::new() }];
-        let bucket = Bucket::of(&digest);
-        let shelf = Shelf { bucket, generation: 1, hash: 0, all: true, added, dropped: Vec::new() };
+        // No two of them are in one bucket.
+        let shelves: Vec<Shelf> = digests
+            .iter()
+            .map(|&digest| {
+                let added = vec![Holding { digest, registries: Vec::new() }];
+                let bucket = Bucket::of(&digest);
+                Shelf { bucket, generation: 1, hash: 0, all: true, added, dropped: Vec::new() }
+            })
+            .collect();
         for owner in &world.nodes {
-            owner.peers.directory().announce(node, messages::shelves_of(std::slice::from_ref(&shelf))).unwrap();
+            owner.peers.directory().announce(node, messages::shelves_of(&shelves)).unwrap();
         }
-        Self { node, _stop: stop.drop_guard() }
+        Self { node, asked, _stop: stop.drop_guard() }
     }
 }
 

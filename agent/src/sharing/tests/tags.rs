@@ -7,7 +7,8 @@ use tokio::time::timeout;
 use super::node::{PATIENCE, World};
 use crate::cluster::chain::Lease;
 use crate::cluster::directory::{TagAnswer, TagAsk, TagKey};
-use crate::image::{Access, Digest, MediaType};
+use crate::cluster::{Member, Ring};
+use crate::image::{Access, Digest, MediaType, NodeId};
 use crate::peers::{Credential, TagLease, TagMeaning, TagSought, TagTurn, Trace, messages};
 
 fn sought() -> TagSought {
@@ -139,6 +140,35 @@ async fn the_second_owner_believes_the_first_alone() {
     assert_eq!(stored(&world, second).await, None, "it gave no such lease");
     report(second, first, None, &answer()).await;
     assert_eq!(stored(&world, second).await, Some(answer().digest));
+}
+
+/// Views of who is a member differ for a moment. Who is asked first takes one for the owner that has gone, or nobody.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_no_owner_in_its_own_view_leads_to_the_second() {
+    for names_one in [true, false] {
+        let world = World::new(3);
+        let owners = world.owners_of_tag(&key());
+        let [first, second] = owners[..] else { panic!("{owners:?}") };
+        let other = 3 - first - second;
+        let gone = Member { node: NodeId::new([9; 16]), ..world.nodes[first].member() };
+        world.nodes[first].believes(Ring::new(world.nodes[first].node, names_one.then_some(gone)));
+        let trace = Trace::new();
+        let is_told = async {
+            let about = TagKey { tag: "another".parse().unwrap(), ..key() };
+            let ask = TagAsk { key: about, max_age: Duration::ZERO, waited: None, owner_failed: false };
+            loop {
+                let asked = messages::tag_ask_of(&ask, &trace);
+                let reply = world.nodes[first].peers.directory().ask_tag(world.nodes[other].node, asked).await;
+                if let Ok(TagAnswer::NotOwner(_)) = messages::tag_answer(reply.unwrap()) {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(PATIENCE, is_told).await.unwrap();
+        let turn = world.nodes[other].peers.tag(&sought(), &trace).await;
+        assert!(matches!(turn, TagTurn::Ask(_)), "{turn:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
