@@ -98,20 +98,27 @@ fn a_late_owner_is_passed_over_and_then_a_piece_is_fetched() {
 }
 
 #[test]
-fn who_sends_to_an_owner_that_is_gone_is_not_asked_again() {
+fn who_sends_to_an_owner_that_is_gone_is_asked_in_its_place_and_once() {
     let mut follow = follow();
     // The first one's ring is behind: for it, 200 is an owner still.
     let [(first, ..)] = asks(&mut follow)[..] else { panic!() };
     follow.answered(millis(1), first, answered(Answer::NotOwner(Some(node(200)))));
     let [(gone, owner, _)] = asks(&mut follow)[..] else { panic!() };
     assert_eq!(owner, node(200));
+    // It may be the second one then, and not know yet that it is the first.
     follow.unanswered(millis(1), gone);
+    let [(again, owner, ref ask)] = asks(&mut follow)[..] else { panic!() };
+    assert_eq!((owner, ask.owner_failed), (node(100), true));
+    follow.answered(millis(1), again, answered(Answer::NotOwner(Some(node(200)))));
     let [(second, owner, ref ask)] = asks(&mut follow)[..] else { panic!() };
     assert_eq!((owner, ask.owner_failed), (node(101), true));
-    // Neither is the second one, if it says the same: a piece, and no more asks for now.
+    // The same with the second one: a piece then, and no more asks for now.
     follow.answered(millis(2), second, answered(Answer::NotOwner(Some(node(200)))));
     let [(gone, ..)] = asks(&mut follow)[..] else { panic!() };
     follow.unanswered(millis(2), gone);
+    let [(again, owner, _)] = asks(&mut follow)[..] else { panic!() };
+    assert_eq!(owner, node(101));
+    follow.answered(millis(2), again, answered(Answer::NotOwner(Some(node(200)))));
     assert_eq!((asks(&mut follow), follow.turn()), (Vec::new(), Turn::Upstream { upto: PIECE }));
 }
 
