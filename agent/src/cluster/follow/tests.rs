@@ -330,6 +330,24 @@ fn a_reader_that_starves_moves_up_and_one_that_is_slow_itself_goes_to_the_tail()
 
 /// A limit of this node's own lets a piece through every three seconds.
 #[test]
+fn who_was_found_slow_does_not_stay_behind_one_that_has_less() {
+    let (mut follow, before) = reading();
+    follow.arrived(millis(2), 20 << 20);
+    follow.parted(millis(100), before.number, &Parting::Displaced);
+    let [(number, _, ref ask)] = asks(&mut follow)[..] else { panic!() };
+    assert!(ask.to_the_tail && ask.slow);
+    follow.answered(millis(101), number, read(60, &[11]));
+    let slow = opening(&follow);
+    follow.opened(millis(102), slow.number);
+    for at in (200..=800).step_by(200) {
+        let mut beat = beat([5 << 20, 40 << 20, 40 << 20], [100_000, 10 << 20, 10 << 20]);
+        beat.path[0].node = node(11);
+        follow.beat(millis(at), slow.number, beat);
+    }
+    assert_eq!((opening(&follow).node, opening(&follow).instead_of), (node(9), Some(node(11))));
+}
+
+#[test]
 fn who_holds_itself_back_takes_nobody_for_silent_or_slow() {
     let (mut follow, first) = reading();
     let fast = 100 << 20;
