@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use rand::Rng;
 
-use crate::cluster::chain::{Ailment, Ticket};
+use crate::cluster::chain::{Ailment, Ticket, Trouble};
 use crate::image::{NodeId, Zone};
 
 use super::lease::{Judged, Leases, Progress};
 use super::members::{Newcomer, Readers};
-use super::place::{Placing, fan_out};
+use super::place::{MAX_PARENTS, Placing, fan_out};
 use super::rates::Rates;
 use super::words::{Answer, Ask, Released, Report, Verdict};
 
@@ -56,7 +56,11 @@ impl Chain {
         ask: &Ask,
         known: &mut Known<'_>,
     ) -> Answer {
-        let holders = known.holders;
+        // Who can't be read from is none for this asker: it would be left without a lease, and fetch for itself alone.
+        let is_lost = |trouble: &Trouble| matches!(trouble.why, Ailment::Silent | Ailment::Absent | Ailment::Wrong);
+        let is_lost = |node: NodeId| ask.troubles.iter().any(|trouble| trouble.node == node && is_lost(trouble));
+        let holders: Vec<_> = known.holders.iter().copied().filter(|(node, _)| !is_lost(*node)).collect();
+        let holders = holders.as_slice();
         self.touched = now;
         self.size = ask.size.or(self.size);
         for trouble in &ask.troubles {
@@ -112,7 +116,11 @@ impl Chain {
         let Some(ticket) = self.enter(now, run, from, (ask, holders), true) else {
             return Answer::Alone { absent: false };
         };
-        let parents = self.placing(from, ask).parents(&self.readers, ticket, holders);
+        let mut parents = self.placing(from, ask).parents(&self.readers, ticket, holders);
+        if parents.is_empty() {
+            // It was full a moment ago: who comes again takes one more.
+            parents.extend(holders.iter().map(|(node, _)| *node).filter(|node| *node != from).take(MAX_PARENTS));
+        }
         if parents.is_empty() { Answer::Alone { absent: false } } else { self.read(now, from, ticket, parents) }
     }
 

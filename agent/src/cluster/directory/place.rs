@@ -9,7 +9,7 @@ use crate::image::{NodeId, Zone};
 use super::members::Readers;
 
 /// The most parents that an answer names.
-const MAX_PARENTS: usize = 3;
+pub(super) const MAX_PARENTS: usize = 3;
 /// Up to this size a blob goes from whole holders, each of which has several readers: what counts is how soon the bytes
 /// begin, not how fast they flow. In bytes.
 pub const PASSED_ON_WHOLE: u64 = 64 << 10;

@@ -506,6 +506,25 @@ fn a_member_that_goes_takes_all_that_was_known_of_it_along() {
 }
 
 #[test]
+fn who_cannot_read_from_the_only_holder_fetches_for_all_but_waits_for_one_that_is_full() {
+    let mut table = Table::new();
+    table.report(1, &Table::reports(Ticket { number: 1, issuer: 1 }, None, 1 << 30, State::Whole));
+    let (second, parents) = table.parents(2, &Table::asks(2));
+    assert_eq!(parents, [node(1)]);
+    let lost = |why| vec![Trouble { node: node(1), why }];
+    // One that is full may have room in a moment.
+    let full = Ask { ticket: Some(second), troubles: lost(Ailment::Full), ..Table::asks(2) };
+    assert_eq!(table.parents(2, &full).1, [node(1)]);
+    let mut table = Table::new();
+    table.report(1, &Table::reports(Ticket { number: 1, issuer: 1 }, None, 1 << 30, State::Whole));
+    let (second, _) = table.parents(2, &Table::asks(2));
+    let (third, _) = table.parents(3, &Table::asks(3));
+    table.fetches(2, &Ask { ticket: Some(second), troubles: lost(Ailment::Silent), ..Table::asks(2) });
+    let ask = Ask { ticket: Some(third), troubles: lost(Ailment::Silent), ..Table::asks(3) };
+    assert_eq!(table.parents(3, &ask).1, [node(2)], "it has lost the same one, and reads from who fetches");
+}
+
+#[test]
 fn who_isnt_owner_says_who_is() {
     let mut table = Table::new();
     let member = |number, settled| Member {

@@ -23,6 +23,8 @@ mod words;
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod watched;
 
 use std::collections::VecDeque;
 use std::time::Duration;

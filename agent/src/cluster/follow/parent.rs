@@ -29,10 +29,13 @@ impl Follow {
     pub fn beat(&mut self, now: Duration, opening: u64, beat: Beat) {
         let (size, frontier, rate) = (self.size, self.frontier, self.meter.rate(now));
         let (me, ticket) = (self.me, self.ticket);
-        let may_move =
-            now >= self.stays_until && self.moved.is_none_or(|moved| now.saturating_sub(moved) >= MOVES_EVERY);
+        let stays = now < self.stays_until;
+        let moved_long_ago = self.moved.is_none_or(|moved| now.saturating_sub(moved) >= MOVES_EVERY);
         let Some(reading) = self.reading(opening) else { return };
         reading.hear(now);
+        // Who has sent nothing yet, since it has less than this node has, isn't slow by this node's doing.
+        let has_less = reading.fed_since.is_none() && beat.path.first().is_some_and(|hop| hop.frontier < frontier);
+        let may_move = moved_long_ago && (!stays || has_less);
         // Under an older ticket this node may still be on paths that were told further and further.
         let is_circle = beat.path.iter().any(|hop| hop.node == me && hop.ticket == ticket);
         let parent = reading.opening.node;

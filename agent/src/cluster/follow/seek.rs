@@ -58,15 +58,22 @@ impl Follow {
     }
 
     fn ask_owner(&mut self, now: Duration, owner: NodeId) {
-        self.ask_by_way_of(now, owner, None, 0);
+        self.ask_by_way_of(now, owner, None, (0, self.ranks.is_second(owner)));
     }
 
     /// Whom `pending` was sent to says that it is no owner, and who is.
     pub(super) fn redirected(&mut self, now: Duration, pending: &Pending, owner: NodeId) {
-        self.ask_by_way_of(now, owner, Some(pending.via.unwrap_or(pending.owner)), pending.redirects + 1);
+        let via = Some(pending.via.unwrap_or(pending.owner));
+        self.ask_by_way_of(now, owner, via, (pending.redirects + 1, false));
     }
 
-    fn ask_by_way_of(&mut self, now: Duration, owner: NodeId, via: Option<NodeId>, redirects: u32) {
+    fn ask_by_way_of(
+        &mut self,
+        now: Duration,
+        owner: NodeId,
+        via: Option<NodeId>,
+        (redirects, owner_failed): (u32, bool),
+    ) {
         self.numbers += 1;
         let number = self.numbers;
         let ask = Ask {
@@ -79,23 +86,36 @@ impl Follow {
             to_the_tail: self.to_the_tail,
             slow: self.slow,
             troubles: self.troubles_now(now),
-            owner_failed: via.is_none() && self.ranks.is_second(owner),
+            owner_failed,
         };
         self.asked = Some(now);
         self.pending.push(Pending { number, owner, redirects, via, at: now, is_late: false });
         self.actions.push(Action::Ask { number, owner, ask: Box::new(ask) });
     }
 
-    /// An owner is no use: the other one is asked. Neither is one whose word led to it: it believes in an owner that has
-    /// gone, and would say so again at once.
+    /// An owner is no use: the other one is asked. First the one whose word led to it, if that was one step: who believes in
+    /// an owner that has gone is the next one for itself, and learns of its end later than this node. If it isn't, it is no
+    /// use either: it would say the same again at once.
     pub(super) fn owner_failed(&mut self, now: Duration, pending: &Pending) {
         self.ranks.failed(now, pending.owner);
+        if let Some(via) = self.stands_in(now, pending.via, pending.redirects) {
+            if !self.is_over && !self.is_served(now) {
+                self.ask_by_way_of(now, via, None, (MAX_REDIRECTS, true));
+            }
+            return;
+        }
         if let Some(via) = pending.via {
             self.ranks.failed(now, via);
         }
         if !self.is_over && !self.is_served(now) {
             self.ask(now);
         }
+    }
+
+    /// Who is asked in the place of an owner that it led to.
+    fn stands_in(&self, now: Duration, via: Option<NodeId>, redirects: u32) -> Option<NodeId> {
+        let via = via.filter(|via| redirects == 1 && !self.ranks.is_left_alone(now, *via))?;
+        self.pending.iter().all(|pending| pending.owner != via).then_some(via)
     }
 
     /// Looks for asks that are late.
@@ -109,7 +129,12 @@ impl Follow {
         let is_late = |pending: &&mut Pending| !pending.is_late && now.saturating_sub(pending.at) >= after;
         let Some(late) = self.pending.iter_mut().find(is_late) else { return };
         late.is_late = true;
-        let (owner, via) = (late.owner, late.via);
+        let (owner, via, redirects) = (late.owner, late.via, late.redirects);
+        if let Some(via) = self.stands_in(now, via, redirects).filter(|_| !self.is_served(now)) {
+            self.ranks.failed(now, owner);
+            self.ask_by_way_of(now, via, None, (MAX_REDIRECTS, true));
+            return;
+        }
         let is_asked = |node: NodeId, pending: &[Pending]| pending.iter().any(|pending| pending.owner == node);
         if let Some(via) = via {
             self.ranks.failed(now, via);

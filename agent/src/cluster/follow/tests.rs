@@ -98,20 +98,27 @@ fn a_late_owner_is_passed_over_and_then_a_piece_is_fetched() {
 }
 
 #[test]
-fn who_sends_to_an_owner_that_is_gone_is_not_asked_again() {
+fn who_sends_to_an_owner_that_is_gone_is_asked_in_its_place_and_once() {
     let mut follow = follow();
     // The first one's ring is behind: for it, 200 is an owner still.
     let [(first, ..)] = asks(&mut follow)[..] else { panic!() };
     follow.answered(millis(1), first, answered(Answer::NotOwner(Some(node(200)))));
     let [(gone, owner, _)] = asks(&mut follow)[..] else { panic!() };
     assert_eq!(owner, node(200));
+    // It may be the second one then, and not know yet that it is the first.
     follow.unanswered(millis(1), gone);
+    let [(again, owner, ref ask)] = asks(&mut follow)[..] else { panic!() };
+    assert_eq!((owner, ask.owner_failed), (node(100), true));
+    follow.answered(millis(1), again, answered(Answer::NotOwner(Some(node(200)))));
     let [(second, owner, ref ask)] = asks(&mut follow)[..] else { panic!() };
     assert_eq!((owner, ask.owner_failed), (node(101), true));
-    // Neither is the second one, if it says the same: a piece, and no more asks for now.
+    // The same with the second one: a piece then, and no more asks for now.
     follow.answered(millis(2), second, answered(Answer::NotOwner(Some(node(200)))));
     let [(gone, ..)] = asks(&mut follow)[..] else { panic!() };
     follow.unanswered(millis(2), gone);
+    let [(again, owner, _)] = asks(&mut follow)[..] else { panic!() };
+    assert_eq!(owner, node(101));
+    follow.answered(millis(2), again, answered(Answer::NotOwner(Some(node(200)))));
     assert_eq!((asks(&mut follow), follow.turn()), (Vec::new(), Turn::Upstream { upto: PIECE }));
 }
 
@@ -366,6 +373,24 @@ fn a_reader_that_starves_moves_up_and_one_that_is_slow_itself_goes_to_the_tail()
 }
 
 /// A limit of this node's own lets a piece through every three seconds.
+#[test]
+fn who_was_found_slow_does_not_stay_behind_one_that_has_less() {
+    let (mut follow, before) = reading();
+    follow.arrived(millis(2), 20 << 20);
+    follow.parted(millis(100), before.number, &Parting::Displaced);
+    let [(number, _, ref ask)] = asks(&mut follow)[..] else { panic!() };
+    assert!(ask.to_the_tail && ask.slow);
+    follow.answered(millis(101), number, read(60, &[11]));
+    let slow = opening(&follow);
+    follow.opened(millis(102), slow.number);
+    for at in (200..=800).step_by(200) {
+        let mut beat = beat([5 << 20, 40 << 20, 40 << 20], [100_000, 10 << 20, 10 << 20]);
+        beat.path[0].node = node(11);
+        follow.beat(millis(at), slow.number, beat);
+    }
+    assert_eq!((opening(&follow).node, opening(&follow).instead_of), (node(9), Some(node(11))));
+}
+
 #[test]
 fn who_holds_itself_back_takes_nobody_for_silent_or_slow() {
     let (mut follow, first) = reading();

@@ -7,9 +7,10 @@ use std::time::Duration;
 use crate::cluster::chain::{Beat, Lease, Parting};
 use crate::cluster::directory::{Answered, Ask, Report, Verdict};
 use crate::cluster::serve::Reader;
+use crate::image::NodeId;
 
 /// A pull of one blob on one node.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct Spot {
     pub(super) node: usize,
     pub(super) blob: usize,
@@ -99,6 +100,20 @@ pub(super) enum Event {
     },
     /// Everybody sees the members that there are.
     Noticed,
+    /// A node sees whether another is there.
+    Sees {
+        node: usize,
+        other: usize,
+    },
+    /// A node is to tell an owner what it has whole.
+    ToAnnounce {
+        from: Spot,
+        owner: NodeId,
+    },
+    Announced {
+        from: Spot,
+        owner: usize,
+    },
     /// A node that has given up begins again.
     Again {
         node: usize,

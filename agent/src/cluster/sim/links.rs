@@ -46,6 +46,8 @@ pub(super) struct Stream {
     /// Slower than the link, in bytes a second; and when the next piece may go.
     pub(super) pace: Option<f64>,
     pub(super) not_before: Duration,
+    /// When it was asked for.
+    pub(super) began: Duration,
     /// Since when the reader is out of reach.
     pub(super) unheard_since: Option<Duration>,
 }
@@ -148,7 +150,12 @@ impl World {
         stream.under_way -= bytes;
         let (spot, is_closed) = (stream.reader, stream.is_closed);
         let frontier = stream.at - stream.under_way;
-        if !is_closed && self.reaches_reader(number) {
+        let is_upstream = stream.sender == self.nodes.len();
+        let is_taken = !is_closed && self.reaches_reader(number);
+        if self.cluster.checked && is_upstream && is_taken {
+            self.watch_upstream(spot, frontier - bytes, bytes);
+        }
+        if is_taken {
             self.arrived(spot, frontier);
         }
         self.wake(number);

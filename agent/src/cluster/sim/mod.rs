@@ -4,7 +4,9 @@
 //! over each node's two directions, which all its streams share; small messages have a delay and no size. Everything comes
 //! from the seed: the same one gives the same run.
 
+mod announce;
 mod events;
+mod faults;
 mod figures;
 mod links;
 mod node;
@@ -13,6 +15,7 @@ mod peers;
 mod plan;
 mod published;
 mod tests;
+mod views;
 mod watch;
 mod world;
 

@@ -13,6 +13,8 @@ use crate::image::{NodeId, Zone};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Life {
     Up,
+    /// It hasn't come yet.
+    Away,
     /// The host is gone: nothing comes back.
     Dark,
     /// The process is gone: connections are refused.
@@ -26,6 +28,8 @@ pub(super) struct Node {
     pub(super) life: Life,
     /// Nothing that went wrong was this node's.
     pub(super) is_healthy: bool,
+    /// At some time it missed bytes, and neither of those whom it takes for owners answered in time.
+    pub(super) was_without_owner: bool,
     /// Which part of the cluster it is in.
     pub(super) part: usize,
     pub(super) ring: Arc<Ring>,
@@ -67,6 +71,13 @@ pub(super) struct Blob {
     pub(super) tick: Option<Duration>,
     pub(super) serve_tick: Option<Duration>,
     pub(super) last_byte: Duration,
+    /// How long it has waited for the cluster without a byte, in all.
+    pub(super) waited: Duration,
+    /// Since when no way leads to who has more, and nobody who lives is asked.
+    pub(super) cut_off_since: Option<Duration>,
+    /// How many tries of others at upstream failed, one after the other, while it waited; and when the last one did.
+    pub(super) failures: u32,
+    pub(super) failed: Duration,
 }
 
 impl Blob {
@@ -81,6 +92,10 @@ impl Blob {
             tick: None,
             serve_tick: None,
             last_byte: now,
+            waited: Duration::ZERO,
+            cut_off_since: None,
+            failures: 0,
+            failed: Duration::ZERO,
         }
     }
 }

@@ -45,7 +45,7 @@ impl World {
     }
 
     /// How long until a small message is there that is sent now.
-    fn way(&mut self, from: usize, to: usize) -> Duration {
+    pub(super) fn way(&mut self, from: usize, to: usize) -> Duration {
         let mut way = self.delay(from, to);
         if from == to || self.cluster.queue.is_zero() {
             return way;
@@ -190,7 +190,7 @@ impl World {
         }
     }
 
-    fn begin_directory(&mut self, owner: usize) {
+    pub(super) fn begin_directory(&mut self, owner: usize) {
         let node = &mut self.nodes[owner];
         let run = 0x1000_0000_0000_0000 + owner as u64;
         node.directory.get_or_insert_with(|| Directory::new(node.id, node.ring.clone(), run));

@@ -114,6 +114,7 @@ impl World {
             arrives: Duration::ZERO,
             pace: None,
             not_before: Duration::ZERO,
+            began: self.now,
             unheard_since: None,
         });
         if let Some(blob) = &mut self.nodes[reader.node].pulls[reader.blob] {
@@ -155,6 +156,7 @@ impl World {
         let (sender, spot) = (self.streams[number].sender, self.streams[number].reader);
         let now = self.now;
         let Some(blob) = self.nodes[sender].pulls[spot.blob].as_mut() else {
+            self.watch_absence(spot, sender);
             self.part(number, Parting::Absent);
             return;
         };
@@ -203,6 +205,9 @@ impl World {
             return;
         }
         self.close(Some(number));
+        if self.cluster.checked {
+            self.watch_failure(spot, self.streams[number].began);
+        }
         self.with_follow(spot, |follow| follow.upstream_failed(now, Released::Unreachable));
     }
 

@@ -2,9 +2,9 @@
 //!
 //! All of them print their seeds.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use super::{Cluster, Figure, run};
+use super::{Cluster, Figure, Outcome, run};
 
 /// One line for each scenario: what came of it.
 fn show(nodes: usize, seed: u64, figures: Vec<Figure>) {
@@ -64,9 +64,23 @@ fn one_slow_node_where_small_messages_wait() {
 #[ignore = "takes minutes: make simulate"]
 fn nobody_is_stuck_in_ten_thousand_schedules() {
     let schedules = std::env::var("LARDER_SIM_SCHEDULES").map_or(10_000, |text| text.parse().unwrap());
-    let wrong: Vec<(u64, String)> = (0..schedules)
-        .filter_map(|seed| run(&Cluster::random(seed)).wrong.into_iter().next().map(|what| (seed, what)))
-        .collect();
+    let runs: Vec<(u64, Outcome)> = (0..schedules).map(|seed| (seed, run(&Cluster::random(seed)))).collect();
+    let mut beside: Vec<f64> = runs.iter().map(|(_, outcome)| outcome.beside()).collect();
+    beside.sort_by(f64::total_cmp);
+    let part = |part: f64| beside[((beside.len() - 1) as f64 * part) as usize];
+    println!(
+        "copies beside those that had to be: {:.2} in the median, {:.2} in 90 of 100, {:.2} in 99, {:.2} at worst",
+        part(0.5),
+        part(0.9),
+        part(0.99),
+        part(1.0)
+    );
+    let longest = |of: fn(&Outcome) -> Duration| runs.iter().map(|(seed, outcome)| (of(outcome), *seed)).max();
+    println!("cut off for the longest, with the seed: {:?}", longest(|outcome| outcome.cut_off));
+    println!("waited for the longest: {:?}", longest(|outcome| outcome.waited));
+    println!("the most that failed in a row: {:?}", runs.iter().map(|(seed, of)| (of.failures, *seed)).max());
+    let wrong = runs.into_iter().filter_map(|(seed, of)| of.wrong.into_iter().next().map(|what| (seed, what)));
+    let wrong: Vec<(u64, String)> = wrong.collect();
     println!("{} of {schedules} schedules went wrong", wrong.len());
     assert_eq!(wrong, []);
 }

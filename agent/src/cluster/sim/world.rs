@@ -10,7 +10,7 @@ use rand::{RngExt, SeedableRng};
 use crate::cluster::chain::{Credential, Key};
 use crate::cluster::follow::{Action, Follow, Sought};
 use crate::cluster::serve::Serve;
-use crate::cluster::{Delays, Member, Ring};
+use crate::cluster::{Delays, Ring};
 use crate::image::{Access, Digest, NodeId, Registry, Zone};
 
 use super::events::{Event, Queue, Spot};
@@ -21,6 +21,8 @@ use super::plan::{Cluster, Fault, Outcome, Pull, When};
 /// What is waited after everybody is done, before all has to be quiet.
 const GRACE: Duration = Duration::from_secs(6);
 const QUIET: Duration = Duration::from_secs(1);
+/// How often readers are looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// The receiving direction of a node's link.
 #[derive(Debug)]
@@ -52,11 +54,24 @@ pub(super) struct World {
     pub(super) rests_since: Option<Duration>,
     /// When what one node said to another last arrives: what it says after that arrives after it.
     pub(super) said: HashMap<(usize, usize), Duration>,
+    /// Which node sees which, where each learns it by itself.
+    pub(super) sees: Vec<Vec<bool>>,
+    /// When all that has changed so far is noticed.
+    pub(super) changes_until: Duration,
+    /// Bytes that came under a lease when another had them who fetched under one of the same owner.
+    pub(super) twice: u64,
+    /// What upstream has to send.
+    pub(super) needed: u64,
+    /// When a reader last heard from a node that it has nothing of a blob.
+    pub(super) absences: HashMap<(Spot, usize), Duration>,
+    pub(super) cut_off: Duration,
+    pub(super) waited: Duration,
+    pub(super) failures: u32,
     pub(super) is_graph_new: bool,
     pub(super) wrong: Vec<String>,
     /// Faults that wait for the first node to come so far.
     waiting: Vec<(f64, usize)>,
-    left: usize,
+    pub(super) left: usize,
 }
 
 /// Runs a cluster until everybody who can has everything, and a little longer.
@@ -65,7 +80,7 @@ pub(super) fn run(cluster: &Cluster) -> Outcome {
     let mut world = World::new(cluster);
     let mut ends = cluster.at_most;
     let mut done_at = None;
-    let mut looked = Duration::ZERO;
+    let (mut looked, mut to_look) = (Duration::ZERO, Duration::ZERO);
     while let Some((at, event)) = world.queue.pop() {
         if at > ends {
             break;
@@ -74,15 +89,21 @@ pub(super) fn run(cluster: &Cluster) -> Outcome {
         world.happens(event);
         if cluster.checked {
             world.watch();
-            if at >= looked {
-                looked = at + Duration::from_millis(100);
-                world.watch_deadlines();
+            if at >= to_look {
+                world.watch_readers(at - looked);
+                (looked, to_look) = (at, at + LOOK_EVERY);
             }
         }
         if done_at.is_none() && world.left == 0 {
             done_at = Some(at);
-            world.rests_since = Some(at + GRACE);
-            ends = at + GRACE + QUIET;
+        }
+        if let Some(done) = done_at {
+            let rests_since = Some(done.max(world.changes_until) + GRACE);
+            if world.rests_since != rests_since {
+                world.rests_since = rests_since;
+                world.messages_at_rest = 0;
+                ends = done.max(world.changes_until) + GRACE + QUIET;
+            }
         }
     }
     world.outcome(done_at)
@@ -101,6 +122,7 @@ impl World {
                     zone: zone(number % cluster.zones.max(1)),
                     life: Life::Up,
                     is_healthy: true,
+                    was_without_owner: false,
                     part: 0,
                     ring: ring.clone(),
                     directory: None,
@@ -140,11 +162,24 @@ impl World {
             messages_at_rest: 0,
             rests_since: None,
             said: HashMap::new(),
+            sees: Vec::new(),
+            changes_until: Duration::ZERO,
+            twice: 0,
+            needed: cluster.blobs.iter().sum(),
+            absences: HashMap::new(),
+            cut_off: Duration::ZERO,
+            waited: Duration::ZERO,
+            failures: 0,
             is_graph_new: false,
             wrong: Vec::new(),
             waiting: Vec::new(),
             left: cluster.nodes,
         };
+        for (_, fault) in &cluster.faults {
+            if let Fault::Comes(node) = fault {
+                world.nodes[*node].life = Life::Away;
+            }
+        }
         world.notice();
         for node in 0..world.nodes.len() {
             if node < cluster.whole {
@@ -194,6 +229,9 @@ impl World {
             Event::Piece { stream, bytes } => self.piece(stream, bytes),
             Event::Fault { fault } => self.goes_wrong(self.cluster.faults[fault].1),
             Event::Noticed => self.notice(),
+            Event::Sees { node, other } => self.looks(node, other),
+            Event::ToAnnounce { from, owner } => self.to_announce(from, owner),
+            Event::Announced { from, owner } => self.announced(from, owner),
             Event::Again { node } => self.begin(node),
         }
     }
@@ -252,7 +290,9 @@ impl World {
                 zone: this.zone.clone(),
                 state: crate::cluster::directory::State::Whole,
             };
-            if let Some(owner) = this.ring.owners_of(&key.digest).first {
+            let first = this.ring.owners_of(&key.digest).first;
+            self.announces(Spot { node, blob });
+            if let Some(owner) = first {
                 self.send_report(Spot { node, blob }, owner, Box::new(report));
             }
         }
@@ -368,6 +408,7 @@ impl World {
             return;
         }
         blob.frontier = frontier;
+        blob.failures = 0;
         let gap = now - blob.last_byte;
         blob.last_byte = now;
         blob.serve.arrived(frontier, None);
@@ -388,6 +429,7 @@ impl World {
             self.wake(stream);
         }
         if frontier >= size {
+            self.announces(spot);
             self.is_done(spot.node);
         }
         if spot.blob == 0 && !self.waiting.is_empty() {
@@ -413,170 +455,6 @@ impl World {
         }
     }
 
-    fn goes_wrong(&mut self, fault: Fault) {
-        let now = self.now;
-        match fault {
-            Fault::Dark(node) => self.dies(node, Life::Dark),
-            Fault::Killed(node) => self.dies(node, Life::Killed),
-            Fault::OwnerDark => {
-                if let Some(owner) = self.owner() {
-                    self.dies(owner, Life::Dark);
-                }
-            }
-            Fault::OwnerSlow(late) => {
-                if let Some(owner) = self.owner() {
-                    self.nodes[owner].lateness = late;
-                }
-            }
-            Fault::Slow(node, part) => {
-                let node = self.victim(node);
-                self.links[node].rate *= part;
-                self.downs[node].rate *= part;
-                self.nodes[node].is_healthy = false;
-            }
-            Fault::SlowUpstream(node, part) => {
-                let node = self.victim(node);
-                self.nodes[node].upstream_part = Some(part);
-                let pace = Some(part * self.cluster.link);
-                let upstream = self.upstream();
-                for stream in self.streams.iter_mut().filter(|s| s.sender == upstream && s.reader.node == node) {
-                    stream.pace = pace;
-                }
-            }
-            Fault::UpstreamGone => {
-                self.upstream_answers = false;
-                let upstream = self.upstream();
-                for number in 0..self.streams.len() {
-                    let stream = &self.streams[number];
-                    if stream.sender == upstream && stream.is_open && !stream.is_ended {
-                        self.upstream_broke(number);
-                    }
-                }
-            }
-            Fault::UpstreamBack => self.upstream_answers = true,
-            Fault::Parted(parts) => {
-                for node in 0..self.nodes.len() {
-                    self.nodes[node].part = self.rng.random_range(0..parts);
-                }
-                self.queue.push(now + self.cluster.noticed_after, Event::Noticed);
-            }
-            Fault::Healed => {
-                for node in &mut self.nodes {
-                    node.part = 0;
-                }
-                // What was under way is sent again by TCP.
-                for number in 0..self.streams.len() {
-                    self.wake(number);
-                }
-                self.queue.push(now + self.cluster.noticed_after, Event::Noticed);
-            }
-            Fault::Leaves(node, back) => {
-                let node = self.victim(node);
-                if self.nodes[node].done.is_none() && self.nodes[node].is_up() && self.nodes[node].began.is_some() {
-                    self.leaves(node);
-                    self.queue.push(now + back, Event::Again { node });
-                }
-            }
-        }
-    }
-
-    fn victim(&self, node: usize) -> usize {
-        if node == Fault::OWNER {
-            return self.owner().unwrap_or(0);
-        }
-        if node != Fault::HOLDER {
-            return node.min(self.nodes.len() - 1);
-        }
-        let key = Self::key(0);
-        let leases =
-            self.nodes.iter().filter_map(|node| node.directory.as_ref()).flat_map(|directory| directory.leases(&key));
-        leases.map(|(node, ..)| self.by_id[&node]).next().unwrap_or(0)
-    }
-
-    fn owner(&self) -> Option<usize> {
-        let ring = &self.nodes.iter().find(|node| node.is_up())?.ring;
-        ring.owners_of(&Self::key(0).digest).first.map(|owner| self.by_id[&owner])
-    }
-
-    fn dies(&mut self, node: usize, how: Life) {
-        let node = self.victim(node);
-        if !self.nodes[node].is_up() {
-            return;
-        }
-        self.nodes[node].life = how;
-        self.nodes[node].is_healthy = false;
-        self.is_graph_new = true;
-        if self.nodes[node].done.is_none() {
-            self.left -= 1;
-        }
-        for number in 0..self.streams.len() {
-            let stream = &self.streams[number];
-            let (sender, reader) = (stream.sender, stream.reader.node);
-            if stream.is_closed || stream.is_ended {
-                continue;
-            }
-            if reader == node {
-                self.streams[number].is_closed = true;
-                if how == Life::Killed || sender == self.upstream() {
-                    self.queue.push(self.now + self.cluster.delay, Event::Closed { stream: number });
-                }
-            } else if sender == node && how == Life::Killed {
-                self.queue.push(self.now + self.cluster.delay, Event::Broke { stream: number });
-            }
-        }
-        self.queue.push(self.now + self.cluster.noticed_after, Event::Noticed);
-    }
-
-    fn leaves(&mut self, node: usize) {
-        self.nodes[node].is_healthy = false;
-        for blob in 0..self.cluster.blobs.len() {
-            let now = self.now;
-            let spot = Spot { node, blob };
-            self.with_follow(spot, |follow| follow.leave(now));
-            let Some(pull) = &self.nodes[node].pulls[blob] else { continue };
-            if pull.is_whole {
-                continue;
-            }
-            for stream in pull.sends.clone() {
-                self.part(stream, crate::cluster::chain::Parting::Failed);
-            }
-            self.nodes[node].pulls[blob] = None;
-        }
-        self.nodes[node].next = 0;
-        self.nodes[node].under_way = 0;
-    }
-
-    /// Everybody sees who can be reached.
-    fn notice(&mut self) {
-        let parts = self.nodes.iter().map(|node| node.part).max().unwrap_or(0);
-        for part in 0..=parts {
-            let near = self.nodes.iter().filter(|node| node.is_up() && node.part == part);
-            let members = near.map(|node| Member {
-                node: node.id,
-                addr: std::net::SocketAddr::from(([127, 0, 0, 1], 1)),
-                zone: node.zone.clone(),
-                start: 1,
-                settled: true,
-            });
-            let ring = Arc::new(Ring::new(NodeId::new([0; 16]), members));
-            for number in 0..self.nodes.len() {
-                let node = &mut self.nodes[number];
-                if node.part != part || !node.is_up() {
-                    continue;
-                }
-                node.ring = ring.clone();
-                if let Some(directory) = &mut node.directory {
-                    directory.ring_changed(self.now, &mut self.rng, ring.clone());
-                }
-                for blob in 0..self.cluster.blobs.len() {
-                    let now = self.now;
-                    let owners = ring.owners_of(&Self::key(blob).digest);
-                    self.with_follow(Spot { node: number, blob }, |follow| follow.owners_changed(now, owners));
-                }
-            }
-        }
-    }
-
     fn outcome(mut self, done: Option<Duration>) -> Outcome {
         let total: u64 = self.cluster.blobs.iter().sum();
         if done.is_none() {
@@ -589,6 +467,12 @@ impl World {
                 .take(3)
                 .collect();
             self.complain(&format!("not everybody is done: {}", missing.join("; ")));
+        }
+        if self.messages_at_rest > 0 && self.cluster.checked {
+            self.complain(&format!("{} messages when all is done", self.messages_at_rest));
+        }
+        if self.cluster.checked {
+            self.watch_costs();
         }
         let took = done.unwrap_or(self.now);
         let pull = |node: &Node| Pull {
@@ -608,7 +492,10 @@ impl World {
             asks: self.asks,
             streams: self.opened_streams,
             crossed: self.crossed,
-            messages_at_rest: self.messages_at_rest,
+            needed: self.needed as f64 / total as f64,
+            cut_off: self.cut_off,
+            waited: self.waited,
+            failures: self.failures,
             took,
             wrong: self.wrong,
         }
