@@ -175,20 +175,6 @@ fn who_is_far_ahead_fetches_until_the_next_has_what_there_is() {
 }
 
 #[test]
-fn what_is_on_its_way_when_a_lease_passes_on_is_fetched_by_nobody_else() {
-    for seed in seeds(40) {
-        // Who comes later catches up with who fetches, in the middle of what that one has asked for.
-        let link = 125e6 * f64::from(1 + u32::try_from(seed % 8).unwrap());
-        let (nodes, mib) = (2 + seed as usize % 4, 5 + seed % 30);
-        let begin_within = Duration::from_millis(60);
-        let cluster = Cluster { blobs: vec![mib << 20], begin_within, link, ..Cluster::herd(nodes, seed) };
-        let outcome = run(&cluster);
-        assert_eq!(outcome.wrong, Vec::<String>::new(), "LARDER_SIM_SEED={seed}");
-        assert!((1.0..=1.001).contains(&outcome.copies), "{} copies: LARDER_SIM_SEED={seed}", outcome.copies);
-    }
-}
-
-#[test]
 fn who_comes_after_an_owner_is_told_what_there_is_by_those_who_read() {
     for seed in seeds(5) {
         // Some begin from nothing when the next owner knows only what it is told, and by some when nobody knows yet that
