@@ -48,9 +48,9 @@ impl Pair {
         place == Place::Middle && !self.ill.begins_in_a_body()
     }
 
-    /// How the agent reaches the one that is cut.
+    /// How the agent reaches the one that is cut: by one connection for the blob. With several, none might come so far.
     pub(super) fn cut(&self) -> Upstream {
-        Upstream::insecure(&self.cut.url())
+        Upstream::insecure(&self.cut.url()).max_connections(2)
     }
 
     /// How the agent reaches the first.
