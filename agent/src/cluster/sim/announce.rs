@@ -34,7 +34,7 @@ impl World {
         }
     }
 
-    pub(super) fn to_announce(&mut self, from: Spot, owner: NodeId) {
+    pub(super) fn announces_now(&mut self, from: Spot, owner: NodeId) {
         let digest = Self::key(from.blob).digest;
         let is_owner = self.nodes[from.node].ring.owners_of(&digest).contains(owner);
         if !is_owner || !self.nodes[from.node].is_up() || !self.has_whole(from) {

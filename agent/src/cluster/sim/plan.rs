@@ -313,7 +313,7 @@ impl Cluster {
             checked: true,
         };
         // Drawn last, so that a schedule that was hard once stays what it was.
-        if seed % 3 != 0 {
+        if !seed.is_multiple_of(3) {
             cluster.noticed_within = Duration::from_millis(rng.random_range(1..4_000));
         }
         if seed % 5 == 2 {

@@ -42,7 +42,7 @@ impl World {
                 .collect();
             let ring = self.ring_of(near.iter().copied());
             for number in near {
-                self.has_ring(number, ring.clone());
+                self.has_ring(number, &ring);
             }
         }
         if !self.cluster.noticed_within.is_zero() {
@@ -59,7 +59,7 @@ impl World {
             return;
         }
         let ring = self.ring_of((0..self.nodes.len()).filter(|other| self.sees[node][*other]));
-        self.has_ring(node, ring);
+        self.has_ring(node, &ring);
     }
 
     /// A node that has just come sees all others, and isn't an owner yet.
@@ -70,7 +70,7 @@ impl World {
             self.sees[node] = (0..self.nodes.len()).map(|other| others.contains(&other)).collect();
         }
         let ring = self.ring_of(others.into_iter());
-        self.has_ring(node, ring);
+        self.has_ring(node, &ring);
         self.is_to_be_noticed();
     }
 
@@ -85,7 +85,7 @@ impl World {
         Arc::new(Ring::new(NodeId::new([0; 16]), members))
     }
 
-    fn has_ring(&mut self, number: usize, ring: Arc<Ring>) {
+    fn has_ring(&mut self, number: usize, ring: &Arc<Ring>) {
         let node = &mut self.nodes[number];
         let before = std::mem::replace(&mut node.ring, ring.clone());
         if let Some(directory) = &mut node.directory {

@@ -230,7 +230,7 @@ impl World {
             Event::Fault { fault } => self.goes_wrong(self.cluster.faults[fault].1),
             Event::Noticed => self.notice(),
             Event::Sees { node, other } => self.looks(node, other),
-            Event::ToAnnounce { from, owner } => self.to_announce(from, owner),
+            Event::ToAnnounce { from, owner } => self.announces_now(from, owner),
             Event::Announced { from, owner } => self.announced(from, owner),
             Event::Again { node } => self.begin(node),
         }
