@@ -145,6 +145,12 @@ impl Peers {
         Self(Backing::Script(script.clone()))
     }
 
+    /// Does what this node is an owner of go by the members that it was told last?
+    #[cfg(test)]
+    pub fn goes_by_its_ring(&self) -> bool {
+        Arc::ptr_eq(&self.inner().directory.ring(), &self.inner().ring())
+    }
+
     fn inner(&self) -> &Arc<Inner> {
         match &self.0 {
             Backing::Cluster(inner) => inner,

@@ -210,6 +210,12 @@ impl Owner {
         self.woken.notify_one();
     }
 
+    /// Whom it takes for members.
+    #[cfg(test)]
+    pub(super) fn ring(&self) -> Arc<Ring> {
+        Arc::clone(held(&self.machine).ring())
+    }
+
     /// Lets time pass for the machine, and tells it of the members, until `stop`.
     pub(super) async fn run(self: Arc<Self>, mut ring: watch::Receiver<Arc<Ring>>, stop: CancellationToken) {
         ring.mark_changed();

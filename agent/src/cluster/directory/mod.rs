@@ -236,6 +236,12 @@ impl Directory {
         self.tags.forget_ask(id);
     }
 
+    /// Whom it takes for members.
+    #[cfg(test)]
+    pub fn ring(&self) -> &Arc<Ring> {
+        &self.ring
+    }
+
     /// Members have come or gone, or owners changed. What is known of who has gone goes.
     pub fn ring_changed(&mut self, now: Duration, rng: &mut impl Rng, ring: Arc<Ring>) -> Vec<Effect> {
         let before = std::mem::replace(&mut self.ring, ring);

@@ -256,6 +256,11 @@ impl Follow {
                 if self.fruitless == 0 {
                     self.patience.stand_behind(ahead);
                 }
+                if !parents.is_empty() && parents.iter().all(|node| self.is_passed_over(*node)) {
+                    // The owner takes them for full: it would name them again.
+                    self.go_alone(now);
+                    return;
+                }
                 let insists = self.fruitless > 1;
                 self.candidates =
                     parents.into_iter().map(|node| Candidate { insists, ..Candidate::of(node) }).collect();

@@ -160,7 +160,7 @@ impl Follow {
         troubles
     }
 
-    fn is_passed_over(&self, node: NodeId) -> bool {
+    pub(super) fn is_passed_over(&self, node: NodeId) -> bool {
         !self.upstream_has_failed && self.passed_over.contains(&node)
     }
 
@@ -173,7 +173,11 @@ impl Follow {
     pub(super) fn try_next(&mut self, now: Duration) -> bool {
         self.candidates.truncate(MAX_CANDIDATES);
         while let Some(candidate) = self.candidates.pop_front() {
-            if candidate.node == self.me || (!candidate.insists && self.speaks_against(now, candidate.node)) {
+            let is_no_use = match candidate.insists {
+                true => self.is_passed_over(candidate.node),
+                false => self.speaks_against(now, candidate.node),
+            };
+            if candidate.node == self.me || is_no_use {
                 continue;
             }
             self.numbers += 1;

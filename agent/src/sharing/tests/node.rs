@@ -97,6 +97,16 @@ impl World {
         }
     }
 
+    /// Returns when all nodes that live answer as the owners that they take themselves for.
+    pub(super) async fn agrees(&self) {
+        let agree = async {
+            while self.nodes.iter().any(|node| !node.stop.is_cancelled() && !node.peers.goes_by_its_ring()) {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        timeout(PATIENCE, agree).await.unwrap();
+    }
+
     pub(super) fn ring(&self) -> Arc<Ring> {
         Arc::clone(&self.nodes[0].ring.borrow())
     }

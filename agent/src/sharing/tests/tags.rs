@@ -62,6 +62,7 @@ async fn turn_to_ask(world: &World, tag: &TagSought, trace: &Trace) -> TagLease 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_asks_and_the_others_are_told() {
     let world = World::new(3);
+    world.agrees().await;
     let (tag, trace) = (sought(), Trace::new());
     let lease = turn_to_ask(&world, &tag, &trace).await;
     let others = world.nodes[1..].iter().map(|node| node.peers.tag(&tag, &trace));
@@ -81,6 +82,7 @@ async fn one_asks_and_the_others_are_told() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_turn_that_is_dropped_passes_on() {
     let world = World::new(3);
+    world.agrees().await;
     let (tag, trace) = (sought(), Trace::new());
     let turn = world.nodes[0].peers.tag(&tag, &trace).await;
     let (next, ()) = tokio::join!(world.nodes[1].peers.tag(&tag, &trace), async { drop(turn) });
@@ -90,6 +92,7 @@ async fn a_turn_that_is_dropped_passes_on() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_told_is_known_when_no_upstream_answers() {
     let world = World::new(4);
+    world.agrees().await;
     let (tag, trace) = (sought(), Trace::new());
     assert_eq!(world.nodes[0].peers.newest(&tag, &trace).await, None);
     let lease = turn_to_ask(&world, &tag, &trace).await;
@@ -108,6 +111,7 @@ async fn what_was_told_is_known_when_no_upstream_answers() {
 #[tokio::test(flavor = "multi_thread")]
 async fn they_wait_as_long_as_upstream_is_being_asked() {
     let world = World::new(3);
+    world.agrees().await;
     let (tag, trace) = (sought(), Trace::new());
     let lease = turn_to_ask(&world, &tag, &trace).await;
     let others = world.nodes[1..].iter().map(|node| node.peers.tag(&tag, &trace));
@@ -124,6 +128,7 @@ async fn they_wait_as_long_as_upstream_is_being_asked() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_second_owner_believes_the_first_alone() {
     let world = World::new(3);
+    world.agrees().await;
     let owners = world.owners_of_tag(&key());
     let [first, second] = owners[..] else { panic!("{owners:?}") };
     let other = 3 - first - second;
@@ -147,25 +152,14 @@ async fn the_second_owner_believes_the_first_alone() {
 async fn who_is_no_owner_in_its_own_view_leads_to_the_second() {
     for names_one in [true, false] {
         let world = World::new(3);
+        world.agrees().await;
         let owners = world.owners_of_tag(&key());
         let [first, second] = owners[..] else { panic!("{owners:?}") };
         let other = 3 - first - second;
         let gone = Member { node: NodeId::new([9; 16]), ..world.nodes[first].member() };
         world.nodes[first].believes(Ring::new(world.nodes[first].node, names_one.then_some(gone)));
         let trace = Trace::new();
-        let is_told = async {
-            let about = TagKey { tag: "another".parse().unwrap(), ..key() };
-            let ask = TagAsk { key: about, max_age: Duration::ZERO, waited: None, owner_failed: false };
-            loop {
-                let asked = messages::tag_ask_of(&ask, &trace);
-                let reply = world.nodes[first].peers.directory().ask_tag(world.nodes[other].node, asked).await;
-                if let Ok(TagAnswer::NotOwner(_)) = messages::tag_answer(reply.unwrap()) {
-                    return;
-                }
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        };
-        timeout(PATIENCE, is_told).await.unwrap();
+        world.agrees().await;
         let turn = world.nodes[other].peers.tag(&sought(), &trace).await;
         assert!(matches!(turn, TagTurn::Ask(_)), "{turn:?}");
     }
@@ -174,6 +168,7 @@ async fn who_is_no_owner_in_its_own_view_leads_to_the_second() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_young_answer_outlives_the_first_owner() {
     let world = World::new(3);
+    world.agrees().await;
     let owners = world.owners_of_tag(&key());
     let [first, second] = owners[..] else { panic!("{owners:?}") };
     let other = 3 - first - second;
@@ -189,6 +184,7 @@ async fn a_young_answer_outlives_the_first_owner() {
 
     world.nodes[first].kill();
     world.are_up(&[second, other]);
+    world.agrees().await;
     let turn = turn_of(&world, other, &tag, &trace).await;
     let TagTurn::Known(known) = turn else { panic!("{turn:?}") };
     assert_eq!((known.digest, known.access), (answer().digest, Access::Authorized));
