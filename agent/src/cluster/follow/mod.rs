@@ -256,8 +256,9 @@ impl Follow {
                 if self.fruitless == 0 {
                     self.patience.stand_behind(ahead);
                 }
-                if !parents.is_empty() && parents.iter().all(|node| self.is_passed_over(*node)) {
-                    // The owner takes them for full: it would name them again.
+                let is_no_use = parents.iter().all(|node| self.is_passed_over(*node));
+                if self.fruitless > 0 && is_no_use && !parents.is_empty() {
+                    // The owner was told, takes them for full, and would name them again.
                     self.go_alone(now);
                     return;
                 }
