@@ -314,8 +314,7 @@ impl Inner {
 
     /// Whether other nodes speak for this caller, and a manifest that is here is of this repository.
     async fn has_opened_elsewhere(&self, place: &Place, grant: &Grant, digest: &Digest) -> bool {
-        let wanted = Wanted { place: place.clone(), grant: grant.clone(), digest: *digest, kind: Kind::Manifest };
-        self.is_known_in(&wanted).await && self.opened_elsewhere(place, grant).await
+        self.is_known_as(&place.registry, &place.repository, digest).await && self.opened_elsewhere(place, grant).await
     }
 }
 

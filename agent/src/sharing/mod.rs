@@ -1,9 +1,9 @@
 //! gRPC for peers: the other end of what `peers` asks and reads of them.
 //!
 //! `Content` is written and read by hand, so that blobs aren't copied on their way out; `Directory`, `Tags`, `Rights`,
-//! `Copies`, `Checks`, `Images` and `Health` are what generated code makes of them. Who calls is known from its certificate; where
-//! somebody else issues those, and they name no node, from what it says itself. Otherwise who isn't named by its
-//! certificate gets nothing.
+//! `Copies`, `Checks`, `Images` and `Health` are what generated code makes of them. Who calls is known from its
+//! certificate; where somebody else issues those, and they name no node, from what it says itself. Otherwise who isn't
+//! named by its certificate gets nothing.
 
 mod checks;
 mod content;

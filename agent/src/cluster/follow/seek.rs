@@ -58,22 +58,16 @@ impl Follow {
     }
 
     fn ask_owner(&mut self, now: Duration, owner: NodeId) {
-        self.ask_by_way_of(now, owner, None, (0, self.ranks.is_second(owner)));
+        self.ask_by_way_of(now, owner, None, 0);
     }
 
     /// Whom `pending` was sent to says that it is no owner, and who is.
     pub(super) fn redirected(&mut self, now: Duration, pending: &Pending, owner: NodeId) {
         let via = Some(pending.via.unwrap_or(pending.owner));
-        self.ask_by_way_of(now, owner, via, (pending.redirects + 1, false));
+        self.ask_by_way_of(now, owner, via, pending.redirects + 1);
     }
 
-    fn ask_by_way_of(
-        &mut self,
-        now: Duration,
-        owner: NodeId,
-        via: Option<NodeId>,
-        (redirects, owner_failed): (u32, bool),
-    ) {
+    fn ask_by_way_of(&mut self, now: Duration, owner: NodeId, via: Option<NodeId>, redirects: u32) {
         self.numbers += 1;
         let number = self.numbers;
         let ask = Ask {
@@ -86,7 +80,8 @@ impl Follow {
             to_the_tail: self.to_the_tail,
             slow: self.slow,
             troubles: self.troubles_now(now),
-            owner_failed,
+            // The second one, or one that stands in for whom it led to.
+            owner_failed: via.is_none() && (redirects > 0 || self.ranks.is_second(owner)),
         };
         self.asked = Some(now);
         self.pending.push(Pending { number, owner, redirects, via, at: now, is_late: false });
@@ -100,7 +95,7 @@ impl Follow {
         self.ranks.failed(now, pending.owner);
         if let Some(via) = self.stands_in(now, pending.via, pending.redirects) {
             if !self.is_over && !self.is_served(now) {
-                self.ask_by_way_of(now, via, None, (MAX_REDIRECTS, true));
+                self.ask_by_way_of(now, via, None, MAX_REDIRECTS);
             }
             return;
         }
@@ -132,7 +127,7 @@ impl Follow {
         let (owner, via, redirects) = (late.owner, late.via, late.redirects);
         if let Some(via) = self.stands_in(now, via, redirects).filter(|_| !self.is_served(now)) {
             self.ranks.failed(now, owner);
-            self.ask_by_way_of(now, via, None, (MAX_REDIRECTS, true));
+            self.ask_by_way_of(now, via, None, MAX_REDIRECTS);
             return;
         }
         let is_asked = |node: NodeId, pending: &[Pending]| pending.iter().any(|pending| pending.owner == node);
