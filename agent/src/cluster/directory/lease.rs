@@ -52,6 +52,13 @@ impl Held {
         let took = now.saturating_sub(self.granted).as_secs_f64().max(1e-3);
         self.frontier.saturating_sub(self.from) as f64 / took * f64::from(at_once.max(1))
     }
+
+    /// Does the rest of the blob come so soon that another one's beginning would cost more? What is on its way to this one
+    /// would be fetched again, too: of a small blob, a good part of it.
+    fn is_nearly_done(&self, now: Duration, size: Option<u64>) -> bool {
+        let left = size.map_or(f64::INFINITY, |size| size.saturating_sub(self.frontier) as f64);
+        left <= self.rate(now, 1) * LONG.as_secs_f64()
+    }
 }
 
 /// How a range went.
@@ -161,12 +168,13 @@ impl Leases {
         }
     }
 
-    /// One who complains is at this byte: is it who fetches that keeps it waiting? Not who began a moment ago, or is clearly
-    /// ahead, in bytes or in parts of a small blob.
+    /// One who complains is at this byte: is it who fetches that keeps it waiting? Not who began a moment ago, is nearly
+    /// done, or clearly ahead, in bytes or in parts of a small blob.
     pub(super) fn hold_up(&self, now: Duration, frontier: u64, size: Option<u64>) -> bool {
         let near = size.map_or(CHUNK, |size| CHUNK.min(size / NEAR_PART));
         let holds_up = |held: &Held| {
-            now.saturating_sub(held.granted) >= HOLDS_UP && held.frontier <= frontier.saturating_add(near)
+            let began_long_ago = now.saturating_sub(held.granted) >= HOLDS_UP;
+            began_long_ago && held.frontier <= frontier.saturating_add(near) && !held.is_nearly_done(now, size)
         };
         self.any() && self.held.iter().all(holds_up)
     }
@@ -230,9 +238,10 @@ impl Leases {
             return Some(Judged::GoOn(frontier));
         }
         let (took_so_long, rate, share) = (now.saturating_sub(held.granted), held.rate(now, at_once), at_once.max(1));
-        let is_long = took_so_long >= LONGER * share
+        let takes_too_long = took_so_long >= LONGER * share
             || (took_so_long >= LONG && rates.is_poor(now, registry, rate))
             || (took_so_long >= SOON && rates.is_very_poor(now, registry, rate));
+        let is_long = takes_too_long && !held.is_nearly_done(now, size);
         let at_end = held.frontier >= held.upto || is_long || is_behind;
         let at_half = brought * 2 >= held.upto.saturating_sub(held.from);
         if !at_end && !at_half {

@@ -248,6 +248,32 @@ fn who_gets_on_is_not_ended_by_the_clock_where_nobody_is_known_to_do_better() {
 }
 
 #[test]
+fn what_is_nearly_done_is_left_to_who_fetches_it() {
+    // A small blob, of which so much comes in a second, while another one was fetched far faster.
+    let fetches_at = |rate: u64| {
+        let mut table = Table::new();
+        let (ticket, lease, upto) = table.fetches(1, &Table::asks(1));
+        table.parents(2, &Table::asks(2));
+        table.pass(40);
+        table.report(1, &Table::reports(ticket, Some(lease), upto, State::Fetching));
+        let small = Key { digest: Digest::of(b"small"), ..key(Access::Anonymous) };
+        let size = Some(512 << 10);
+        let ask = |number| Ask { key: small.clone(), size, ..Table::asks(number) };
+        let (ticket, lease, upto) = table.fetches(3, &ask(3));
+        table.parents(4, &ask(4));
+        (1..=12).map_while(move |step| {
+            table.pass(200);
+            let frontier = rate * step / 5;
+            let report = Table::reports(ticket, Some(lease), frontier, State::Fetching);
+            let verdict = table.report(3, &Report { key: small.clone(), size, ..report });
+            (verdict == Verdict::GoOn { upto }).then_some(step)
+        })
+    };
+    assert_eq!(fetches_at(200 << 10).last(), Some(12), "the rest comes within two seconds");
+    assert_eq!(fetches_at(60 << 10).last(), Some(4), "it would take some more");
+}
+
+#[test]
 fn of_two_who_fetch_the_one_behind_leaves_it_to_the_other() {
     let mut table = Table::new();
     let (ticket, lease, upto) = table.fetches(1, &Table::asks(1));
