@@ -19,6 +19,7 @@ mod error;
 mod evidence;
 mod fetch;
 mod flight;
+mod gather;
 mod gauge;
 mod heard;
 mod journal;

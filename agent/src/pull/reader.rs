@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::direct::{Direct, DirectEnd};
 use super::drive::blocking;
+use super::gather::Gather;
 use super::journal::SOURCES;
 use super::transfer::{Arriving, Failure, Following, State, Unstored};
 use super::{Inner, Wanted};
@@ -39,6 +40,7 @@ pub struct Reader {
     /// Whether it is a part for its own sake, whose reader can tell by other means whether it is right.
     is_part: bool,
     source: Source,
+    gather: Gather,
     attempts: usize,
     bytes: [u64; SOURCES.len()],
     cut_short: bool,
@@ -110,7 +112,19 @@ impl Reader {
     ) -> Self {
         let bytes = Default::default();
         pull.journal.replies(&wanted.place);
-        Self { pull, wanted, start, at: start, end, is_part, source, attempts: 1, bytes, cut_short: false }
+        Self {
+            pull,
+            wanted,
+            start,
+            at: start,
+            end,
+            is_part,
+            source,
+            gather: Gather::default(),
+            attempts: 1,
+            bytes,
+            cut_short: false,
+        }
     }
 
     /// The next bytes; `None` when all that was asked for has been given.
@@ -174,10 +188,17 @@ impl Reader {
                     State::Asking => {}
                     State::Arriving(arriving) => {
                         let available = arriving.ingest.available(self.at);
-                        let to = available.min(permitted_to(&arriving, verify_first, self.end, self.is_part));
+                        let permitted = permitted_to(&arriving, verify_first, self.end, self.is_part);
+                        let to = available.min(permitted);
                         if to > self.at {
                             following.read_to(self.at);
-                            return self.read(&arriving, to).await;
+                            let until = self.gather.until(Instant::now(), to - self.at);
+                            let Some(until) = until.filter(|_| to < permitted) else {
+                                return self.read(&arriving, to).await;
+                            };
+                            // Over, or not: the next look shows it.
+                            let _ = timeout_at(until, changes.changed()).await;
+                            return Ok(Step::Again);
                         }
                         if available > self.at {
                             following.wait_for_proof();

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout, timeout_at};
 
+use super::gather::Gather;
 use super::reader::GRACE;
 use super::transfer::{Arriving, Failure, Following, State};
 use super::{Inner, Pull, Wanted};
@@ -22,12 +23,8 @@ const BEGINS_WITHIN: Duration = Duration::from_secs(1);
 const PROVEN_WITHIN: Duration = Duration::from_secs(1);
 /// How long the store is asked, while a peer waits for us.
 const FOUND_WITHIN: Duration = Duration::from_secs(5);
-/// What is sent at a time at the least, in bytes, unless nothing more comes for a moment.
-const LEAST: u64 = 64 << 10;
 /// What is sent at a time at the most of a growing file, in bytes.
 const MOST: u64 = 256 << 10;
-/// That moment.
-const GATHER: Duration = Duration::from_millis(20);
 
 /// A blob on its way to a peer: out of the store, out of containerd, or along a transfer under way, whose bytes go out
 /// as they come.
@@ -42,6 +39,7 @@ pub struct Shared {
     at: u64,
     end: u64,
     source: Source,
+    gather: Gather,
 }
 
 /// Where the bytes are at the moment.
@@ -186,7 +184,7 @@ impl Shared {
                 Source::Transfer(Box::new(following), changes)
             }
         };
-        Self { pull: Arc::clone(pull), digest: *digest, head, at, end, source }
+        Self { pull: Arc::clone(pull), digest: *digest, head, at, end, source, gather: Gather::default() }
     }
 
     /// What is said before the bytes.
@@ -215,13 +213,12 @@ impl Shared {
         self.at
     }
 
-    /// The next bytes, at most 1 MiB, as soon as 64 KiB are here, or nothing more comes for 20 ms; `None` when all that
-    /// was asked for has been given. Cancelling it loses nothing.
+    /// The next bytes, at most 1 MiB: as soon as 64 KiB are here, or what there is has waited for 100 ms; `None` when all
+    /// that was asked for has been given. Cancelling it loses nothing.
     ///
     /// # Errors
     /// Nothing more comes, and what was given is not all.
     pub async fn next(&mut self) -> Result<Option<Bytes>, Ended> {
-        let mut gather_until = None;
         loop {
             if self.at >= self.end {
                 return Ok(None);
@@ -249,7 +246,7 @@ impl Shared {
                 },
                 Source::Transfer(following, changes) => {
                     changes.mark_unchanged();
-                    follow(&self.pull, following, self.at..self.end, &mut gather_until).await?
+                    follow(&self.pull, following, self.at..self.end, &mut self.gather).await?
                 }
             };
             match step {
@@ -259,23 +256,22 @@ impl Shared {
                 }
                 Step::Stored(blob) => self.source = Source::Store(blob.reader(self.at..self.end)),
                 Step::Held(bytes) => self.source = Source::Memory(bytes.slice(self.at as usize..self.end as usize)),
-                Step::Wait => self.wait(&mut gather_until).await?,
+                Step::Wait(until) => self.wait(until).await?,
             }
         }
     }
 
     /// Until the transfer has moved, or what there is has been waited for long enough.
-    async fn wait(&mut self, gather_until: &mut Option<Gather>) -> Result<(), Ended> {
+    async fn wait(&mut self, until: Option<Instant>) -> Result<(), Ended> {
         let Source::Transfer(_, changes) = &mut self.source else { return Ok(()) };
         let patience = self.pull.options.patience() + GRACE;
-        match gather_until {
-            Some(Gather::Until(until)) => {
-                if timeout_at(*until, changes.changed()).await.is_err() {
-                    *gather_until = Some(Gather::Over);
-                }
+        match until {
+            Some(until) => {
+                // Over, or not: the next look shows it.
+                let _ = timeout_at(until, changes.changed()).await;
                 Ok(())
             }
-            _ => timeout(patience, changes.changed()).await.map(|_| ()).map_err(|_| Ended::Short),
+            None => timeout(patience, changes.changed()).await.map(|_| ()).map_err(|_| Ended::Short),
         }
     }
 
@@ -308,13 +304,8 @@ enum Step {
     Stored(Blob),
     /// Or in memory.
     Held(Bytes),
-    Wait,
-}
-
-/// Waiting for more than the little that is there.
-enum Gather {
-    Until(Instant),
-    Over,
+    /// For more; if there is a little, until then.
+    Wait(Option<Instant>),
 }
 
 /// The next step along a transfer.
@@ -322,10 +313,10 @@ async fn follow(
     pull: &Inner,
     following: &Following,
     Range { start: at, end }: Range<u64>,
-    gather: &mut Option<Gather>,
+    gather: &mut Gather,
 ) -> Result<Step, Ended> {
     let arriving = match following.state() {
-        State::Asking => return Ok(Step::Wait),
+        State::Asking => return Ok(Step::Wait(None)),
         State::Arriving(arriving) => arriving,
         State::Whole(blob) => return Ok(Step::Stored(blob)),
         State::InMemory(bytes, _) if bytes.len() as u64 >= end => return Ok(Step::Held(bytes)),
@@ -334,11 +325,12 @@ async fn follow(
     };
     let available = if arriving.is_withheld() { at } else { arriving.ingest.available(at).min(end) };
     if available == at {
-        return Ok(Step::Wait);
+        return Ok(Step::Wait(None));
     }
-    if available < end && available - at < LEAST && !matches!(gather, Some(Gather::Over)) {
-        gather.get_or_insert_with(|| Gather::Until(Instant::now() + GATHER));
-        return Ok(Step::Wait);
+    if available < end
+        && let Some(until) = gather.until(Instant::now(), available - at)
+    {
+        return Ok(Step::Wait(Some(until)));
     }
     let length = (available - at).min(MOST) as usize;
     match pull.store.read_arrived(&arriving.ingest, at, length).await {
