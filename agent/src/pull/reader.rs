@@ -146,6 +146,7 @@ impl Reader {
             let step = self.step().await.inspect_err(|EndedShort| self.cut_short = true)?;
             match step {
                 Step::Bytes(bytes) => {
+                    self.gather.went();
                     self.at += bytes.len() as u64;
                     self.bytes[label] += bytes.len() as u64;
                     return Ok(Some(bytes));

@@ -27,7 +27,7 @@ const FOUND_WITHIN: Duration = Duration::from_secs(5);
 const MOST: u64 = 256 << 10;
 
 /// A blob on its way to a peer: out of the store, out of containerd, or along a transfer under way, whose bytes go out
-/// as they come.
+/// while they come.
 ///
 /// Unlike a [`Reader`](super::Reader) it holds back no end, since who reads it has a digest to check. But of what came
 /// from a source that broke a digest before, nothing goes out before it is proven.
@@ -213,8 +213,13 @@ impl Shared {
         self.at
     }
 
-    /// The next bytes, at most 1 MiB: as soon as 64 KiB are here, or what there is has waited for 100 ms; `None` when all
-    /// that was asked for has been given. Cancelling it loses nothing.
+    /// Whoever reads it needs no more than is here by now: it goes out at once, however little it is.
+    pub const fn hurry(&mut self) {
+        self.gather.hurry();
+    }
+
+    /// The next bytes, at most 1 MiB: as soon as 64 KiB are here, or what there is has waited for 100 ms, but the first and
+    /// the last at once; `None` when all that was asked for has been given. Cancelling it loses nothing.
     ///
     /// # Errors
     /// Nothing more comes, and what was given is not all.
@@ -251,6 +256,7 @@ impl Shared {
             };
             match step {
                 Step::Bytes(bytes) => {
+                    self.gather.went();
                     self.at += bytes.len() as u64;
                     return Ok(Some(bytes));
                 }

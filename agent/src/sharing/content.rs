@@ -1,4 +1,4 @@
-//! What a peer reads: a head, then bytes as soon as they are here, with a beat every 200 ms, and at the end why it ends.
+//! What a peer reads: a head, then bytes while they come, with a beat every 200 ms, and at the end why it ends.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -181,6 +181,9 @@ impl Sender {
         loop {
             if let Some(why) = child.verdict(out.at) {
                 return Ok(why);
+            }
+            if child.is_bound() {
+                out.reading.hurry();
             }
             tokio::select! {
                 biased;

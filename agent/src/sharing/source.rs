@@ -35,6 +35,9 @@ pub trait Reading: Send + 'static {
     /// The next bytes; `None` when all that was asked for has been given. Cancelling it loses nothing.
     fn next(&mut self) -> impl Future<Output = Result<Option<Bytes>, Ended>> + Send;
 
+    /// Whoever reads it needs no more than is here by now: nothing is to wait for more.
+    fn hurry(&mut self) {}
+
     /// What is known of the whole, once all has been given.
     fn parted(&mut self) -> impl Future<Output = Parted> + Send;
 }
@@ -69,6 +72,10 @@ impl Reading for Shared {
 
     async fn next(&mut self) -> Result<Option<Bytes>, Ended> {
         Self::next(self).await
+    }
+
+    fn hurry(&mut self) {
+        Self::hurry(self);
     }
 
     async fn parted(&mut self) -> Parted {

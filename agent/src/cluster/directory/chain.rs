@@ -229,6 +229,7 @@ impl Chain {
             lease,
             node: from,
             frontier: report.frontier,
+            receives: report.rate,
             size: self.size,
             registry: &report.key.registry,
             others: self.readers.len().saturating_sub(1),

@@ -42,6 +42,8 @@ pub(super) struct Held {
     pub(super) frontier: u64,
     progressed: Duration,
     heard: Duration,
+    /// Bytes a second of late, as it says.
+    receives: u64,
     /// Another owner gave it, and let it go on.
     adopted: bool,
 }
@@ -53,11 +55,11 @@ impl Held {
         self.frontier.saturating_sub(self.from) as f64 / took * f64::from(at_once.max(1))
     }
 
-    /// Does the rest of the blob come so soon that another one's beginning would cost more? What is on its way to this one
-    /// would be fetched again, too: of a small blob, a good part of it.
-    fn is_nearly_done(&self, now: Duration, size: Option<u64>) -> bool {
-        let left = size.map_or(f64::INFINITY, |size| size.saturating_sub(self.frontier) as f64);
-        left <= self.rate(now, 1) * LONG.as_secs_f64()
+    /// Is the rest of the blob so little, and comes so soon, that another one's beginning would cost more? What is on its
+    /// way to this one would be fetched again, too: of a small blob, a good part of it.
+    fn is_nearly_done(&self, size: Option<u64>) -> bool {
+        let left = size.map_or(u64::MAX, |size| size.saturating_sub(self.frontier));
+        left <= CHUNK && left as f64 <= self.receives as f64 * LONG.as_secs_f64()
     }
 }
 
@@ -102,6 +104,7 @@ impl Leases {
             frontier: from,
             progressed: now,
             heard: now,
+            receives: 0,
             adopted: false,
         };
         self.held.push(held.clone());
@@ -121,6 +124,7 @@ impl Leases {
             frontier,
             progressed: now,
             heard: now,
+            receives: 0,
             adopted: true,
         });
         upto
@@ -174,7 +178,7 @@ impl Leases {
         let near = size.map_or(CHUNK, |size| CHUNK.min(size / NEAR_PART));
         let holds_up = |held: &Held| {
             let began_long_ago = now.saturating_sub(held.granted) >= HOLDS_UP;
-            began_long_ago && held.frontier <= frontier.saturating_add(near) && !held.is_nearly_done(now, size)
+            began_long_ago && held.frontier <= frontier.saturating_add(near) && !held.is_nearly_done(size)
         };
         self.any() && self.held.iter().all(holds_up)
     }
@@ -217,7 +221,7 @@ impl Leases {
 
     /// A holder reports. `others`: how many more might fetch.
     pub(super) fn progress(&mut self, now: Duration, report: Progress<'_>, rates: &mut Rates) -> Option<Judged> {
-        let Progress { lease, node, frontier, size, registry, others, at_once } = report;
+        let Progress { lease, node, frontier, receives, size, registry, others, at_once } = report;
         let others_held = || self.held.iter().filter(|held| held.lease != lease);
         let ahead = others_held().any(|held| held.frontier > frontier);
         // What is fetched behind another one is fetched twice.
@@ -225,6 +229,7 @@ impl Leases {
             others_held().any(|held| held.frontier > frontier.saturating_add(CHUNK) && held.progressed > held.granted);
         let held = self.held.iter_mut().find(|held| held.lease == lease && held.node == node)?;
         held.heard = now;
+        held.receives = receives;
         if frontier > held.frontier {
             held.frontier = frontier;
             held.progressed = now;
@@ -241,7 +246,7 @@ impl Leases {
         let takes_too_long = took_so_long >= LONGER * share
             || (took_so_long >= LONG && rates.is_poor(now, registry, rate))
             || (took_so_long >= SOON && rates.is_very_poor(now, registry, rate));
-        let is_long = takes_too_long && !held.is_nearly_done(now, size);
+        let is_long = takes_too_long && !held.is_nearly_done(size);
         let at_end = held.frontier >= held.upto || is_long || is_behind;
         let at_half = brought * 2 >= held.upto.saturating_sub(held.from);
         if !at_end && !at_half {
@@ -284,6 +289,7 @@ pub(super) struct Progress<'a> {
     pub(super) lease: Lease,
     pub(super) node: NodeId,
     pub(super) frontier: u64,
+    pub(super) receives: u64,
     pub(super) size: Option<u64>,
     pub(super) registry: &'a Registry,
     pub(super) others: usize,

@@ -249,8 +249,9 @@ fn who_gets_on_is_not_ended_by_the_clock_where_nobody_is_known_to_do_better() {
 
 #[test]
 fn what_is_nearly_done_is_left_to_who_fetches_it() {
-    // A small blob, of which so much comes in a second, while another one was fetched far faster.
-    let fetches_at = |rate: u64| {
+    // A small blob, of which so much comes in the first second, and so much in the next ones, while another blob was
+    // fetched far faster.
+    let reports = |first: u64, then: u64| {
         let mut table = Table::new();
         let (ticket, lease, upto) = table.fetches(1, &Table::asks(1));
         table.parents(2, &Table::asks(2));
@@ -261,16 +262,20 @@ fn what_is_nearly_done_is_left_to_who_fetches_it() {
         let ask = |number| Ask { key: small.clone(), size, ..Table::asks(number) };
         let (ticket, lease, upto) = table.fetches(3, &ask(3));
         table.parents(4, &ask(4));
-        (1..=12).map_while(move |step| {
+        let mut frontier = 0;
+        let goes_on = (1..=12).take_while(|step| {
             table.pass(200);
-            let frontier = rate * step / 5;
+            let rate = if *step <= 5 { first } else { then };
+            frontier += rate / 5;
             let report = Table::reports(ticket, Some(lease), frontier, State::Fetching);
-            let verdict = table.report(3, &Report { key: small.clone(), size, ..report });
-            (verdict == Verdict::GoOn { upto }).then_some(step)
-        })
+            let report = Report { key: small.clone(), size, rate, ..report };
+            table.report(3, &report) == Verdict::GoOn { upto }
+        });
+        goes_on.count()
     };
-    assert_eq!(fetches_at(200 << 10).last(), Some(12), "the rest comes within two seconds");
-    assert_eq!(fetches_at(60 << 10).last(), Some(4), "it would take some more");
+    assert_eq!(reports(200 << 10, 200 << 10), 12, "the rest comes within two seconds");
+    assert_eq!(reports(60 << 10, 60 << 10), 4, "it would take some more");
+    assert_eq!(reports(400 << 10, 1 << 10), 5, "it would have, before it became slow");
 }
 
 #[test]
@@ -295,6 +300,26 @@ fn of_two_who_fetch_the_one_behind_leaves_it_to_the_other() {
     assert_eq!(leases, [node(3)]);
     let (_, parents) = table.parents(4, &Table::asks(4));
     assert_eq!(parents[0], node(3));
+}
+
+#[test]
+fn a_holder_that_is_nearly_done_holds_nobody_up() {
+    let fetches_instead = |rate| {
+        let mut table = Table::new();
+        let small = |number| Ask { size: Some(MIB / 2), ..Table::asks(number) };
+        let (holder, lease, _) = table.fetches(1, &small(1));
+        let (second, _) = table.parents(2, &small(2));
+        for part in 1..=3 {
+            table.pass(900);
+            let report = Table::reports(holder, Some(lease), part * MIB / 8, State::Fetching);
+            table.report(1, &Report { size: Some(MIB / 2), rate, ..report });
+        }
+        let troubles = vec![Trouble { node: node(1), why: Ailment::Slow }];
+        let complaint = Ask { ticket: Some(second), frontier: 3 * MIB / 8, troubles, ..small(2) };
+        matches!(table.answer(2, &complaint), Answer::Fetch { .. })
+    };
+    assert!(!fetches_instead(MIB / 8));
+    assert!(fetches_instead(MIB / 32));
 }
 
 #[test]

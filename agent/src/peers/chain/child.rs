@@ -100,6 +100,12 @@ impl Child {
         is_over.then_some(Parting::Yielded)
     }
 
+    /// Whether it gets what is here by now, and no more: it is to fetch what follows.
+    #[must_use]
+    pub fn is_bound(&self) -> bool {
+        held(&self.chain.state).serve.bound(self.stream).is_some()
+    }
+
     /// Ends when the verdict may have changed. Cancelling it loses nothing.
     pub async fn changed(&mut self) {
         self.changed.notified().await;
