@@ -49,6 +49,21 @@ pub(super) struct Held {
 }
 
 impl Held {
+    const fn new(now: Duration, lease: Lease, node: NodeId, from: u64, upto: u64) -> Self {
+        Self {
+            lease,
+            node,
+            from,
+            upto,
+            granted: now,
+            frontier: from,
+            progressed: now,
+            heard: now,
+            receives: 0,
+            adopted: false,
+        }
+    }
+
     /// Bytes a second, of a link that is shared by so many leases: of as many as the owner has given, each gets a part.
     fn rate(&self, now: Duration, at_once: u32) -> f64 {
         let took = now.saturating_sub(self.granted).as_secs_f64().max(1e-3);
@@ -95,18 +110,7 @@ impl Leases {
         let span = (FIRST << self.granted.min(3)).min(LONGEST);
         self.granted += 1;
         self.held.retain(|held| held.node != node);
-        let held = Held {
-            lease: Lease(rng.random()),
-            node,
-            from,
-            upto: end(from, span, size),
-            granted: now,
-            frontier: from,
-            progressed: now,
-            heard: now,
-            receives: 0,
-            adopted: false,
-        };
+        let held = Held::new(now, Lease(rng.random()), node, from, end(from, span, size));
         self.held.push(held.clone());
         held
     }
@@ -115,18 +119,7 @@ impl Leases {
     pub(super) fn adopt(&mut self, now: Duration, lease: Lease, node: NodeId, frontier: u64, size: Option<u64>) -> u64 {
         let upto = end(frontier, LONGEST, size);
         self.granted += 1;
-        self.held.push(Held {
-            lease,
-            node,
-            from: frontier,
-            upto,
-            granted: now,
-            frontier,
-            progressed: now,
-            heard: now,
-            receives: 0,
-            adopted: true,
-        });
+        self.held.push(Held { adopted: true, ..Held::new(now, lease, node, frontier, upto) });
         upto
     }
 

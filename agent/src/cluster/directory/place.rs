@@ -6,7 +6,7 @@
 use crate::cluster::chain::{Ailment, Ticket, Trouble};
 use crate::image::{NodeId, Zone};
 
-use super::members::Readers;
+use super::members::{Reader, Readers};
 
 /// The most parents that an answer names.
 pub(super) const MAX_PARENTS: usize = 3;
@@ -37,18 +37,19 @@ pub(super) struct Placing<'a> {
 
 impl Placing<'_> {
     /// Between which tickets a newcomer comes; `None` for the end of the chain: behind those of its zone, but before those
-    /// who are slow, unless it is slow itself.
+    /// who are slow, unless it is slow itself. Not behind one that leaves: it would be the lowest when that one has gone, and
+    /// begin to fetch what those who read from it have.
     pub(super) fn between(&self, readers: &Readers, holders: &[(NodeId, &Zone)]) -> Option<(Option<Ticket>, Ticket)> {
         let others = || readers.iter().filter(|(_, reader)| reader.node != self.me);
-        let is_like = |slow: bool| slow == self.slow || !slow;
-        let near = others().rfind(|(_, reader)| reader.zone == *self.zone && is_like(reader.slow));
+        let is_like = |reader: &Reader| !reader.leaving && (reader.slow == self.slow || !reader.slow);
+        let near = others().rfind(|(_, reader)| reader.zone == *self.zone && is_like(reader));
         let reads_at_home = !self.slow && holders.iter().any(|(_, zone)| *zone == self.zone);
         let after = match near {
             Some(near) => Some(near),
             // Behind those of another zone who read from its own zone's holder, it would get from there what it has here.
             None if reads_at_home => None,
             // A zone's first stands behind all others, but the slow ones.
-            None => others().rfind(|(_, reader)| is_like(reader.slow)),
+            None => others().rfind(|(_, reader)| is_like(reader)),
         };
         let after = after.map(|(ticket, _)| *ticket);
         let next = others().find(|(ticket, _)| Some(**ticket) > after);

@@ -177,6 +177,22 @@ fn a_zone_stands_together_and_the_slow_stand_last() {
 }
 
 #[test]
+fn who_comes_does_not_stand_behind_one_of_its_zone_that_leaves() {
+    let mut table = Table::new();
+    let (first, lease, upto) = table.fetches(1, &Table::asks(1));
+    let (foreign, _) = table.parents(60, &Table::asks(60));
+    table.pass(100);
+    let verdict = table.report(1, &Table::reports(first, Some(lease), upto, State::Fetching));
+    assert_eq!(verdict, Verdict::Ended);
+    // It goes on until who reads from it has what there is: that one is to fetch then, not one that has nothing.
+    let (near, parents) = table.parents(2, &Table::asks(2));
+    assert_eq!(parents, [node(60)]);
+    assert!(foreign < near);
+    let (_, _, end) = table.fetches(60, &Ask { frontier: upto, ticket: Some(foreign), ..Table::asks(60) });
+    assert!(end > upto);
+}
+
+#[test]
 fn ranges_change_hands_until_enough_are_known_and_then_stay() {
     let mut table = Table::new();
     let mut asks = [1, 2, 3, 4].map(|number| {
