@@ -51,7 +51,7 @@ use tokio_util::task::TaskTracker;
 
 pub use announce::provenance_at_containerd;
 pub use calls::NODE_HEADER;
-pub use chain::Child;
+pub use chain::{Child, Due};
 pub use checks::Granted;
 pub use directory::Directory;
 pub use error::{PeerError, label};

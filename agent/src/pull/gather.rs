@@ -1,6 +1,7 @@
 use std::time::Duration;
 
-use tokio::time::Instant;
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout_at};
 
 /// What goes on at a time at the least, in bytes, unless too little comes for a moment.
 const LEAST: u64 = 64 << 10;
@@ -26,6 +27,11 @@ impl Gather {
         }
         let until = *self.until.get_or_insert(now + MOMENT);
         (now < until).then_some(until)
+    }
+
+    /// Waits for more until then. Over, or not: the next look at the transfer shows it.
+    pub(super) async fn more(until: Instant, changes: &mut watch::Receiver<()>) {
+        let _ = timeout_at(until, changes.changed()).await;
     }
 
     /// Something went on: what comes next has a moment of its own.

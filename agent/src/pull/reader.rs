@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::watch;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout};
 
 use super::direct::{Direct, DirectEnd};
 use super::drive::blocking;
@@ -197,8 +197,7 @@ impl Reader {
                             let Some(until) = until.filter(|_| to < permitted) else {
                                 return self.read(&arriving, to).await;
                             };
-                            // Over, or not: the next look shows it.
-                            let _ = timeout_at(until, changes.changed()).await;
+                            Gather::more(until, changes).await;
                             return Ok(Step::Again);
                         }
                         if available > self.at {

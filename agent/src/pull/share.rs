@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::watch;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout};
 
 use super::gather::Gather;
 use super::reader::GRACE;
@@ -273,8 +273,7 @@ impl Shared {
         let patience = self.pull.options.patience() + GRACE;
         match until {
             Some(until) => {
-                // Over, or not: the next look shows it.
-                let _ = timeout_at(until, changes.changed()).await;
+                Gather::more(until, changes).await;
                 Ok(())
             }
             None => timeout(patience, changes.changed()).await.map(|_| ()).map_err(|_| Ended::Short),

@@ -20,7 +20,7 @@ use super::source::{Reading, Source};
 use crate::cluster::chain::Parting;
 use crate::image::{Digest, NodeId};
 use crate::peers::frames::{before, framed};
-use crate::peers::{Child, Parted, Peers, ReadAsk, Trace, label, messages};
+use crate::peers::{Child, Due, Parted, Peers, ReadAsk, Trace, label, messages};
 use crate::pull::{Ended, NotShared};
 use crate::wire::Limiter;
 
@@ -179,11 +179,10 @@ impl Sender {
             at: self.ask.from.min(end),
         };
         loop {
-            if let Some(why) = child.verdict(out.at) {
-                return Ok(why);
-            }
-            if child.is_bound() {
-                out.reading.hurry();
+            match child.due(out.at) {
+                Due::More => {}
+                Due::Rest => out.reading.hurry(),
+                Due::Parting(why) => return Ok(why),
             }
             tokio::select! {
                 biased;

@@ -89,24 +89,32 @@ impl Chain {
     }
 }
 
+/// What a reader is to get.
+#[derive(Debug)]
+pub enum Due {
+    /// All that comes.
+    More,
+    /// What is here by now: it is to fetch what follows.
+    Rest,
+    /// Nothing more, for this reason.
+    Parting(Parting),
+}
+
 impl Child {
-    /// How to part from it now, if at all. `at`: the next byte that it gets.
-    pub fn verdict(&mut self, at: u64) -> Option<Parting> {
+    /// What it is to get now. `at`: the next byte that it gets.
+    pub fn due(&mut self, at: u64) -> Due {
         let mut state = held(&self.chain.state);
         if let Some(parting) = state.readers.get_mut(&self.stream).and_then(|slot| slot.parting.take()) {
-            return Some(parting);
+            return Due::Parting(parting);
         }
-        let is_over = state.serve.bound(self.stream).is_some_and(|bound| at >= bound);
-        is_over.then_some(Parting::Yielded)
+        match state.serve.bound(self.stream) {
+            None => Due::More,
+            Some(bound) if at < bound => Due::Rest,
+            Some(_) => Due::Parting(Parting::Yielded),
+        }
     }
 
-    /// Whether it gets what is here by now, and no more: it is to fetch what follows.
-    #[must_use]
-    pub fn is_bound(&self) -> bool {
-        held(&self.chain.state).serve.bound(self.stream).is_some()
-    }
-
-    /// Ends when the verdict may have changed. Cancelling it loses nothing.
+    /// Ends when what is due may have changed. Cancelling it loses nothing.
     pub async fn changed(&mut self) {
         self.changed.notified().await;
     }

@@ -24,7 +24,7 @@ use crate::cluster::follow::{self, Action, Follow, Opening};
 use crate::cluster::serve::Serve;
 use crate::image::NodeId;
 
-pub use child::Child;
+pub use child::{Child, Due};
 
 /// Turns that may lead to a peer that is avoided, one after the other, until the next look.
 const MOST_AVOIDED: usize = 8;

@@ -4,6 +4,7 @@ mod background;
 mod failover;
 mod hearsay;
 mod leftover;
+mod little;
 mod neighbour;
 mod peers;
 mod ranges;

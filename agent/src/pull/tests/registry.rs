@@ -29,6 +29,8 @@ pub(super) struct Manner {
     pub(super) wrong_byte: Option<u64>,
     /// Bytes a second, for each connection.
     pub(super) rate: Option<u64>,
+    /// Bytes at a time.
+    pub(super) piece: Option<u64>,
     /// Says that the blob, and sends of it, only so much.
     pub(super) length: Option<u64>,
     /// Doesn't say how long the whole is: it ends with the connection.
@@ -194,6 +196,7 @@ async fn answer(stream: &mut TcpStream, head: &str, shared: &Shared) -> Option<(
     }
     while at < to {
         let most = manner.rate.map_or(64 << 10, |rate| (rate / 10).clamp(1, 64 << 10));
+        let most = manner.piece.unwrap_or(most);
         let end = to.min(at + most).min(manner.cut_at.filter(|&cut| cut > at).unwrap_or(to));
         let mut piece = shared.blob.slice(at as usize..end as usize).to_vec();
         if let Some(wrong) = manner.wrong_byte.filter(|wrong| (at..end).contains(wrong)) {
