@@ -122,12 +122,17 @@ impl Directory {
         let Some(chain) = chain_of(&mut self.chains, now, &ask.key, leap) else {
             return Answer::Alone { absent: false };
         };
-        let holders = self.shelves.holders(now, &ask.key);
+        let holders = self.shelves.holders(now, rng, &ask.key).into_iter();
         let holders: Vec<(NodeId, &Zone)> =
             holders.filter_map(|node| self.ring.member(node).map(|member| (node, &member.zone))).collect();
         let mut known = Known { holders: &holders, rates: &mut self.rates, at_once: self.leases };
         let answer = chain.ask(now, rng, self.run, from, ask, &mut known);
         self.is_busy |= chain.leases.any();
+        if let Answer::Read { parents, .. } = &answer
+            && let Some(parent) = parents.first()
+        {
+            self.shelves.send_to(now, *parent, &ask.key.digest);
+        }
         answer
     }
 

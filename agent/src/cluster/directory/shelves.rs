@@ -3,6 +3,9 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
+use rand::Rng;
+use rand::seq::SliceRandom as _;
+
 use crate::cluster::chain::Key;
 use crate::cluster::{Bucket, Ring};
 use crate::image::{Access, Digest, NodeId, Registry, Zone};
@@ -44,6 +47,8 @@ struct Holder {
     expires: Option<Duration>,
     /// Nobody is sent there until then.
     doubted_until: Duration,
+    /// When somebody was sent there last; zero: never.
+    sent_to: Duration,
 }
 
 impl Holder {
@@ -136,16 +141,29 @@ impl Shelves {
             self.holdings -= 1;
         }
         if holders.len() < MAX_HOLDERS && self.holdings < MAX_HOLDINGS {
-            holders.push(Holder { node, registries: holding.registries, expires, doubted_until: Duration::ZERO });
+            let (doubted_until, sent_to) = (Duration::ZERO, Duration::ZERO);
+            holders.push(Holder { node, registries: holding.registries, expires, doubted_until, sent_to });
             self.holdings += 1;
         }
     }
 
-    /// The nodes that have all of it, and may give it on to who asks by this key.
-    pub(super) fn holders<'a>(&'a self, now: Duration, key: &'a Key) -> impl Iterator<Item = NodeId> + 'a {
+    /// The nodes that have all of it, and may give it on to who asks by this key: those to whom nobody was sent for longest
+    /// first, and of them any. Who had it first would give most of all that others want otherwise.
+    pub(super) fn holders(&self, now: Duration, rng: &mut impl Rng, key: &Key) -> Vec<NodeId> {
         let holders = self.holders.get(&key.digest).map_or(&[][..], Vec::as_slice);
-        let gives = move |holder: &&Holder| holder.may_give(key) && holder.doubted_until <= now;
-        holders.iter().filter(gives).map(|holder| holder.node)
+        let gives = |holder: &&Holder| holder.may_give(key) && holder.doubted_until <= now;
+        let mut holders: Vec<&Holder> = holders.iter().filter(gives).collect();
+        holders.shuffle(rng);
+        holders.sort_by_key(|holder| holder.sent_to);
+        holders.into_iter().map(|holder| holder.node).collect()
+    }
+
+    /// Somebody is sent to `node` for it.
+    pub(super) fn send_to(&mut self, now: Duration, node: NodeId, digest: &Digest) {
+        let holders = self.holders.get_mut(digest).map_or(&mut [][..], Vec::as_mut_slice);
+        if let Some(holder) = holders.iter_mut().find(|holder| holder.node == node) {
+            holder.sent_to = now;
+        }
     }
 
     /// `node` hasn't got what this key asks for, somebody says. What it has for others it still has.

@@ -128,6 +128,24 @@ fn the_first_fetches_and_each_other_reads_from_the_one_before() {
 }
 
 #[test]
+fn those_who_have_all_of_it_take_turns_in_giving_it() {
+    let mut table = Table::new();
+    let (mut place, ..) = table.fetches(1, &Table::asks(1));
+    for newcomer in 2..8 {
+        table.report(newcomer - 1, &Table::reports(place, None, 1 << 30, State::Whole));
+        table.pass(10);
+        let parents;
+        (place, parents) = table.parents(newcomer, &Table::asks(newcomer));
+        assert_eq!(parents[0], node(newcomer - 1), "nobody has been sent to it");
+    }
+    table.report(7, &Table::reports(place, None, 1 << 30, State::Whole));
+    table.pass(10);
+    assert_eq!(table.parents(8, &Table::asks(8)).1[0], node(7));
+    table.pass(10);
+    assert_eq!(table.parents(9, &Table::asks(9)).1[0], node(1), "the one that gave it longest ago");
+}
+
+#[test]
 fn a_zones_first_is_known_however_many_have_it_elsewhere() {
     let numbered = |number: u16| {
         let [high, low] = number.to_be_bytes();

@@ -11,6 +11,7 @@
 mod chain;
 mod cluster;
 mod collect;
+mod committed;
 mod debian;
 mod footprint;
 mod install;

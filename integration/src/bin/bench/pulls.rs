@@ -1,18 +1,15 @@
 //! Pulls through CRI: cold and warm.
 
 use std::net::SocketAddr;
-use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use larder_integration::{
     Agent, AgentConfig, Containerd, ContainerdConfig, Folder, Front, Image, Nginx, Registry, Release, tool, until,
 };
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
-
+use crate::committed::Committed;
 use crate::stats::Median;
 use crate::{debian, memory};
 
@@ -55,8 +52,7 @@ impl Arm {
         if let Some(served) = self.served.clone() {
             tokio::task::spawn_blocking(move || memory::read_all(&served)).await??;
         }
-        let blobs: Vec<_> = image.blobs().iter().map(|blob| self.containerd.blob(&blob.digest)).collect();
-        let committed = Committed::watch(blobs)?;
+        let committed = Committed::watch(&self.containerd, image)?;
         let before = busy()?;
         let begun = Instant::now();
         let fetched = tokio::task::spawn_blocking(move || committed.all().map(|()| begun.elapsed()));
@@ -80,35 +76,6 @@ fn busy() -> Result<f64> {
         bail!("/proc/stat begins with another line than that of all CPUs");
     };
     Ok((user + nice + system + interrupts + soft_interrupts) as f64 / 100.0)
-}
-
-/// Waits for blobs to be in containerd's store. The kernel tells: to look every millisecond would take CPU from what is
-/// measured.
-struct Committed {
-    blobs: Vec<PathBuf>,
-    inotify: Inotify,
-}
-
-impl Committed {
-    fn watch(blobs: Vec<PathBuf>) -> Result<Self> {
-        let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
-        let folder = blobs.first().and_then(|blob| blob.parent()).context("an image without blobs")?;
-        std::fs::create_dir_all(folder)?;
-        inotify.add_watch(folder, AddWatchFlags::IN_MOVED_TO | AddWatchFlags::IN_CREATE)?;
-        Ok(Self { blobs, inotify })
-    }
-
-    fn all(mut self) -> Result<()> {
-        loop {
-            self.blobs.retain(|blob| !blob.exists());
-            if self.blobs.is_empty() {
-                return Ok(());
-            }
-            let mut waiting = [PollFd::new(self.inotify.as_fd(), PollFlags::POLLIN)];
-            ensure!(poll(&mut waiting, PollTimeout::from(60_000u16))? > 0, "no blob came for a minute");
-            let _ = self.inotify.read_events()?;
-        }
-    }
 }
 
 /// `LARDER_BENCH_ONLY` is a part of the name of the cases that are to run.

@@ -30,6 +30,7 @@ pub(crate) async fn cluster(pairs: usize) -> Result<()> {
     let rate = link();
     println!("\n{NODES} nodes, 64 MiB in one large and 40 small layers, links of {rate} Mbit/s, ctr content fetch:");
     variant(times, "cold at once", 1.25, false, async |scene| scene.pull(&[]).await).await?;
+    variant(times, "the same by CRI", 1.25, false, async |scene| scene.pull_by_cri().await).await?;
     variant(times, "who fetches is killed midway", 1.4, true, async |scene| {
         let begun = scene.begin(&all(&[]))?;
         scene.has_sent(0.5).await?;

@@ -5,13 +5,15 @@ use std::fmt::Write;
 use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::PoisonError;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Error, Result};
+use anyhow::{Context as _, Error, Result};
+use futures_util::future::join_all;
 use larder_integration::{Cluster, FaultRegistry, Image, Network, Rate, Release, tool, until};
 use tokio::task::{AbortHandle, JoinSet};
 
 use super::{NODES, all, link};
+use crate::committed::Committed;
 use crate::pulls::{NAME, REPOSITORY};
 
 /// Eight nodes and upstream.
@@ -86,6 +88,30 @@ impl Scene {
     /// All nodes but these pull at the same moment.
     pub(super) async fn pull(&mut self, but: &[usize]) -> Result<Run> {
         self.begin(&all(but))?.finish(self).await
+    }
+
+    /// All nodes pull at the same moment, as kubelet does, by CRI: few layers at a time. The seconds are those until the
+    /// last blob was in containerd's store.
+    pub(super) async fn pull_by_cri(&self) -> Result<Run> {
+        let pulls = self.cluster.members().iter().enumerate().map(async |(number, member)| {
+            let pulled = async {
+                let containerd = member.containerd.as_ref().context("this node has no containerd")?;
+                let committed = Committed::watch(containerd, &self.image)?;
+                let begun = Instant::now();
+                let fetched = tokio::task::spawn_blocking(move || committed.all().map(|()| begun.elapsed()));
+                containerd.pull(NAME).await?;
+                Ok(fetched.await??.as_secs_f64())
+            };
+            (number, pulled.await)
+        });
+        let (mut last, mut failed) = (0.0_f64, Failures::default());
+        for (number, pulled) in join_all(pulls).await {
+            match pulled {
+                Ok(seconds) => last = last.max(seconds),
+                Err(error) => failed.0.push((number, error)),
+            }
+        }
+        Ok(Run { last, copies: 0.0, manifests: 0, failed }.counted_again(self))
     }
 
     /// These nodes begin to pull.
