@@ -59,7 +59,10 @@ impl Chain {
         // Who can't be read from is none for this asker: it would be left without a lease, and fetch for itself alone.
         let is_lost = |trouble: &Trouble| matches!(trouble.why, Ailment::Silent | Ailment::Absent | Ailment::Wrong);
         let is_lost = |node: NodeId| ask.troubles.iter().any(|trouble| trouble.node == node && is_lost(trouble));
-        let holders: Vec<_> = known.holders.iter().copied().filter(|(node, _)| !is_lost(*node)).collect();
+        let mut holders: Vec<_> = known.holders.iter().copied().filter(|(node, _)| !is_lost(*node)).collect();
+        // Who reads from one stays: a slow link of its own would have it go from one to the next, and get nothing.
+        let parent = self.readers.of(from).and_then(|reader| reader.parent);
+        holders.sort_by_key(|(node, _)| Some(*node) != parent);
         let holders = holders.as_slice();
         self.touched = now;
         self.size = ask.size.or(self.size);

@@ -113,6 +113,7 @@ impl Directory {
             match trouble.why {
                 Ailment::Absent => self.shelves.is_absent(now, trouble.node, &ask.key),
                 Ailment::Wrong => self.shelves.is_wrong(now, trouble.node, &ask.key.digest),
+                Ailment::Slow => self.shelves.is_slow(now, trouble.node, &ask.key.digest),
                 _ => {}
             }
         }

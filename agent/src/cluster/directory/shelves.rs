@@ -18,6 +18,8 @@ const LIFE: Duration = Duration::from_secs(15 * 60);
 /// it, as its shelf says: of that it would tell no more as long as nothing changes there.
 const ABSENT_FOR: Duration = Duration::from_secs(60);
 const WRONG_FOR: Duration = Duration::from_secs(3600);
+/// For so long one of which somebody says that it gives little comes after all others.
+const SLOW_FOR: Duration = Duration::from_secs(30);
 /// The most holders remembered of one digest: a newcomer needs one, of its own zone where there is any.
 const MAX_HOLDERS: usize = 256;
 /// The most holdings in all; what is beyond isn't known, and costs a second copy.
@@ -47,7 +49,7 @@ struct Holder {
     expires: Option<Duration>,
     /// Nobody is sent there until then.
     doubted_until: Duration,
-    /// When somebody was sent there last; zero: never.
+    /// When somebody was sent there last; zero: never. Of one that gives little, a time to come.
     sent_to: Duration,
 }
 
@@ -162,8 +164,13 @@ impl Shelves {
     pub(super) fn send_to(&mut self, now: Duration, node: NodeId, digest: &Digest) {
         let holders = self.holders.get_mut(digest).map_or(&mut [][..], Vec::as_mut_slice);
         if let Some(holder) = holders.iter_mut().find(|holder| holder.node == node) {
-            holder.sent_to = now;
+            holder.sent_to = holder.sent_to.max(now);
         }
+    }
+
+    /// `node` gives little of it, somebody says.
+    pub(super) fn is_slow(&mut self, now: Duration, node: NodeId, digest: &Digest) {
+        self.send_to(now + SLOW_FOR, node, digest);
     }
 
     /// `node` hasn't got what this key asks for, somebody says. What it has for others it still has.

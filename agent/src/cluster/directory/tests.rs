@@ -142,7 +142,17 @@ fn those_who_have_all_of_it_take_turns_in_giving_it() {
     table.pass(10);
     assert_eq!(table.parents(8, &Table::asks(8)).1[0], node(7));
     table.pass(10);
-    assert_eq!(table.parents(9, &Table::asks(9)).1[0], node(1), "the one that gave it longest ago");
+    let (ninth, parents) = table.parents(9, &Table::asks(9));
+    assert_eq!(parents[0], node(1), "the one that gave it longest ago");
+    let slow = Trouble { node: node(1), why: Ailment::Slow };
+    let complains = Ask { frontier: MIB, ticket: Some(ninth), troubles: vec![slow], ..Table::asks(9) };
+    assert_eq!(table.parents(9, &complains).1[0], node(1), "its own link may be slow");
+    for newcomer in 10..30 {
+        table.pass(10);
+        let (_, parents) = table.parents(newcomer, &Table::asks(newcomer));
+        assert_ne!(parents[0], node(1), "it gives little");
+        table.report(newcomer, &Table::reports(ninth, None, MIB, State::Gone));
+    }
 }
 
 #[test]
