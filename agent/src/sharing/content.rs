@@ -1,7 +1,6 @@
 //! What a peer reads: a head, then bytes while they come, with a beat every 200 ms, and at the end why it ends.
 
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -16,20 +15,18 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
 
+use super::pieces::Pieces;
 use super::source::{Reading, Source};
 use crate::cluster::chain::Parting;
 use crate::image::{Digest, NodeId};
 use crate::peers::frames::{before, framed};
 use crate::peers::{Child, Due, Parted, Peers, ReadAsk, Trace, label, messages};
 use crate::pull::{Ended, NotShared};
-use crate::wire::Limiter;
 
 /// A peer that hears nothing for three of these leaves.
 const BEAT: Duration = Duration::from_millis(200);
 /// How long a transfer here may go without a first answer of its source until a peer that waits for it is sent away.
 const BEGINS_WITHIN: Duration = Duration::from_secs(10);
-/// Bytes in one message at the most: what is smaller goes on its way sooner, what is larger costs less.
-const PIECE: usize = 256 << 10;
 /// From so many bytes on, what a peer got is a line in the log as it is by default: a pull has many small blobs.
 const WORTH_A_LINE: u64 = 1 << 20;
 /// Messages that wait for the connection. Beyond, nothing more is read.
@@ -170,25 +167,19 @@ impl Sender {
         let head = reading.head();
         let end = self.ask.end.map_or(head.size, |end| end.min(head.size));
         self.say(read_reply::Part::Head(messages::head_of(head))).await?;
-        let mut out = Pieces {
-            limiter: self.peers.upload().cloned(),
-            reader: self.reader,
-            reading,
-            held: Bytes::new(),
-            paying: None,
-            at: self.ask.from.min(end),
-        };
+        let from = self.ask.from.min(end);
+        let mut out = Pieces::new(reading, from, self.reader, self.peers.upload().cloned());
         loop {
-            match child.due(out.at) {
+            match child.due(out.at()) {
                 Due::More => {}
-                Due::Rest => out.reading.hurry(),
+                Due::Rest => out.reading_mut().hurry(),
                 Due::Parting(why) => return Ok(why),
             }
             tokio::select! {
                 biased;
                 () = self.stop.cancelled() => return Ok(Parting::Stopping),
                 () = child.changed() => {}
-                _ = self.beats.tick() => self.say(read_reply::Part::Beat(child.beat(out.reading.frontier()))).await?,
+                _ = self.beats.tick() => self.say(read_reply::Part::Beat(child.beat(out.reading().frontier()))).await?,
                 piece = out.next() => match piece {
                     Ok(Some(bytes)) => {
                         child.sent(bytes.len() as u64);
@@ -202,8 +193,8 @@ impl Sender {
                 },
             }
         }
-        let frontier = out.reading.frontier();
-        let parted = out.reading.parted();
+        let frontier = out.reading().frontier();
+        let parted = out.reading_mut().parted();
         tokio::pin!(parted);
         loop {
             tokio::select! {
@@ -253,39 +244,5 @@ impl Drop for Given {
         } else {
             tracing::debug!(%pull, %digest, %reader, from = *from, bytes = *bytes, why, "gave a peer what it read");
         }
-    }
-}
-
-/// A blob in pieces of a message's size, at the rate that is permitted.
-struct Pieces<R> {
-    limiter: Option<Arc<Limiter>>,
-    reader: NodeId,
-    reading: R,
-    /// Read, and not yet gone out.
-    held: Bytes,
-    /// The wait for the next piece's turn, kept when it is interrupted: it is paid for.
-    paying: Option<BoxFuture<'static, ()>>,
-    /// The next byte to go out.
-    at: u64,
-}
-
-impl<R: Reading> Pieces<R> {
-    /// The next piece; `None` at the end. Cancelling it loses nothing.
-    async fn next(&mut self) -> Result<Option<Bytes>, Ended> {
-        if self.held.is_empty() {
-            match self.reading.next().await? {
-                Some(bytes) => self.held = bytes,
-                None => return Ok(None),
-            }
-        }
-        let len = self.held.len().min(PIECE);
-        if let Some(limiter) = &self.limiter {
-            let (limiter, reader) = (Arc::clone(limiter), self.reader);
-            let take = || -> BoxFuture<'static, ()> { Box::pin(async move { limiter.take(reader, len as u64).await }) };
-            self.paying.get_or_insert_with(take).await;
-            self.paying = None;
-        }
-        self.at += len as u64;
-        Ok(Some(self.held.split_to(len)))
     }
 }

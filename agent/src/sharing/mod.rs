@@ -11,6 +11,7 @@ mod copies;
 mod directory;
 mod health;
 mod images;
+mod pieces;
 mod rights;
 mod source;
 mod tags;

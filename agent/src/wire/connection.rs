@@ -33,8 +33,9 @@ const MAX_STREAMS: u32 = 256;
 /// What callers send is small, but for what they announce.
 const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 4 << 20;
-/// What of a stream waits to be sent while its reader is slow.
-const SEND_BUFFER: usize = 1 << 20;
+/// Of a stream that has so much to be sent, no message is taken: one waits at a time, and what it holds is known to have
+/// gone when the next one is cut.
+const SEND_BUFFER: usize = 16 << 10;
 const MAX_HEADERS: u32 = 16 << 10;
 /// A peer that answers no ping for so long is gone.
 const PING_EVERY: Duration = Duration::from_secs(20);
