@@ -12,6 +12,7 @@
 //! - [`rights`]: who keeps what registries said of who may pull what.
 //! - [`serve`]: who reads a blob from this node.
 //! - [`Delays`]: how long an answer may take at present.
+//! - [`Intake`]: what this node's link has room for.
 //! - [`chain`]: the words that these three have in common.
 //! - [`checks`]: how often registries may be asked after images, by whom, and what came of it.
 //! - `sim`: these machines simulated, under an event queue.
@@ -22,6 +23,7 @@ pub mod copies;
 mod delays;
 pub mod directory;
 pub mod follow;
+mod intake;
 mod members;
 mod mix;
 pub mod rights;
@@ -31,5 +33,6 @@ pub mod serve;
 mod sim;
 
 pub use delays::Delays;
+pub use intake::Intake;
 pub use members::{BadPacket, Effect, Identity, Member, Members, Run, Search};
 pub use ring::{Bucket, Owners, Ring};

@@ -5,7 +5,7 @@ use std::time::Duration;
 use http::{Request, StatusCode, header};
 use http_body_util::{BodyExt as _, Full};
 use larder_proto::peers::ReadRequest;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tonic::body::Body;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
@@ -14,6 +14,7 @@ use tower::ServiceExt as _;
 use super::PeerError;
 use super::calls::NODE_HEADER;
 use super::frames::{Frames, Malformed, Part, framed};
+use super::pulse::Pulse;
 use crate::image::NodeId;
 
 /// A peer sends something every 200 ms. How long it may be silent, by how long answers take at present, is for the machine
@@ -26,6 +27,9 @@ pub(super) struct Incoming {
     node: NodeId,
     body: Body,
     frames: Frames,
+    pulse: Pulse,
+    /// What the machines count time from.
+    started: Instant,
 }
 
 impl Incoming {
@@ -35,6 +39,7 @@ impl Incoming {
         own: NodeId,
         channel: Channel,
         ask: &ReadRequest,
+        (pulse, started): (Pulse, Instant),
     ) -> Result<Self, PeerError> {
         let unreachable = |why: String| PeerError::Unreachable { node, why };
         // Scheme and authority are for HTTP's sake: where the connection leads is settled already.
@@ -52,7 +57,8 @@ impl Incoming {
         if response.status() != StatusCode::OK {
             return Err(unreachable(format!("HTTP status {}", response.status())));
         }
-        Ok(Self { node, body: response.into_body(), frames: Frames::default() })
+        pulse.beats(started.elapsed());
+        Ok(Self { node, body: response.into_body(), frames: Frames::default(), pulse, started })
     }
 
     /// The next message; `None` when the peer ended in order. Cancelling it loses nothing.
@@ -66,6 +72,7 @@ impl Incoming {
                 Err(Malformed::Senseless(what)) => return Err(PeerError::Senseless { node, what }),
             }
             let frame = timeout(SILENCE, self.body.frame()).await.map_err(|_| PeerError::Silent { node })?;
+            self.pulse.beats(self.started.elapsed());
             let Some(frame) = frame else {
                 let is_orderly = self.frames.is_empty();
                 return if is_orderly { Ok(None) } else { Err(self.broke("in the middle of a message".to_owned())) };

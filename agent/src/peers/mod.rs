@@ -27,6 +27,7 @@ mod membership;
 pub mod messages;
 mod metrics;
 mod owner;
+mod pulse;
 mod rights;
 #[cfg(test)]
 pub mod script;
@@ -80,7 +81,7 @@ use crate::cluster::chain::{Key, Parting};
 use crate::cluster::checks::Board;
 use crate::cluster::copies::Copies;
 use crate::cluster::rights::Told;
-use crate::cluster::{Delays, Ring};
+use crate::cluster::{Delays, Intake, Ring};
 use crate::image::{NodeId, Registry, Zone};
 use crate::store::{Secret, Store};
 use crate::upstream::Grant;
@@ -113,8 +114,10 @@ struct Inner {
     channels: Arc<Channels>,
     failing: calls::Failing,
     delays: Mutex<Delays>,
+    intake: Mutex<Intake>,
     avoided: Avoided,
     slack: slack::Slack,
+    pulses: pulse::Pulses,
     directory: Arc<owner::Owner>,
     grants: Grants,
     /// When the book of which registry was last asked for.

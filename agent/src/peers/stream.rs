@@ -134,7 +134,8 @@ impl Place {
         let rate = inner.download.as_ref().and_then(|limiter| limiter.rate());
         let channel = inner.channel(node, rate.map_or(Purpose::Bulk, Purpose::Limited));
         let channel = channel.map_err(|e| PeerError::Unreachable { node, why: e.to_string() })?;
-        let mut incoming = Incoming::open(node, inner.node, channel, &messages::read_request(&ask)).await?;
+        let pulse = (inner.pulses.of(node), inner.started);
+        let mut incoming = Incoming::open(node, inner.node, channel, &messages::read_request(&ask), pulse).await?;
         let head = loop {
             match incoming.part().await? {
                 Some(Part::Other(ReadReply { part: Some(read_reply::Part::Head(head)) })) => {

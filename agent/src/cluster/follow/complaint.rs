@@ -60,11 +60,16 @@ impl Follow {
         is_hungry || (now >= self.patience_until() && self.may_complain(now))
     }
 
-    /// Who has had nothing at all, or gets nothing after a complaint, helps himself.
+    /// Who gets nothing after a complaint helps himself. Who has had nothing at all complains only where the parent hasn't
+    /// either, and one beyond it has: else there would be nobody to go to.
     fn may_complain(&self, now: Duration) -> bool {
         let most_in_vain = if self.delay().is_zero() { 0 } else { MOST_IN_VAIN };
         let is_heard = self.complaint.at != Some(self.frontier) || self.complaint.in_vain < most_in_vain;
-        self.frontier > 0 && is_heard && self.complaint.count < MOST && self.somebody_hears(now)
+        let waits_with_parent = || matches!(&self.source, Source::Peer(reading) if reading.parent_waits());
+        (self.frontier > 0 || waits_with_parent())
+            && is_heard
+            && self.complaint.count < MOST
+            && self.somebody_hears(now)
     }
 
     /// Is there an owner to complain to, and has it answered all that it was asked?

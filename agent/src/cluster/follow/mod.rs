@@ -94,6 +94,8 @@ pub struct Follow {
     complaint: Complaint,
     /// After which an answer is late.
     late: Duration,
+    /// So much more could come over this node's link.
+    room: u64,
     /// By how much those who read from here lag.
     readers_lag: u64,
     moved: Option<Duration>,
@@ -154,6 +156,7 @@ impl Follow {
             patience: Patience::new(now),
             complaint: Complaint::default(),
             late: OWNER_IS_LATE,
+            room: 0,
             readers_lag: 0,
             moved: None,
             stays_until: Duration::ZERO,
@@ -199,6 +202,13 @@ impl Follow {
     /// [`Delays::late`]: crate::cluster::Delays::late
     pub const fn expect(&mut self, late: Duration) {
         self.late = late;
+    }
+
+    /// Over this node's link so much more could come, in bytes a second, as [`Intake::room`] says.
+    ///
+    /// [`Intake::room`]: crate::cluster::Intake::room
+    pub const fn link_has_room(&mut self, room: u64) {
+        self.room = room;
     }
 
     /// Those who read from this node lag by so many bytes: the furthest of them.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::cluster::chain::{Ailment, Beat, Parting};
 use crate::image::NodeId;
 
-use super::reading::Reading;
+use super::reading::{Here, Reading};
 use super::seek::Candidate;
 use super::{Follow, Source};
 
@@ -25,9 +25,17 @@ impl Follow {
         }
     }
 
+    /// Something came from a peer at that time, be it on another stream.
+    pub fn speaks(&mut self, opening: u64, at: Duration) {
+        if let Some(reading) = self.reading(opening) {
+            reading.speaks(at);
+        }
+    }
+
     /// A peer's beat.
     pub fn beat(&mut self, now: Duration, opening: u64, beat: Beat) {
-        let (size, frontier, rate) = (self.size, self.frontier, self.meter.rate(now));
+        let here = Here { size: self.size, frontier: self.frontier, rate: self.meter.rate(now), room: self.room };
+        let frontier = self.frontier;
         let (me, ticket) = (self.me, self.ticket);
         let stays = now < self.stays_until;
         let moved_long_ago = self.moved.is_none_or(|moved| now.saturating_sub(moved) >= MOVES_EVERY);
@@ -39,7 +47,7 @@ impl Follow {
         // Under an older ticket this node may still be on paths that were told further and further.
         let is_circle = beat.path.iter().any(|hop| hop.node == me && hop.ticket == ticket);
         let parent = reading.opening.node;
-        let (comes_nearer, better) = reading.beat(now, beat, size, frontier, rate);
+        let (comes_nearer, better) = reading.beat(now, beat, here);
         if is_circle {
             // Can't be, by the order of tickets; a node that breaks it is none to wait for.
             self.troubles.note(now, parent, Ailment::Full);

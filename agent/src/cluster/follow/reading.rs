@@ -19,6 +19,16 @@ const CLEARLY_LESS: f64 = 0.6;
 /// Rates look back for so long: what this node itself held back shows in them until then.
 const HELD_BACK: Duration = Duration::from_secs(1);
 
+/// Where this node is.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Here {
+    pub(super) size: Option<u64>,
+    pub(super) frontier: u64,
+    /// What comes of this blob, and how much more could come over the link, in bytes a second.
+    pub(super) rate: f64,
+    pub(super) room: u64,
+}
+
 #[derive(Debug)]
 pub(super) struct Reading {
     pub(super) opening: Opening,
@@ -54,6 +64,11 @@ impl Reading {
         self.heard = now;
     }
 
+    /// It was heard at that time.
+    pub(super) fn speaks(&mut self, at: Duration) {
+        self.heard = self.heard.max(at);
+    }
+
     /// It has sent more than may be taken until then.
     pub(super) fn rest(&mut self, now: Duration, until: Duration) {
         self.heard = now;
@@ -70,21 +85,20 @@ impl Reading {
         self.path.first().is_some_and(|hop| hop.ticket.is_none() || hop.frontier > frontier)
     }
 
+    /// Has the parent nothing, and one beyond it some?
+    pub(super) fn parent_waits(&self) -> bool {
+        let has_some = |hop: &Hop| hop.ticket.is_none() || hop.frontier > 0;
+        self.path.split_first().is_some_and(|(parent, beyond)| !has_some(parent) && beyond.iter().any(has_some))
+    }
+
     /// Do this node's own limits say how much comes?
     pub(super) fn is_held_back(&self, now: Duration) -> bool {
         !self.rests_until.is_zero() && now < self.rests_until + HELD_BACK
     }
 
-    /// Takes in a beat. `frontier`, `rate`: of this node, of a blob of `size`. Says whether bytes come nearer, and whom to
-    /// move to.
-    pub(super) fn beat(
-        &mut self,
-        now: Duration,
-        beat: Beat,
-        size: Option<u64>,
-        frontier: u64,
-        rate: f64,
-    ) -> (bool, Option<NodeId>) {
+    /// Takes in a beat. Says whether bytes come nearer, and whom to move to.
+    pub(super) fn beat(&mut self, now: Duration, beat: Beat, here: Here) -> (bool, Option<NodeId>) {
+        let Here { size, frontier, rate, room } = here;
         let before = self.path.first().map_or(0, |hop| hop.frontier);
         self.path = beat.path;
         let Some(parent) = self.path.first().copied() else { return (false, None) };
@@ -94,13 +108,17 @@ impl Reading {
             return (comes_nearer, None);
         };
         self.best = self.path.iter().skip(1).map(|hop| hop.rate).fold(self.best, u64::max);
-        // Who has all there is to have receives nothing any more: what it received counts then.
-        let beyond_rate = if beyond.rate > 0 { beyond.rate } else { self.best };
+        // Who has all there is to have receives nothing any more: what it received counts then. If nobody saw that, it may
+        // give as much as there is room for here: else all behind a slow node got little from it until the end, and none of
+        // it for so long that it looked elsewhere.
+        let is_whole = beyond.ticket.is_none() || size.is_some_and(|size| beyond.frontier >= size);
+        let beyond_rate = [beyond.rate, self.best, if is_whole { room } else { 0 }].into_iter().find(|rate| *rate > 0);
+        let beyond_rate = beyond_rate.unwrap_or_default();
         let waits_for_parent = parent.frontier <= frontier;
-        let here = if waits_for_parent { parent.rate as f64 } else { rate };
+        let comes = if waits_for_parent { parent.rate as f64 } else { rate };
         let behind = beyond.frontier.saturating_sub(frontier.min(parent.frontier));
         let starves =
-            behind > size.map_or(LAG, |size| LAG.min(size / LAG_PART)) && here < CLEARLY_LESS * beyond_rate as f64;
+            behind > size.map_or(LAG, |size| LAG.min(size / LAG_PART)) && comes < CLEARLY_LESS * beyond_rate as f64;
         if !starves || self.is_held_back(now) {
             self.starved_since = None;
             return (comes_nearer, None);

@@ -372,7 +372,50 @@ fn a_reader_that_starves_moves_up_and_one_that_is_slow_itself_goes_to_the_tail()
     }
 }
 
-/// A limit of this node's own lets a piece through every three seconds.
+#[test]
+fn who_has_had_nothing_complains_where_the_bytes_are_but_not_at_its_parent() {
+    // Frontiers of the parent, and beyond it.
+    for (frontiers, complains) in [([0, 1, 1], true), ([0, 0, 0], false), ([1, 1, 1], false)] {
+        let (mut follow, first) = reading();
+        follow.actions();
+        for at in (200..=2_400).step_by(200) {
+            follow.beat(millis(at), first.number, beat(frontiers, [0; 3]));
+            follow.tick(millis(at));
+        }
+        let asks = asks(&mut follow);
+        if complains {
+            assert_eq!(opening(&follow), first);
+            let [(.., ref ask)] = asks[..] else { panic!() };
+            assert_eq!(ask.troubles, [Trouble { node: node(10), why: Ailment::Slow }]);
+        } else {
+            assert_eq!(follow.turn(), Turn::Upstream { upto: PIECE });
+        }
+    }
+}
+
+#[test]
+fn behind_a_trickle_the_whole_holder_beyond_is_tried_where_the_link_has_room() {
+    for room in [0, 10 << 20] {
+        let (mut follow, first) = reading();
+        follow.learnt_size(512 << 10);
+        follow.link_has_room(room);
+        for at in (200..=2_000).step_by(200) {
+            let mut beat = beat([at * 20, 512 << 10, 0], [20_000, 0, 0]);
+            beat.path.truncate(2);
+            beat.path[1].ticket = None;
+            follow.arrived(millis(at), at * 20);
+            follow.beat(millis(at), first.number, beat);
+            follow.tick(millis(at));
+        }
+        let now = opening(&follow);
+        if room == 0 {
+            assert_eq!(now, first, "more wouldn't come here from anybody");
+        } else {
+            assert_eq!((now.node, now.instead_of), (node(9), Some(node(10))));
+        }
+    }
+}
+
 #[test]
 fn who_was_found_slow_does_not_stay_behind_one_that_has_less() {
     let (mut follow, before) = reading();
@@ -391,6 +434,19 @@ fn who_was_found_slow_does_not_stay_behind_one_that_has_less() {
     assert_eq!((opening(&follow).node, opening(&follow).instead_of), (node(9), Some(node(11))));
 }
 
+#[test]
+fn a_parent_that_speaks_on_another_stream_is_not_silent() {
+    let (mut follow, opening) = reading();
+    follow.speaks(opening.number, millis(500));
+    follow.tick(millis(601));
+    assert_eq!(follow.turn(), Turn::Peer(opening));
+    assert_eq!(follow.next_deadline(), Some(millis(1_100)));
+    follow.speaks(opening.number + 1, millis(1_000));
+    follow.tick(millis(1_100));
+    assert_ne!(follow.turn(), Turn::Peer(opening), "that was of another turn");
+}
+
+/// A limit of this node's own lets a piece through every three seconds.
 #[test]
 fn who_holds_itself_back_takes_nobody_for_silent_or_slow() {
     let (mut follow, first) = reading();

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::cluster::directory::Directory;
 use crate::cluster::follow::Follow;
 use crate::cluster::serve::Serve;
-use crate::cluster::{Delays, Ring};
+use crate::cluster::{Delays, Intake, Ring};
 use crate::image::{NodeId, Zone};
 
 /// How a node is.
@@ -37,6 +37,8 @@ pub(super) struct Node {
     pub(super) owner_tick: Option<Duration>,
     /// How long its own calls take.
     pub(super) delays: Delays,
+    /// What comes to it.
+    pub(super) intake: Intake,
     /// What is added to its answers as an owner.
     pub(super) lateness: Duration,
     /// What part of the link upstream's bytes come at.

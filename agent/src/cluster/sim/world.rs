@@ -10,7 +10,7 @@ use rand::{RngExt, SeedableRng};
 use crate::cluster::chain::{Credential, Key};
 use crate::cluster::follow::{Action, Follow, Sought};
 use crate::cluster::serve::Serve;
-use crate::cluster::{Delays, Ring};
+use crate::cluster::{Delays, Intake, Ring};
 use crate::image::{Access, Digest, NodeId, Registry, Zone};
 
 use super::events::{Event, Queue, Spot};
@@ -128,6 +128,7 @@ impl World {
                     directory: None,
                     owner_tick: None,
                     delays: Delays::default(),
+                    intake: Intake::default(),
                     lateness: Duration::ZERO,
                     upstream_part: None,
                     pulls: cluster.blobs.iter().map(|_| None).collect(),
@@ -303,10 +304,12 @@ impl World {
         if !self.nodes[spot.node].is_up() {
             return;
         }
-        let late = self.nodes[spot.node].delays.late(self.now);
+        let node = &mut self.nodes[spot.node];
+        let (late, room) = (node.delays.late(self.now), node.intake.room(self.now));
         let Some(blob) = &mut self.nodes[spot.node].pulls[spot.blob] else { return };
         let Some(follow) = &mut blob.follow else { return };
         follow.expect(late);
+        follow.link_has_room(room);
         follow.readers_lag(blob.serve.lag());
         tell(follow);
         self.settle(spot);
@@ -407,7 +410,7 @@ impl World {
         if blob.is_whole || frontier <= blob.frontier {
             return;
         }
-        blob.frontier = frontier;
+        let came = frontier - std::mem::replace(&mut blob.frontier, frontier);
         blob.failures = 0;
         let gap = now - blob.last_byte;
         blob.last_byte = now;
@@ -418,6 +421,7 @@ impl World {
             self.is_graph_new = true;
         }
         let sends = blob.sends.clone();
+        self.nodes[spot.node].intake.came(now, came);
         self.nodes[spot.node].longest_gap = self.nodes[spot.node].longest_gap.max(gap);
         self.with_follow(spot, |follow| {
             follow.arrived(now, frontier);

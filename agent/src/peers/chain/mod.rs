@@ -184,6 +184,7 @@ impl Chain {
         let heard = |machine: &Follow| (machine.is_answered(), machine.broken_sources().len());
         let (before, heard_before) = (reading.machine.turn(), heard(&reading.machine));
         reading.machine.expect(late);
+        reading.machine.link_has_room(held(&self.inner.intake).room(now));
         reading.machine.readers_lag(serve.lag());
         reading.machine.pass_over(self.inner.slack.all(Instant::now()));
         tell(&mut reading.machine, now);
@@ -318,6 +319,8 @@ impl Chain {
         {
             let mut state = held(&self.state);
             let Some(reading) = state.readings.get_mut(&number) else { return };
+            let came = frontier.saturating_sub(reading.frontier);
+            held(&self.inner.intake).came(self.inner.now(), came);
             reading.frontier = frontier;
             let size = reading.size;
             state.serve.arrived(frontier, size);

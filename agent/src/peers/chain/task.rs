@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::Chain;
 use crate::cluster::chain::Lease;
 use crate::cluster::directory::{Answer, Answered, Verdict};
-use crate::cluster::follow::Action;
+use crate::cluster::follow::{Action, Turn};
 use crate::image::NodeId;
 use crate::peers::Trace;
 use crate::peers::calls::CallError;
@@ -80,7 +80,14 @@ impl Chain {
 
     fn tick(&self, number: u64) {
         held(&self.state).serve.tick(self.inner.now());
-        self.tell(number, |machine, now| machine.tick(now));
+        self.tell(number, |machine, now| {
+            if let Turn::Peer(opening) = machine.turn()
+                && let Some(last) = self.inner.pulses.last(opening.node)
+            {
+                machine.speaks(opening.number, last);
+            }
+            machine.tick(now);
+        });
     }
 
     fn perform(self: &Arc<Self>, action: Action, trace: Trace) -> BoxFuture<'static, Done> {
