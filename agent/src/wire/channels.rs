@@ -30,10 +30,10 @@ pub(super) const FRAME: u32 = 256 << 10;
 /// What a stream may have under way: 10 Gbit/s at 1.6 ms. With twice as much it was no faster, and often slower: what is
 /// received leaves the processor's cache before it is read.
 const STREAM_WINDOW: u32 = 2 << 20;
-/// What all streams of a connection may have: so much that it is never what a stream waits for. A sender gives it to its
-/// streams in the order in which they ask, and to each for all that it has at hand: of 40 small blobs over a slow link the
-/// last ones heard nothing for seconds, until those before them were through.
-const CONNECTION_WINDOW: u32 = 64 << 20;
+/// What all streams of a connection may have, which bounds what a peer can have this node hold. A sender gives it to its
+/// streams in the order in which they ask, and to each for all that it has at hand, a message at most: there is room for
+/// dozens of the longest.
+const CONNECTION_WINDOW: u32 = 16 << 20;
 /// Where streams are held to a rate, each waits for its turn most of the time, with its window full. So many of them leave
 /// room for another, which would seem silent otherwise; a peer gives no more at a time.
 const LIMITED_STREAMS: u32 = 256;
