@@ -62,6 +62,9 @@ pub struct Serve {
 struct Stream {
     node: NodeId,
     ticket: Option<Ticket>,
+    /// This node's place, as far as this reader is concerned: whom it parts from it leaves where both stood. What they tell
+    /// further down comes back to this node, and would look like a circle under its new place.
+    under: Option<Ticket>,
     /// The byte that is sent next.
     at: u64,
     /// It gets what is before this byte, and no more.
@@ -140,7 +143,10 @@ impl Serve {
     }
 
     fn take(&mut self, stream: u64, reader: &Reader, bound: Option<u64>) {
-        let taken = Stream { node: reader.node, ticket: reader.ticket, at: reader.from, bound, upwards: Vec::new() };
+        let Reader { node, ticket, from, .. } = *reader;
+        // Who stands before this node and takes what is here waits for nothing of it, and is as near to upstream as it was.
+        let under = if bound.is_some() { ticket } else { self.ticket };
+        let taken = Stream { node, ticket, under, at: from, bound, upwards: Vec::new() };
         self.streams.insert(stream, taken);
     }
 
@@ -175,6 +181,9 @@ impl Serve {
     pub fn placed(&mut self, ticket: Ticket) {
         self.ticket = Some(ticket);
         self.bind(|stream| stream.ticket.is_none_or(|its| its <= ticket));
+        for stream in self.streams.values_mut().filter(|stream| stream.bound.is_none()) {
+            stream.under = Some(ticket);
+        }
     }
 
     /// This node is about to take another place: its readers get what is here now, and are parted from.
@@ -211,15 +220,18 @@ impl Serve {
     /// [`Follow::rate`](super::follow::Follow::rate) and [`Follow::path`](super::follow::Follow::path) say.
     #[must_use]
     pub fn beat(&mut self, stream: u64, rate: u64, upwards: &[Hop]) -> Beat {
-        let me = Hop { node: self.me, ticket: self.ticket.filter(|_| !self.is_whole), frontier: self.frontier, rate };
-        let mut path = vec![me];
-        if let Some(stream) = self.streams.get_mut(&stream).filter(|_| !self.is_whole) {
-            // Who is about to be parted from goes on where it stood, not where this node stands now.
-            if stream.bound.is_none() {
-                stream.upwards = upwards.iter().take(Beat::MAX_PATH - 1).copied().collect();
-            }
-            path.extend_from_slice(&stream.upwards);
+        let mut me = Hop { node: self.me, ticket: None, frontier: self.frontier, rate };
+        let Some(stream) = self.streams.get_mut(&stream).filter(|_| !self.is_whole) else {
+            me.ticket = self.ticket.filter(|_| !self.is_whole);
+            return Beat { path: vec![me] };
+        };
+        me.ticket = stream.under;
+        // Who is about to be parted from goes on where it stood, not where this node stands now.
+        match stream.bound {
+            Some(bound) => me.frontier = me.frontier.min(bound),
+            None => stream.upwards = upwards.iter().take(Beat::MAX_PATH - 1).copied().collect(),
         }
+        let path = std::iter::once(me).chain(stream.upwards.iter().copied()).collect();
         Beat { path }
     }
 
@@ -329,6 +341,8 @@ mod tests {
         assert_eq!(serve.admit(NOW, 1, &Reader { from: 100 << 20, ..reader(9) }), Err(Parting::NotLower));
         assert_eq!(serve.admit(NOW, 2, &Reader { from: 99 << 20, ..reader(9) }), Ok(()));
         assert_eq!(serve.bound(2), Some(100 << 20));
+        // It stays as near to upstream as it was, and so do those who read from it.
+        assert_eq!(serve.beat(2, 7, &[]).path[0].ticket, Some(ticket(9)));
         serve.sent(2, 1 << 20);
         assert_eq!(serve.partings(), [(2, Parting::Yielded)]);
     }
@@ -394,8 +408,12 @@ mod tests {
         // It goes on from where this node stood, not from where it stands now.
         let beyond = [Hop { node: node(39), ticket: Some(ticket(39)), frontier: 0, rate: 1 }];
         assert_eq!(serve.beat(1, 7, &beyond).path[1], upwards[0]);
+        // Nor under this place, which comes after its own: told further and further, that would come back as a circle.
+        let told = |serve: &mut Serve, stream| serve.beat(stream, 7, &beyond).path[0].ticket;
+        assert_eq!(told(&mut serve, 1), Some(ticket(10)));
         assert_eq!(serve.admit(NOW, 2, &reader(50)), Ok(()));
         assert_eq!(serve.beat(2, 7, &beyond).path[1], beyond[0]);
+        assert_eq!(told(&mut serve, 2), Some(ticket(40)));
         // Once all of it is here, nothing has to end any more.
         serve.is_whole();
         assert_eq!((serve.bound(1), serve.beat(2, 0, &beyond).path.len()), (None, 1));
