@@ -5,7 +5,7 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use tempfile::TempDir;
 
 use crate::say;
@@ -21,6 +21,16 @@ impl Folder {
     /// A new, empty one. Its path is short, since Unix sockets live in it.
     pub fn new() -> Result<Self> {
         let inner = TempDir::with_prefix("larder-").context("making a temporary folder")?;
+        Ok(Self { path: inner.path().to_owned(), inner: Some(inner) })
+    }
+
+    /// The same in memory, where that many bytes are free there.
+    pub fn in_memory(bytes: u64) -> Result<Self> {
+        let memory = Path::new("/dev/shm");
+        let room = nix::sys::statvfs::statvfs(memory).context("/dev/shm")?;
+        let room = room.blocks_available() * room.fragment_size();
+        ensure!(room >= bytes, "/dev/shm has room for {room} bytes, and {bytes} are wanted");
+        let inner = TempDir::with_prefix_in("larder-", memory).context("making a folder in memory")?;
         Ok(Self { path: inner.path().to_owned(), inner: Some(inner) })
     }
 

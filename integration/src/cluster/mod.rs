@@ -145,6 +145,13 @@ impl ClusterBuilder {
         self
     }
 
+    /// All that they have is in memory, where that many bytes are free there: nodes on one machine share its disk, and those
+    /// that they stand for don't.
+    pub fn in_memory(mut self, bytes: u64) -> Result<Self> {
+        self.plan.folder = Arc::new(Folder::in_memory(bytes)?);
+        Ok(self)
+    }
+
     /// These seeds, in the place of the first two nodes.
     pub fn seeds(mut self, seeds: &[&str]) -> Self {
         self.plan.seeds = Some(seeds.iter().map(|&seed| seed.to_owned()).collect());

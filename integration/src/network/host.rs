@@ -36,6 +36,16 @@ impl Rate {
     }
 }
 
+/// Whatever the machine has. The one that any namespace may take, and close to what Linux does by itself over links like
+/// these; BBR sends two segments at a time, each by a timer.
+const CONGESTION: &str = "reno";
+
+/// What TCP hands over at once, in segments at least and in bytes at most. Each piece that waits at a limited link costs a
+/// timer's interrupt, and what is larger than a link lets pass at once is cut into single segments: eight links took a third
+/// of two cores.
+const PIECE: &str = "16";
+const LARGEST_PIECE: u64 = 24 << 10;
+
 /// A machine of a [`super::Network`].
 #[derive(Debug, Clone)]
 pub struct Host {
@@ -56,7 +66,9 @@ impl Host {
         let _ = writeln!(lines, "link add {port} type veth peer name eth0 netns {}", namespace.path().display());
         let _ = writeln!(lines, "link set {port} master hub up");
         hub.ip(&lines)?;
-        namespace.ip(&format!("addr add {address}/16 dev eth0\nlink set eth0 up\n"))?;
+        namespace.ip(&format!("addr add {address}/16 dev eth0\nlink set eth0 gso_max_size {LARGEST_PIECE} up\n"))?;
+        namespace.set("net/ipv4/tcp_congestion_control", CONGESTION)?;
+        namespace.set("net/ipv4/tcp_min_tso_segs", PIECE)?;
         let host = Self { namespace, address, hub: hub.clone(), port };
         if rate.is_some() {
             host.set_rate(rate)?;

@@ -1,5 +1,7 @@
 //! Eight nodes, each with an agent and a containerd, on links of 100 Mbit/s, upstream's too: one download for all of
-//! them, and what ills do to it. Upstream counts what it gave by itself.
+//! them, and what ills do to it. Upstream counts what it gave by itself. What the nodes keep is in memory: eight of them
+//! share one disk and two cores here, and a disk without a journal looks at every file that was removed within half a minute
+//! before it makes another.
 
 mod apart;
 mod scene;

@@ -16,6 +16,9 @@ use super::{NODES, all, link};
 use crate::committed::Committed;
 use crate::pulls::{NAME, REPOSITORY};
 
+/// What the nodes may need together, in bytes: each has the image twice, and unpacked by CRI.
+const ROOM: u64 = 4 << 30;
+
 /// Eight nodes and upstream.
 pub(super) struct Scene {
     pub(super) cluster: Cluster,
@@ -70,7 +73,7 @@ impl Scene {
         let urls: Vec<&str> = urls.iter().map(String::as_str).collect();
         let release =
             if tool(&format!("{}/VERSION", Release::Newest)).is_ok() { Release::Newest } else { Release::Sid };
-        let builder = Cluster::builder(&network, NODES, Some(rate))?.with_containerd(release);
+        let builder = Cluster::builder(&network, NODES, Some(rate))?.in_memory(ROOM)?.with_containerd(release);
         let builder = builder.registry("reg.test", &urls).configure(move |_, config| {
             config.set_text("log", "level", level);
         });
