@@ -100,7 +100,9 @@ impl Follow {
     /// When it is time to see whether little comes.
     pub(super) fn looks_at(&self) -> Option<Duration> {
         let Source::Peer(reading) = &self.source else { return None };
-        let since = reading.fed_since.filter(|_| self.size.is_some_and(|size| size >= LARGE))?;
+        // Who went to the end of the chain may wait for one that still reads what it gave before, as slow as that one is.
+        let since = reading.fed_since.or_else(|| reading.waits_for_less_since(self.frontier));
+        let since = since.filter(|_| self.size.is_some_and(|size| size >= LARGE))?;
         let Complaint { looked, looks, .. } = self.complaint;
         Some(since.max(looked) + LOOKS_EVERY * (1 << looks.saturating_sub(MOST_LOOKS).min(MOST_DOUBLED)))
     }

@@ -57,7 +57,9 @@ impl Follow {
         if comes_nearer {
             self.patience.sign(now);
         }
-        if let Some(better) = better.filter(|better| may_move && !self.speaks_against(now, *better)) {
+        // Beyond the parent may be this node, which still gives what it had at its place before.
+        let is_no_use = |better: NodeId| better == me || self.speaks_against(now, better);
+        if let Some(better) = better.filter(|better| may_move && !is_no_use(*better)) {
             self.moved = Some(now);
             self.candidates.clear();
             self.candidates.push_back(Candidate { instead_of: Some(parent), ..Candidate::of(better) });

@@ -32,6 +32,7 @@ pub(super) struct Here {
 #[derive(Debug)]
 pub(super) struct Reading {
     pub(super) opening: Opening,
+    began: Duration,
     heard: Duration,
     /// What came is taken no sooner than then, by this node's own limits. Nothing else is heard meanwhile: it lies behind.
     rests_until: Duration,
@@ -49,6 +50,7 @@ impl Reading {
     pub(super) const fn new(now: Duration, opening: Opening) -> Self {
         Self {
             opening,
+            began: now,
             heard: now,
             rests_until: Duration::ZERO,
             is_open: false,
@@ -83,6 +85,11 @@ impl Reading {
     /// Does the peer have more than what is before this byte? One without a place has all of it.
     pub(super) fn has_more_than(&self, frontier: u64) -> bool {
         self.path.first().is_some_and(|hop| hop.ticket.is_none() || hop.frontier > frontier)
+    }
+
+    /// Since when this node waits, if the parent has less than is before this byte.
+    pub(super) fn waits_for_less_since(&self, frontier: u64) -> Option<Duration> {
+        self.path.first().filter(|parent| parent.ticket.is_some() && parent.frontier < frontier).map(|_| self.began)
     }
 
     /// Has the parent nothing, and one beyond it some?

@@ -645,6 +645,39 @@ fn who_gets_little_of_a_large_blob_asks_for_another_and_reads_on_meanwhile() {
 }
 
 #[test]
+fn who_waits_for_one_that_reads_what_it_gave_before_asks_for_another_and_does_not_go_to_itself() {
+    let mut follow = follow();
+    let [(number, ..)] = asks(&mut follow)[..] else { panic!() };
+    follow.arrived(millis(1), 8 << 20);
+    follow.answered(millis(1), number, read(50, &[10]));
+    let opening = opening(&follow);
+    follow.opened(millis(1), opening.number);
+    // Slowly; and beyond is this node, where it was before.
+    let path = |frontier: u64| {
+        let parent = Hop { node: node(10), ticket: Some(ticket(10)), frontier, rate: 1 << 20 };
+        let me = Hop { node: node(50), ticket: Some(ticket(9)), frontier: 8 << 20, rate: 10 << 20 };
+        Beat { path: vec![parent, me] }
+    };
+    let mut asked = Vec::new();
+    for at in (200..=2_200).step_by(200) {
+        follow.beat(millis(at), opening.number, path(at << 10));
+        follow.tick(millis(at));
+        assert_eq!(follow.turn(), Turn::Peer(opening));
+        for (number, _, ask) in asks(&mut follow) {
+            assert_eq!(ask.troubles, [Trouble { node: node(10), why: Ailment::Slow }]);
+            asked.push(at);
+            // At first there is nobody else.
+            follow.answered(millis(at), number, if asked.len() == 1 { read(50, &[10]) } else { read(50, &[3, 10]) });
+        }
+        if asked.len() > 1 {
+            break;
+        }
+    }
+    assert_eq!(asked, [1_200, 2_200]);
+    assert_eq!(self::opening(&follow).node, node(3));
+}
+
+#[test]
 fn who_gets_little_and_reaches_no_owner_reads_on() {
     let (mut follow, first) = reading();
     follow.ranks.failed(millis(1), node(100));

@@ -14,8 +14,9 @@ fn seeds(few: u64) -> Vec<u64> {
 /// Schedules that were hard once. In this one a node keeps a hundredth of its link.
 /// In the second, the only holder has no room for one whose place is before its reader's; in the third, those who read from
 /// the only holder lose it, which stays known as one; in the fourth, a node is found slow that isn't, and put behind one
-/// that is; in the last one, one comes to a zone whose only reader is about to leave its place.
-const HARD: [u64; 5] = [3009, 4500, 7841, 3000, 3370];
+/// that is; in the fifth, one comes to a zone whose only reader is about to leave its place; in the last one, who went to
+/// the end of the chain waits for a slow one that still reads what it gave before.
+const HARD: [u64; 6] = [3009, 4500, 7841, 3000, 3370, 2019];
 
 /// Few enough events for a build that isn't optimised.
 fn herd(nodes: usize) -> Vec<Figure> {
