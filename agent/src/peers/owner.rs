@@ -145,6 +145,7 @@ impl Owner {
     /// What `from` holds.
     pub(super) fn announce(&self, from: NodeId, shelves: Vec<Shelf>) -> Announced {
         let announced = held(&self.machine).announce(self.now(), from, shelves);
+        self.metrics.set_known(self.known());
         self.woken.notify_one();
         announced
     }

@@ -51,6 +51,10 @@ pub(crate) async fn stream(pairs: usize) -> Result<()> {
             })
             .await?;
         }
+        until("the reader, which owns its digest too, knows where the blob is", Duration::from_secs(20), async || {
+            (reader.metrics().await.ok()?.sum("larder_peer_directory_entries", &[]) > 0.0).then_some(())
+        })
+        .await?;
         registry.clear_log();
         let begun = Instant::now();
         let mut reading = std::pin::pin!(get(reader.mirror_port(), &path, length));
