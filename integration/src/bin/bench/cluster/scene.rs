@@ -73,7 +73,7 @@ impl Scene {
         let urls: Vec<&str> = urls.iter().map(String::as_str).collect();
         let release =
             if tool(&format!("{}/VERSION", Release::Newest)).is_ok() { Release::Newest } else { Release::Sid };
-        let builder = Cluster::builder(&network, NODES, Some(rate))?.in_memory(ROOM)?.with_containerd(release);
+        let builder = Cluster::builder(&network, NODES, Some(rate))?.in_memory(ROOM).with_containerd(release);
         let builder = builder.registry("reg.test", &urls).configure(move |_, config| {
             config.set_text("log", "level", level);
         });
