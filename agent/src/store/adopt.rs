@@ -2,9 +2,9 @@
 //!
 //! A committed file of containerd's is never written again, and synced: so it may have a name of ours as well. It is
 //! linked to a name below `ingest/` first, hashed through that name, and renamed to its blob's name when it is what it
-//! should be; where the store has a copy of its own already, that rename replaces it, and who reads it reads on. A
-//! crash at any instant leaves the old state or the new one, and perhaps a name below `ingest/`, which the next start
-//! removes.
+//! should be; where the store has a copy of its own already, that copy's checksums do for the hash, the rename replaces
+//! it, and who reads it reads on. A crash at any instant leaves the old state or the new one, and perhaps a name below
+//! `ingest/`, which the next start removes.
 //!
 //! Two things are never done to a file of containerd's: it is not synced, and it gets no label. An extended attribute
 //! is the file's and not the name's: ours would outlive the cache in a folder that isn't ours. It is written when
@@ -60,6 +60,15 @@ pub enum Adopted {
     LeftInPlace,
     /// It was in the store already, by one of these ways; or as a copy of our own, and can't be linked.
     Already,
+}
+
+/// What is known of the chunks of a file of containerd's before it is read.
+enum Told {
+    Nothing,
+    /// Proven of this very file, when it was left in place: it needs no second proof.
+    OfThis(Arc<[u32]>),
+    /// Of a sound copy of our own. Reads hold each chunk against no more than these; a hash costs several times as much.
+    OfOurs(Arc<[u32]>),
 }
 
 /// A file of containerd's under a name of ours that nobody knows yet.
@@ -127,16 +136,22 @@ impl Shelves {
                 return Ok(self.adopted_already(digest, found));
             }
         }
-        // What was proven of this very file, when it was left in place, needs no second proof.
-        let proven = row.filter(|row| {
-            matches!(row.record.state, State::Theirs { .. })
-                && matches!(&row.record.hold, Hold::InPlace(path) if *path == found.path)
-                && self.is_sound(row, &theirs.metadata)
-        });
-        let was_left = proven.is_some();
-        let proven = proven.map(|row| row.checksums);
+        let told = match &row {
+            Some(row)
+                if matches!(row.record.state, State::Theirs { .. })
+                    && matches!(&row.record.hold, Hold::InPlace(path) if *path == found.path)
+                    && self.is_sound(row, &theirs.metadata) =>
+            {
+                Told::OfThis(Arc::clone(&row.checksums))
+            }
+            Some(row) if ours.as_ref().is_some_and(|ours| self.is_sound(row, ours)) => {
+                Told::OfOurs(Arc::clone(&row.checksums))
+            }
+            _ => Told::Nothing,
+        };
+        let was_left = matches!(told, Told::OfThis(_));
         let adopted = match self.bring(digest, &theirs)? {
-            Some(brought) => self.take_in(digest, &theirs, &brought, proven).inspect_err(|_| {
+            Some(brought) => self.take_in(digest, &theirs, &brought, told).inspect_err(|_| {
                 let _ = self.disk.unlink(&brought.path);
             })?,
             None if was_left || ours.is_some() => return Ok(self.adopted_already(digest, found)),
@@ -220,11 +235,12 @@ impl Shelves {
         digest: &Digest,
         theirs: &Theirs<'_>,
         brought: &Brought,
-        proven: Option<Arc<[u32]>>,
+        told: Told,
     ) -> Result<Adopted, AdoptError> {
-        let checksums = match proven {
-            Some(checksums) => checksums,
-            None => self.checksums_of(digest, &brought.file, theirs)?,
+        let checksums = match told {
+            Told::OfThis(checksums) => checksums,
+            Told::OfOurs(checksums) if self.is_alike(&brought.file, &checksums, theirs)? => checksums,
+            Told::OfOurs(_) | Told::Nothing => self.checksums_of(digest, &brought.file, theirs)?,
         };
         let to = self.layout.blob(digest);
         let io = |path: &PathBuf, source| AdoptError::Io { path: path.clone(), source };
@@ -301,6 +317,13 @@ impl Shelves {
         self.index.update(digest, |_| Change::Put(record, Some(checksums)));
         self.open.forget(digest);
         Ok(Adopted::LeftInPlace)
+    }
+
+    /// Whether a file has the checksums of the copy that it is to replace.
+    fn is_alike(&self, file: &File, checksums: &[u32], theirs: &Theirs<'_>) -> Result<bool, AdoptError> {
+        let alike = self.has_checksums(file, checksums, theirs.metadata.len(), Hurry::CanWait);
+        let alike = alike.map_err(|source| AdoptError::Io { path: theirs.found.path.clone(), source })?;
+        alike.ok_or(AdoptError::Ending)
     }
 
     /// Hashes a file; the checksums of its chunks, if it is what its name says.

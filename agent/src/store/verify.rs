@@ -144,6 +144,39 @@ impl Shelves {
     ) -> io::Result<Option<(Digest, Vec<u32>)>> {
         let mut hasher = digest.hasher();
         let mut checksums = Vec::new();
+        let read = self.each_chunk(file, size, hurry, |chunk| {
+            hasher.update(chunk);
+            checksums.push(crc32fast::hash(chunk));
+            true
+        })?;
+        Ok(read.map(|()| (hasher.finish(), checksums)))
+    }
+
+    /// Whether a file has these checksums, chunk by chunk; `None` when the store ends meanwhile.
+    pub(super) fn has_checksums(
+        &self,
+        file: &File,
+        checksums: &[u32],
+        size: u64,
+        hurry: Hurry,
+    ) -> io::Result<Option<bool>> {
+        let mut expected = checksums.iter();
+        let mut is_alike = true;
+        let read = self.each_chunk(file, size, hurry, |chunk| {
+            is_alike = expected.next() == Some(&crc32fast::hash(chunk));
+            is_alike
+        })?;
+        Ok(read.map(|()| is_alike && expected.next().is_none()))
+    }
+
+    /// Reads a file until it ends or `take` wants no more; `None` when the store ends meanwhile.
+    fn each_chunk(
+        &self,
+        file: &File,
+        size: u64,
+        hurry: Hurry,
+        mut take: impl FnMut(&[u8]) -> bool,
+    ) -> io::Result<Option<()>> {
         let mut buffer = self.reading.buffers.take(CHUNK as usize);
         let mut at = 0;
         while at < size {
@@ -160,13 +193,14 @@ impl Shelves {
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => break,
                 Err(error) => return Err(error),
             }
-            hasher.update(chunk);
-            checksums.push(crc32fast::hash(chunk));
+            if !take(chunk) {
+                break;
+            }
             at += len as u64;
             if hurry == Hurry::CanWait && (self.is_receiving() || self.reading.count() != reads) {
                 self.stop.wait(began.elapsed() * REST);
             }
         }
-        Ok(Some((hasher.finish(), checksums)))
+        Ok(Some(()))
     }
 }

@@ -173,6 +173,32 @@ async fn a_wrong_file_is_never_adopted() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_own_copy_gives_way_to_nothing_but_its_like() {
+    let node = Node::new();
+    let store = node.open();
+    for (number, rotten) in [(0, 10), (1, 2 * MIB as u64 + 3), (2, 2 * MIB as u64 - 1)] {
+        let bytes = content(60 + number, 2 * MIB + 5);
+        let digest = node.theirs.commit(&bytes);
+        arrive(&store, &bytes).await;
+        let file = File::options().write(true).open(node.theirs.path(&digest)).unwrap();
+        file.write_all_at(&[!bytes[rotten as usize]], rotten).unwrap();
+        assert!(matches!(node.adopt(&store, &digest).await, Err(AdoptError::Wrong { .. })), "rot at {rotten}");
+        assert_eq!(node.names(&digest), 1);
+        assert_eq!(read(&store.blob(&digest).await.unwrap()).await, bytes);
+    }
+    assert_eq!(store.metrics().adoptions_wrong.get(), 3);
+
+    // One of our own that went bad is mended by it.
+    let bytes = content(70, 2 * MIB);
+    let digest = node.theirs.commit(&bytes);
+    arrive(&store, &bytes).await;
+    let ours = node.cache().join("blobs").join(digest.algorithm()).join(digest.hex());
+    File::options().write(true).open(ours).unwrap().write_all_at(b"rot", 1_500_000).unwrap();
+    assert_eq!(node.adopt(&store, &digest).await.unwrap(), Adopted::Linked);
+    assert_eq!(read(&store.blob(&digest).await.unwrap()).await, bytes);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn rot_in_a_linked_blob_is_ours_to_fetch_again() {
     let node = Node::new();
     let store = node.open();
