@@ -95,25 +95,52 @@ fn unmount_below(folder: &Path) {
     }
 }
 
-/// A filesystem of its own, of a given size, to be filled up. Unmounted on drop.
+/// A filesystem of its own on a loop device. Unmounted on drop.
 #[derive(Debug)]
-pub struct SmallDisk {
+pub struct Disk {
     // Unmounts before it removes.
     folder: Folder,
     mount: PathBuf,
 }
 
-impl SmallDisk {
-    /// An empty ext4 of `mebibytes` on a loop device. Needs root.
-    pub fn new(mebibytes: u64) -> Result<Self> {
+impl Disk {
+    /// An empty ext4 of `mebibytes`, to be filled up: no reserve for root, no journal, all of it is for files. Needs root.
+    pub fn small(mebibytes: u64) -> Result<Self> {
+        let disk = Self::unmade()?;
+        std::fs::File::create(disk.image())?.set_len(mebibytes << 20)?;
+        say(Command::new("mkfs.ext4").args(["-q", "-m", "0", "-O", "^has_journal"]).arg(disk.image()))?;
+        say(Command::new("mount").args(["-o", "loop"]).arg(disk.image()).arg(&disk.mount))?;
+        Ok(disk)
+    }
+
+    /// An empty ext4 of `gibibytes` as nodes have it: with its journal, and with no page cache but its own. All of its
+    /// bytes are allocated. Needs root.
+    pub fn of_a_node(gibibytes: u64) -> Result<Self> {
+        let disk = Self::unmade()?;
+        let image = std::fs::File::create(disk.image())?;
+        let bytes = i64::try_from(gibibytes << 30)?;
+        nix::fcntl::fallocate(&image, nix::fcntl::FallocateFlags::empty(), 0, bytes)
+            .with_context(|| format!("{gibibytes} GiB for a disk, in {}", disk.folder.path().display()))?;
+        // Nothing is left to be written behind what is measured.
+        let done = "nodiscard,lazy_itable_init=0,lazy_journal_init=0";
+        say(Command::new("mkfs.ext4").args(["-q", "-E", done]).arg(disk.image()))?;
+        let device = say(Command::new("losetup").args(["--direct-io=on", "--find", "--show"]).arg(disk.image()))?;
+        let device = device.trim();
+        let mounted = say(Command::new("mount").arg(device).arg(&disk.mount));
+        // It stays while it is mounted, and goes with the mount.
+        say(Command::new("losetup").args(["--detach", device]))?;
+        mounted.map(|_| disk)
+    }
+
+    fn unmade() -> Result<Self> {
         let folder = Folder::new()?;
-        let (image, mount) = (folder.path().join("disk.img"), folder.path().join("disk"));
+        let mount = folder.path().join("disk");
         std::fs::create_dir(&mount)?;
-        std::fs::File::create(&image)?.set_len(mebibytes << 20)?;
-        // No reserve for root, no journal: all of it is for files.
-        say(Command::new("mkfs.ext4").args(["-q", "-m", "0", "-O", "^has_journal"]).arg(&image))?;
-        say(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&mount))?;
         Ok(Self { folder, mount })
+    }
+
+    fn image(&self) -> PathBuf {
+        self.folder.path().join("disk.img")
     }
 
     /// Where it is mounted.
@@ -123,15 +150,14 @@ impl SmallDisk {
 
     /// The loop device that it lies on has let go of it: nobody has it mounted any more, wherever.
     pub fn is_free(&self) -> Result<bool> {
-        let image = self.folder.path().join("disk.img");
-        Ok(say(Command::new("losetup").arg("--associated").arg(image))?.is_empty())
+        Ok(say(Command::new("losetup").arg("--associated").arg(self.image()))?.is_empty())
     }
 
     /// Moves the mount to this folder, which may be in a shared mount.
     pub fn move_to(&mut self, folder: &Path) -> Result<()> {
         say(Command::new("umount").arg(&self.mount))?;
         std::fs::create_dir_all(folder)?;
-        say(Command::new("mount").args(["-o", "loop"]).arg(self.folder.path().join("disk.img")).arg(folder))?;
+        say(Command::new("mount").args(["-o", "loop"]).arg(self.image()).arg(folder))?;
         folder.clone_into(&mut self.mount);
         Ok(())
     }
@@ -148,7 +174,7 @@ impl SmallDisk {
     }
 }
 
-impl Drop for SmallDisk {
+impl Drop for Disk {
     fn drop(&mut self) {
         unmount_below(self.folder.path());
     }

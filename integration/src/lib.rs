@@ -47,7 +47,7 @@ pub use containerd::{Containerd, ContainerdConfig, Ctr, HostMount, Labels, Login
 pub use daemonset::DaemonSet;
 pub use failover::{Failover, Ill, Outcome, Place, Summary, Trial};
 pub use fault::{Challenge, Cut, Face, Fault, FaultRegistry, Request, Transport, When};
-pub use folder::{Folder, SmallDisk, listing, share_mounts};
+pub use folder::{Disk, Folder, listing, share_mounts};
 pub use front::Front;
 pub use http::{Http, Reply};
 pub use image::{Blob, Image, ImageBuilder, digest_of};

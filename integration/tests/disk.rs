@@ -5,9 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use larder_integration::{
-    Agent, AgentConfig, Blob, FaultRegistry, Folder, Image, Labels, Node, SmallDisk, Upstream, until,
-};
+use larder_integration::{Agent, AgentConfig, Blob, Disk, FaultRegistry, Folder, Image, Labels, Node, Upstream, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -17,7 +15,7 @@ use crate::support::{Case, ensure_only_the_agent_asked, on_every_containerd, run
 on_every_containerd!(over tls: full, read_only, the_cache_is_smaller_than_the_images, damaged);
 on_every_containerd!(over tls by one: above_the_high_mark_it_goes_below_the_low_one);
 
-async fn node_on(case: Case, registry: &FaultRegistry, disk: &SmallDisk) -> Result<Node> {
+async fn node_on(case: Case, registry: &FaultRegistry, disk: &Disk) -> Result<Node> {
     let mut builder = case.builder()?.registry("reg.test", &registry.url())?;
     builder.agent.set_path("cache", "dir", &disk.path().join("larder"));
     builder.start().await
@@ -29,7 +27,7 @@ async fn full(case: Case) -> Result<()> {
     let (large, small) = (Image::one_layer(1, 40), Image::many_layers(2, 4, 500));
     registry.add(&large, "acme/large", "v1");
     registry.add(&small, "acme/small", "v1");
-    let disk = SmallDisk::new(32)?;
+    let disk = Disk::small(32)?;
     let node = node_on(case, &registry, &disk).await?;
     node.containerd.pull("reg.test/acme/large:v1").await?;
 
@@ -53,7 +51,7 @@ async fn read_only(case: Case) -> Result<()> {
     registry.add(&Image::many_layers(3, 3, 2000), "acme/one", "v1");
     registry.add(&Image::many_layers(4, 3, 2000), "acme/two", "v1");
     registry.add(&Image::many_layers(5, 3, 2000), "acme/three", "v1");
-    let disk = SmallDisk::new(64)?;
+    let disk = Disk::small(64)?;
     let mut node = node_on(case, &registry, &disk).await?;
     node.containerd.pull("reg.test/acme/one:v1").await?;
     node.agent_mut()?.stop()?;
@@ -111,7 +109,7 @@ async fn above_the_high_mark_it_goes_below_the_low_one(case: Case) -> Result<()>
         registry.add(image, &format!("acme/{name}"), "v1");
     }
     let mut builder = case.builder()?.registry("reg.test", &registry.url())?;
-    let (mut disk, at) = (SmallDisk::new(320)?, builder.folder().join("containerd"));
+    let (mut disk, at) = (Disk::small(320)?, builder.folder().join("containerd"));
     disk.move_to(&at)?;
     builder.agent.set_path("cache", "dir", &at.join("larder"));
     builder.agent.set("cache", "max_disk_percent", HIGH.to_string());

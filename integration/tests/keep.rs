@@ -8,8 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use jiff::{SignedDuration, Timestamp};
 use larder_integration::{
-    Agent, AgentConfig, Blob, Challenge, Fault, FaultRegistry, Folder, Image, Labels, Login, Node, SmallDisk, When,
-    until,
+    Agent, AgentConfig, Blob, Challenge, Disk, Fault, FaultRegistry, Folder, Image, Labels, Login, Node, When, until,
 };
 use serde_json::Value;
 
@@ -200,7 +199,7 @@ async fn what_cant_be_linked_is_used_where_it_is(case: Case) -> Result<()> {
     let image = Image::one_layer(20, 8);
     registry.add(&image, "acme/app", "v1");
     // The layer wouldn't fit.
-    let disk = SmallDisk::new(6)?;
+    let disk = Disk::small(6)?;
     let mut builder = case.builder()?.without_agent().registry("reg.test", &registry.url())?;
     builder.agent.set_path("cache", "dir", &disk.path().join("larder"));
     let mut node = builder.start().await?;

@@ -14,7 +14,7 @@ use anyhow::{Context, Result, ensure};
 pub use trace::Trace;
 
 use crate::process::output_within;
-use crate::{Namespace, Process, Release, SmallDisk, require_root, tool, until};
+use crate::{Disk, Namespace, Process, Release, require_root, tool, until};
 
 /// How long it may take to boot.
 const BOOT: Duration = Duration::from_secs(30);
@@ -28,7 +28,7 @@ pub struct Machine {
     process: Process,
     systemd: u32,
     cgroup: String,
-    disk: SmallDisk,
+    disk: Disk,
 }
 
 impl Machine {
@@ -36,7 +36,7 @@ impl Machine {
     pub async fn boot(network: &Namespace) -> Result<Self> {
         require_root()?;
         ensure!(Path::new("/lib/systemd/systemd").exists(), "systemd isn't installed: run integration/setup");
-        let disk = SmallDisk::new(1024)?;
+        let disk = Disk::small(1024)?;
         let place = disk.path().to_owned();
         let tools = tool(".")?;
         let cgroup = format!("larder-{:016x}", rand::random::<u64>());

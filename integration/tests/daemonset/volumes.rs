@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use larder_integration::{FaultRegistry, Image, Node, Pod, Release, SmallDisk, until};
+use larder_integration::{Disk, FaultRegistry, Image, Node, Pod, Release, until};
 
 use super::node;
 use crate::support::{Case, run};
@@ -11,10 +11,10 @@ use crate::support::{Case, run};
 const CASE: Case = Case { release: Release::Sid, tls: true };
 
 /// Volumes: beside containerd's folders, as kubelet has those of Pods; and in each of these.
-fn volumes(node: &Node) -> Result<Vec<SmallDisk>> {
+fn volumes(node: &Node) -> Result<Vec<Disk>> {
     let mut disks = Vec::new();
     for place in ["var/kubelet/pods/1/volumes", "containerd/root/io.test", "containerd/state/io.test"] {
-        let mut disk = SmallDisk::new(8)?;
+        let mut disk = Disk::small(8)?;
         disk.move_to(&node.folder().join(place).join(rand::random::<u32>().to_string()))?;
         disks.push(disk);
     }
@@ -22,7 +22,7 @@ fn volumes(node: &Node) -> Result<Vec<SmallDisk>> {
 }
 
 /// The host unmounts a volume; whether its device is free then.
-async fn comes_free(disk: &SmallDisk) -> Result<bool> {
+async fn comes_free(disk: &Disk) -> Result<bool> {
     disk.unmount()?;
     let free = async || disk.is_free().ok()?.then_some(());
     Ok(until("the device is free", Duration::from_secs(3), free).await.is_ok())
@@ -66,7 +66,7 @@ fn without_propagation_they_would_stay_busy() {
     run(async {
         let registry = FaultRegistry::start().await?;
         let (node, set) = node(CASE, &registry, "presets/plain").await?;
-        let [beside, inside, _]: [SmallDisk; 3] = volumes(&node)?.try_into().ok().context("three volumes")?;
+        let [beside, inside, _]: [Disk; 3] = volumes(&node)?.try_into().ok().context("three volumes")?;
         let mut pod = set.pod("larder-1")?;
         pod.mounts.iter_mut().for_each(|mount| mount.follows_host = false);
         let pod = node.containerd.start_pod(&pod).await?;

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use larder_integration::{Folder, SmallDisk, program, require_root, say};
+use larder_integration::{Disk, Folder, program, require_root, say};
 
 use super::package::{package, repository};
 use crate::support::run;
@@ -130,7 +130,7 @@ fn without_systemd_it_installs_and_purges_too() {
 
 async fn without_systemd_it_installs_and_purges_too_or() -> Result<()> {
     require_root()?;
-    let disk = SmallDisk::new(1024)?;
+    let disk = Disk::small(1024)?;
     let inside = "set -eu; cd \"$1\"; mkdir root upper work; \
         mount -t overlay overlay -o \"lowerdir=/,upperdir=$1/upper,workdir=$1/work\" root; \
         mount -t tmpfs none root/run; mount --rbind /dev root/dev; mount -t tmpfs none root/tmp; cp \"$2\" root/tmp/larder.deb; \

@@ -75,7 +75,7 @@ fn make() -> Result<File> {
         "the page cache can't be filled: {} takes no {size} bytes",
         std::env::temp_dir().display()
     );
-    let mut file = tempfile::tempfile()?;
+    let mut file = tempfile::tempfile_in(std::env::temp_dir())?;
     let piece = vec![1; PIECE];
     for _ in 0..size / PIECE as u64 {
         file.write_all(&piece)?;
