@@ -43,17 +43,7 @@ pub(super) async fn call(
 }
 
 async fn ask(from: &Host, to: SocketAddr, files: Option<&Files>, method: &str, message: &[u8]) -> Result<Answer> {
-    let provider = Arc::new(aws_lc_rs::default_provider());
-    let builder = ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions()?;
-    let builder = builder.dangerous().with_custom_certificate_verifier(Arc::new(Anybody(provider)));
-    let mut config = match files {
-        Some(files) => builder.with_client_auth_cert(
-            CertificateDer::pem_file_iter(&files.certificate)?.collect::<Result<_, _>>()?,
-            PrivateKeyDer::from_pem_file(&files.key)?,
-        )?,
-        None => builder.with_no_client_auth(),
-    };
-    config.alpn_protocols = vec![b"h2".to_vec()];
+    let config = client(files)?;
     let stream = from.namespace().inside(TcpSocket::new_v4)?.connect(to).await?;
     let stream = TlsConnector::from(Arc::new(config)).connect(ServerName::try_from("larder")?, stream).await?;
     let (mut requests, connection) = h2::client::handshake(stream).await?;
@@ -82,6 +72,28 @@ async fn ask(from: &Host, to: SocketAddr, files: Option<&Files>, method: &str, m
     let answer = read.await;
     driven.abort();
     answer
+}
+
+impl Files {
+    /// TLS as a peer that shows this certificate and believes whoever answers.
+    pub fn client(&self) -> Result<ClientConfig> {
+        client(Some(self))
+    }
+}
+
+fn client(files: Option<&Files>) -> Result<ClientConfig> {
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions()?;
+    let builder = builder.dangerous().with_custom_certificate_verifier(Arc::new(Anybody(provider)));
+    let mut config = match files {
+        Some(files) => builder.with_client_auth_cert(
+            CertificateDer::pem_file_iter(&files.certificate)?.collect::<Result<_, _>>()?,
+            PrivateKeyDer::from_pem_file(&files.key)?,
+        )?,
+        None => builder.with_no_client_auth(),
+    };
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    Ok(config)
 }
 
 /// Believes whoever answers.
