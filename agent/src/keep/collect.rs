@@ -21,6 +21,8 @@ use crate::store::{Excess, Held, Listed, Reason, Store, Usage, aside, rest_from}
 
 /// Others fill the disk too, so the bounds are looked at without being told.
 const INTERVAL: Duration = Duration::from_secs(10);
+/// The blobs of a pull begin together and are looked at together: to know what arrives is to look at each file of it.
+const GATHER: Duration = Duration::from_millis(50);
 /// A pass in vain isn't made again before so many times as long as it took have passed.
 const REST: u32 = 20;
 /// How often it is looked for what has expired, at the least and at the most.
@@ -83,7 +85,7 @@ impl Collector {
                 }
                 expire_at = Instant::now() + expire_every;
             }
-            let pause = if stuck { begun.elapsed() * REST } else { Duration::ZERO };
+            let pause = if stuck { begun.elapsed() * REST } else { GATHER };
             let woken = async {
                 tokio::time::sleep(pause).await;
                 tokio::select! {

@@ -101,7 +101,9 @@ impl Shelves {
         if self.index.is_backed_up() {
             return Err(NoRoom::NotWritable);
         }
-        if !self.bounds.admit(size, &self.usage()) {
+        // To count what lies below `ingest/` is to look at each file there: only where it makes the difference.
+        let rough = self.usage_with(0);
+        if !self.bounds.admit(size, &rough) && !self.bounds.admit(size, &self.usage()) {
             return Err(NoRoom::TooLarge);
         }
         self.space.allows(size).map_err(|trouble| match trouble {
@@ -307,13 +309,17 @@ impl Shelves {
 
     /// Blocks on the disk.
     pub(super) fn usage(&self) -> Usage {
+        self.usage_with(self.ingest_bytes())
+    }
+
+    fn usage_with(&self, ingest_bytes: u64) -> Usage {
         let (totals, _) = self.index.totals();
         let arriving: Vec<_> = held(&self.arriving).values().filter_map(Weak::upgrade).collect();
         Usage {
             blobs: totals.blobs,
             bytes: totals.bytes,
             shared_bytes: totals.shared_bytes,
-            ingest_bytes: self.ingest_bytes(),
+            ingest_bytes,
             reserved_bytes: arriving.iter().map(|ingest| ingest.size()).sum(),
             disk: self.disk(),
             full: self.space.is_full(),

@@ -4,9 +4,12 @@ use std::io::{self, IoSlice};
 use bytes::Bytes;
 use nix::fcntl::{FallocateFlags, fallocate};
 
-/// Reserves room for `size` bytes, where the filesystem can.
+use crate::store::CHUNK;
+
+/// Reserves room for `size` bytes, where the filesystem can. Where so few are left that one chunk is too many, a write
+/// finds out as soon.
 pub(super) fn reserve(file: &File, size: u64) -> io::Result<()> {
-    if size == 0 {
+    if size <= CHUNK {
         return Ok(());
     }
     let length = i64::try_from(size).map_err(io::Error::other)?;
