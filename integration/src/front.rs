@@ -97,8 +97,12 @@ async fn pass(
     counts: Arc<Counts>,
     pace: Arc<Mutex<Pace>>,
 ) -> std::io::Result<()> {
+    let server = TcpStream::connect(server).await?;
+    // A last piece that isn't full would wait until the one before it is acknowledged, which takes up to 40 ms.
+    client.set_nodelay(true)?;
+    server.set_nodelay(true)?;
     let (mut from_client, mut to_client) = client.into_split();
-    let (mut from_server, mut to_server) = TcpStream::connect(server).await?.into_split();
+    let (mut from_server, mut to_server) = server.into_split();
     let up = async {
         tokio::io::copy(&mut from_client, &mut to_server).await?;
         to_server.shutdown().await
