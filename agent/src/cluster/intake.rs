@@ -60,10 +60,11 @@ impl Intake {
     }
 
     fn turn(&mut self, now: Duration) {
-        let times = now.saturating_sub(self.began).as_millis() / REMEMBERED.as_millis();
+        let times = u32::try_from(now.saturating_sub(self.began).as_millis() / REMEMBERED.as_millis());
+        let times = times.unwrap_or(u32::MAX);
         if times > 0 {
             self.most = [0, if times == 1 { self.most[0] } else { 0 }];
-            self.began = now;
+            self.began = self.began.saturating_add(REMEMBERED.saturating_mul(times));
         }
     }
 }
@@ -103,5 +104,13 @@ mod tests {
         assert!(intake.room(MILLIS * 29_000) > 900_000);
         comes(&mut intake, 29_000..61_000, 100);
         assert_eq!(intake.room(MILLIS * 61_000), 0, "after two times of half a minute at the most");
+    }
+
+    #[test]
+    fn a_quiet_time_makes_nothing_last_longer() {
+        let mut intake = Intake::default();
+        comes(&mut intake, 0..2_000, 10_000);
+        assert!(intake.room(MILLIS * 59_000) > 900_000);
+        assert_eq!(intake.room(MILLIS * 60_000), 0, "the time began half a minute ago, not when somebody asked");
     }
 }

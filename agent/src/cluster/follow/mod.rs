@@ -96,6 +96,10 @@ pub struct Follow {
     late: Duration,
     /// So much more could come over this node's link.
     room: u64,
+    /// Who was read from for no other reason.
+    tried_for_room: Option<NodeId>,
+    /// It gave this node no more than the one before: that there is room says nothing of this blob.
+    room_is_refuted: bool,
     /// By how much those who read from here lag.
     readers_lag: u64,
     moved: Option<Duration>,
@@ -157,6 +161,8 @@ impl Follow {
             complaint: Complaint::default(),
             late: OWNER_IS_LATE,
             room: 0,
+            tried_for_room: None,
+            room_is_refuted: false,
             readers_lag: 0,
             moved: None,
             stays_until: Duration::ZERO,

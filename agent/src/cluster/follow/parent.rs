@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::cluster::chain::{Ailment, Beat, Parting};
 use crate::image::NodeId;
 
-use super::reading::{Here, Reading};
+use super::reading::{Better, Here, Reading};
 use super::seek::Candidate;
 use super::{Follow, Source};
 
@@ -34,7 +34,8 @@ impl Follow {
 
     /// A peer's beat.
     pub fn beat(&mut self, now: Duration, opening: u64, beat: Beat) {
-        let here = Here { size: self.size, frontier: self.frontier, rate: self.meter.rate(now), room: self.room };
+        let room = if self.room_is_refuted { 0 } else { self.room };
+        let here = Here { size: self.size, frontier: self.frontier, rate: self.meter.rate(now), room };
         let frontier = self.frontier;
         let (me, ticket) = (self.me, self.ticket);
         let stays = now < self.stays_until;
@@ -59,8 +60,9 @@ impl Follow {
         }
         // Beyond the parent may be this node, which still gives what it had at its place before.
         let is_no_use = |better: NodeId| better == me || self.speaks_against(now, better);
-        if let Some(better) = better.filter(|better| may_move && !is_no_use(*better)) {
+        if let Some(Better { node: better, for_room }) = better.filter(|better| may_move && !is_no_use(better.node)) {
             self.moved = Some(now);
+            self.tried_for_room = for_room.then_some(better);
             self.candidates.clear();
             self.candidates.push_back(Candidate { instead_of: Some(parent), ..Candidate::of(better) });
             self.candidates.push_back(Candidate::of(parent));

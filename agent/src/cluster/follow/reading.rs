@@ -104,7 +104,7 @@ impl Reading {
     }
 
     /// Takes in a beat. Says whether bytes come nearer, and whom to move to.
-    pub(super) fn beat(&mut self, now: Duration, beat: Beat, here: Here) -> (bool, Option<NodeId>) {
+    pub(super) fn beat(&mut self, now: Duration, beat: Beat, here: Here) -> (bool, Option<Better>) {
         let Here { size, frontier, rate, room } = here;
         let before = self.path.first().map_or(0, |hop| hop.frontier);
         self.path = beat.path;
@@ -119,8 +119,9 @@ impl Reading {
         // give as much as there is room for here: else all behind a slow node got little from it until the end, and none of
         // it for so long that it looked elsewhere.
         let is_whole = beyond.ticket.is_none() || size.is_some_and(|size| beyond.frontier >= size);
-        let beyond_rate = [beyond.rate, self.best, if is_whole { room } else { 0 }].into_iter().find(|rate| *rate > 0);
-        let beyond_rate = beyond_rate.unwrap_or_default();
+        let known_rate = if beyond.rate > 0 { beyond.rate } else { self.best };
+        let for_room = known_rate == 0 && is_whole;
+        let beyond_rate = if for_room { room } else { known_rate };
         let waits_for_parent = parent.frontier <= frontier;
         let comes = if waits_for_parent { parent.rate as f64 } else { rate };
         let behind = beyond.frontier.saturating_sub(frontier.min(parent.frontier));
@@ -132,6 +133,13 @@ impl Reading {
         }
         let since = *self.starved_since.get_or_insert(now);
         let moves = now.saturating_sub(since) >= STARVED;
-        (comes_nearer, moves.then_some(beyond.node))
+        (comes_nearer, moves.then_some(Better { node: beyond.node, for_room }))
     }
+}
+
+/// Who may give more than the parent.
+pub(super) struct Better {
+    pub(super) node: NodeId,
+    /// Nothing says so but that this node's link has room.
+    pub(super) for_room: bool,
 }

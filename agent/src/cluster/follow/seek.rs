@@ -228,6 +228,11 @@ impl Follow {
         if !was_open {
             self.troubles.note(now, parent, Ailment::Full);
         }
+        if self.tried_for_room == Some(parent) && instead_of.is_some_and(|before| others.contains(&before)) {
+            // Held against this node, the one before takes as much: what comes is all that the sender gives, and to try
+            // that again would put a healthy node out of its place.
+            self.room_is_refuted = true;
+        }
         for other in others.iter().copied().filter(|other| *other != self.me).take(MAX_REFERRALS) {
             self.troubles.forgive(other, Ailment::Full);
             if self.troubles.is_silent(now, other) && instead_of != Some(other) {

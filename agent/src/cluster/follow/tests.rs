@@ -417,6 +417,40 @@ fn behind_a_trickle_the_whole_holder_beyond_is_tried_where_the_link_has_room() {
 }
 
 #[test]
+fn room_that_the_holder_has_refuted_is_no_reason_again() {
+    let (mut follow, _) = reading();
+    follow.learnt_size(512 << 20);
+    follow.link_has_room(10 << 20);
+    let starved_from = |follow: &mut Follow, from: u64| {
+        for at in (from + 200..=from + 2_000).step_by(200) {
+            let opening = opening(follow);
+            if opening.node != node(10) {
+                return true;
+            }
+            let mut beat = beat([at * 20, 512 << 20, 0], [20_000, 0, 0]);
+            beat.path.truncate(2);
+            beat.path[1].ticket = None;
+            follow.arrived(millis(at), at * 20);
+            follow.beat(millis(at), opening.number, beat);
+            follow.tick(millis(at));
+        }
+        false
+    };
+    assert!(starved_from(&mut follow, 0));
+    let whole = opening(&follow);
+    assert_eq!((whole.node, whole.instead_of), (node(9), Some(node(10))));
+    follow.opened(millis(2_010), whole.number);
+    // It has held both against each other: they took alike.
+    follow.parted(millis(2_800), whole.number, &Parting::Full(vec![node(10)]));
+    let back = opening(&follow);
+    assert_eq!(back.node, node(10));
+    follow.opened(millis(2_810), back.number);
+    for from in [3_000, 15_000, 40_000] {
+        assert!(!starved_from(&mut follow, from), "a healthy parent would lose its place");
+    }
+}
+
+#[test]
 fn who_was_found_slow_does_not_stay_behind_one_that_has_less() {
     let (mut follow, before) = reading();
     follow.arrived(millis(2), 20 << 20);
