@@ -468,10 +468,12 @@ async fn settled(agent: &Agent) -> Result<()> {
     .await
 }
 
-/// Waits until all blobs of an image are given to anybody.
+/// Waits until all of an image is given to anybody.
 async fn public(agent: &Agent, image: &Image) -> Result<()> {
-    for blob in image.blobs() {
-        let url = format!("{}/v2/acme/app/blobs/{}?ns=reg.test", agent.mirror(), blob.digest);
+    let blobs = image.blobs().iter().map(|blob| format!("blobs/{}", blob.digest));
+    let manifests = image.manifests().iter().map(|manifest| format!("manifests/{}", manifest.digest));
+    for what in blobs.chain(manifests) {
+        let url = format!("{}/v2/acme/app/{what}?ns=reg.test", agent.mirror());
         until("it is anybody's", ADOPTED, async || (agent.http().get(&url).await.ok()?.status == 200).then_some(()))
             .await?;
     }

@@ -197,6 +197,11 @@ impl Serve {
         self.size = size.or(self.size);
     }
 
+    /// It comes to this node from here on: what was whole here before isn't any more.
+    pub const fn comes(&mut self) {
+        self.is_whole = false;
+    }
+
     /// All of it is here and verified.
     pub fn is_whole(&mut self) {
         self.is_whole = true;
@@ -417,5 +422,17 @@ mod tests {
         // Once all of it is here, nothing has to end any more.
         serve.is_whole();
         assert_eq!((serve.bound(1), serve.beat(2, 0, &beyond).path.len()), (None, 1));
+    }
+
+    #[test]
+    fn what_comes_anew_is_not_whole_any_more() {
+        let mut serve = serve();
+        serve.is_whole();
+        assert_eq!(serve.admit(NOW, 1, &Reader { from: 100 << 20, ..reader(9) }), Ok(()));
+        // It was damaged, and begins again.
+        serve.comes();
+        serve.arrived(0, None);
+        assert_eq!(serve.admit(NOW, 2, &reader(9)), Err(Parting::NotLower));
+        assert_eq!(serve.beat(1, 7, &[]).path[0].frontier, 0);
     }
 }

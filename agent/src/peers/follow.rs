@@ -171,6 +171,13 @@ impl Follow {
         }
     }
 
+    /// So many bytes have come of it, from whatever source and into whatever part of it.
+    pub fn received(&self, bytes: u64) {
+        if let Part::Chain(place) = &self.0 {
+            place.chain.received(bytes);
+        }
+    }
+
     /// Every byte before `frontier` is here.
     pub fn arrived(&mut self, frontier: u64) {
         match &self.0 {

@@ -119,6 +119,7 @@ impl Driver {
             let (ingest, media_type, first) = match self.begin(&mut follow, leftover.take()).await {
                 Ok(Begun::Ingest(ingest, media_type, first)) => (ingest, media_type, *first),
                 Ok(Begun::Small(bytes, media_type, partings)) => {
+                    follow.received(bytes.len() as u64);
                     return self.keep_whole(bytes, media_type, &mut follow, partings).await;
                 }
                 Ok(Begun::Unstored(unstored)) => return End::State("unstored", State::Unstored(unstored)),

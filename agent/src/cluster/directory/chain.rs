@@ -233,6 +233,7 @@ impl Chain {
             node: from,
             frontier: report.frontier,
             receives: report.rate,
+            lag: report.lag,
             size: self.size,
             registry: &report.key.registry,
             others: self.readers.len().saturating_sub(1),

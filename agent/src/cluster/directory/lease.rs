@@ -44,8 +44,8 @@ pub(super) struct Held {
     heard: Duration,
     /// Bytes a second of late, as it says.
     receives: u64,
-    /// Another owner gave it, and let it go on.
-    adopted: bool,
+    /// It goes on as long as it isn't poor: another owner let it, or it has left those who read from it behind.
+    stands: bool,
 }
 
 impl Held {
@@ -60,7 +60,7 @@ impl Held {
             progressed: now,
             heard: now,
             receives: 0,
-            adopted: false,
+            stands: false,
         }
     }
 
@@ -119,7 +119,7 @@ impl Leases {
     pub(super) fn adopt(&mut self, now: Duration, lease: Lease, node: NodeId, frontier: u64, size: Option<u64>) -> u64 {
         let upto = end(frontier, LONGEST, size);
         self.granted += 1;
-        self.held.push(Held { adopted: true, ..Held::new(now, lease, node, frontier, upto) });
+        self.held.push(Held { stands: true, ..Held::new(now, lease, node, frontier, upto) });
         upto
     }
 
@@ -214,7 +214,7 @@ impl Leases {
 
     /// A holder reports. `others`: how many more might fetch.
     pub(super) fn progress(&mut self, now: Duration, report: Progress<'_>, rates: &mut Rates) -> Option<Judged> {
-        let Progress { lease, node, frontier, receives, size, registry, others, at_once } = report;
+        let Progress { lease, node, frontier, receives, lag, size, registry, others, at_once } = report;
         let others_held = || self.held.iter().filter(|held| held.lease != lease);
         let ahead = others_held().any(|held| held.frontier > frontier);
         // What is fetched behind another one is fetched twice.
@@ -250,7 +250,10 @@ impl Leases {
             rates.measured(now, registry, node, rate);
         }
         // With several at it, the one that has the most goes on alone.
-        let stands = held.adopted && !rates.is_poor(now, registry, rate);
+        // Where it ends nobody else could go on: who reads from one that does well, and is so far behind it, is slow itself,
+        // and would fetch again what is between.
+        held.stands |= at_end && lag > CHUNK && !(is_long || is_behind);
+        let stands = held.stands && !rates.is_poor(now, registry, rate);
         let good = telling && !ahead && (stands || rates.is_good(now, registry, rate, held.frontier, others));
         if good || (at_end && others == 0) {
             held.from = held.frontier;
@@ -283,6 +286,7 @@ pub(super) struct Progress<'a> {
     pub(super) node: NodeId,
     pub(super) frontier: u64,
     pub(super) receives: u64,
+    pub(super) lag: u64,
     pub(super) size: Option<u64>,
     pub(super) registry: &'a Registry,
     pub(super) others: usize,

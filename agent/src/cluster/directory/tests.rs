@@ -99,6 +99,7 @@ impl Table {
             size: Some(1 << 30),
             frontier,
             rate: 0,
+            lag: 0,
             parent: None,
             zone: zone("a"),
             state,
@@ -320,6 +321,31 @@ fn what_is_nearly_done_is_left_to_who_fetches_it() {
     assert_eq!(reports(200 << 10, 200 << 10), 12, "the rest comes within two seconds");
     assert_eq!(reports(60 << 10, 60 << 10), 4, "it would take some more");
     assert_eq!(reports(400 << 10, 1 << 10), 5, "it would have, before it became slow");
+}
+
+#[test]
+fn who_leaves_its_readers_far_behind_goes_on_where_its_range_ends() {
+    for lag in [MIB / 2, 3 * MIB] {
+        let mut table = Table::new();
+        let (ticket, lease, upto) = table.fetches(1, &Table::asks(1));
+        let (second, _) = table.parents(2, &Table::asks(2));
+        table.pass(400);
+        let report = Report { lag, ..Table::reports(ticket, Some(lease), upto, State::Fetching) };
+        let verdict = table.report(1, &report);
+        if lag < MIB {
+            assert_eq!(verdict, Verdict::Ended, "others may be faster, and have what there is");
+            continue;
+        }
+        assert!(matches!(verdict, Verdict::GoOn { upto: next } if next > upto), "{verdict:?}");
+        // Who lags complains, and isn't the one to fetch: it would begin again where it is.
+        let complaint = Ask {
+            ticket: Some(second),
+            frontier: upto - lag,
+            troubles: vec![Trouble { node: node(1), why: Ailment::Slow }],
+            ..Table::asks(2)
+        };
+        assert_eq!(table.parents(2, &complaint).1, [node(1)]);
+    }
 }
 
 #[test]

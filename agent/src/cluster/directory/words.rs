@@ -93,6 +93,8 @@ pub struct Report {
     pub frontier: u64,
     /// Bytes a second that it receives.
     pub rate: u64,
+    /// By how many bytes those who read from it lag, the furthest of them.
+    pub lag: u64,
     /// Whom it reads from.
     pub parent: Option<NodeId>,
     /// Where it stands.

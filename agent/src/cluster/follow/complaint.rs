@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use crate::cluster::chain::Ailment;
+use crate::cluster::chain::{Ailment, Hop};
 use crate::cluster::directory::Answer;
 use crate::image::NodeId;
 
@@ -101,17 +101,20 @@ impl Follow {
     pub(super) fn looks_at(&self) -> Option<Duration> {
         let Source::Peer(reading) = &self.source else { return None };
         // Who went to the end of the chain may wait for one that still reads what it gave before, as slow as that one is.
-        let since = reading.fed_since.or_else(|| reading.waits_for_less_since(self.frontier));
+        let since = reading.fed_since.or_else(|| reading.lagging_parent(self.frontier).map(|_| reading.began));
         let since = since.filter(|_| self.size.is_some_and(|size| size >= LARGE))?;
         let Complaint { looked, looks, .. } = self.complaint;
         Some(since.max(looked) + LOOKS_EVERY * (1 << looks.saturating_sub(MOST_LOOKS).min(MOST_DOUBLED)))
     }
 
-    /// Complains if little comes.
+    /// Complains if little comes, and not because the parent has less yet: unless it takes long to catch up.
     pub(super) fn look_about(&mut self, now: Duration, parent: NodeId) {
         self.complaint.looked = now;
-        let is_held_back = matches!(&self.source, Source::Peer(reading) if reading.is_held_back(now));
-        if is_held_back || self.rate(now) >= LITTLE {
+        let Source::Peer(reading) = &self.source else { return };
+        let soon =
+            |parent: &Hop| (self.frontier - parent.frontier) as f64 <= parent.rate as f64 * LOOKS_EVERY.as_secs_f64();
+        let catches_up = reading.lagging_parent(self.frontier).is_some_and(soon);
+        if catches_up || reading.is_held_back(now) || self.rate(now) >= LITTLE {
             self.complaint.looks = 0;
         } else if self.somebody_hears(now) {
             self.complaint.looks += 1;

@@ -32,7 +32,7 @@ pub(super) struct Here {
 #[derive(Debug)]
 pub(super) struct Reading {
     pub(super) opening: Opening,
-    began: Duration,
+    pub(super) began: Duration,
     heard: Duration,
     /// What came is taken no sooner than then, by this node's own limits. Nothing else is heard meanwhile: it lies behind.
     rests_until: Duration,
@@ -87,9 +87,9 @@ impl Reading {
         self.path.first().is_some_and(|hop| hop.ticket.is_none() || hop.frontier > frontier)
     }
 
-    /// Since when this node waits, if the parent has less than is before this byte.
-    pub(super) fn waits_for_less_since(&self, frontier: u64) -> Option<Duration> {
-        self.path.first().filter(|parent| parent.ticket.is_some() && parent.frontier < frontier).map(|_| self.began)
+    /// The parent, if it has less than is before this byte: nothing can come from it before it has more.
+    pub(super) fn lagging_parent(&self, frontier: u64) -> Option<&Hop> {
+        self.path.first().filter(|parent| parent.ticket.is_some() && parent.frontier < frontier)
     }
 
     /// Has the parent nothing, and one beyond it some?

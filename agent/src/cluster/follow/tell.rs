@@ -26,6 +26,7 @@ impl Follow {
             size: self.size,
             frontier: self.frontier,
             rate: self.rate(now),
+            lag: self.readers_lag,
             parent,
             zone: self.sought.zone.clone(),
             state,

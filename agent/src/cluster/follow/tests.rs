@@ -712,6 +712,31 @@ fn who_waits_for_one_that_reads_what_it_gave_before_asks_for_another_and_does_no
 }
 
 #[test]
+fn who_is_ahead_of_one_that_catches_up_does_not_speak_against_it() {
+    for (rate, speaks) in [(10 << 20, false), (1 << 20, true)] {
+        let mut follow = follow();
+        let [(number, ..)] = asks(&mut follow)[..] else { panic!() };
+        follow.arrived(millis(1), 30 << 20);
+        follow.answered(millis(1), number, read(50, &[10]));
+        let opening = opening(&follow);
+        follow.opened(millis(1), opening.number);
+        let mut has_spoken = false;
+        for at in (200..=1_800).step_by(200) {
+            let parent =
+                Hop { node: node(10), ticket: Some(ticket(10)), frontier: (22 << 20) + rate * at / 1_000, rate };
+            let before = Hop { node: node(9), ticket: Some(ticket(9)), frontier: 90 << 20, rate };
+            follow.beat(millis(at), opening.number, Beat { path: vec![parent, before] });
+            if parent.frontier >= 30 << 20 {
+                break;
+            }
+            follow.tick(millis(at));
+            has_spoken |= asks(&mut follow).iter().any(|(.., ask)| !ask.troubles.is_empty());
+        }
+        assert_eq!(has_spoken, speaks, "at {rate} bytes a second");
+    }
+}
+
+#[test]
 fn who_gets_little_and_reaches_no_owner_reads_on() {
     let (mut follow, first) = reading();
     follow.ranks.failed(millis(1), node(100));

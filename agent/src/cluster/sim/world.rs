@@ -287,6 +287,7 @@ impl World {
                 size: Some(size),
                 frontier: size,
                 rate: 0,
+                lag: 0,
                 parent: None,
                 zone: this.zone.clone(),
                 state: crate::cluster::directory::State::Whole,

@@ -136,6 +136,7 @@ impl Chain {
             state.next += 1;
             let number = state.next;
             state.readings.insert(number, reading);
+            state.serve.comes();
             state.serve.arrived(frontier, size);
             (Arc::clone(chain), number)
         });
@@ -315,12 +316,15 @@ impl Chain {
         self.tell(number, |machine, _| machine.learnt_size(size));
     }
 
+    /// Counted as they come: a frontier leaps over what others of the same transfer have fetched ahead of it.
+    pub(super) fn received(&self, bytes: u64) {
+        held(&self.inner.intake).came(self.inner.now(), bytes);
+    }
+
     pub(super) fn arrived(&self, number: u64, frontier: u64) {
         {
             let mut state = held(&self.state);
             let Some(reading) = state.readings.get_mut(&number) else { return };
-            let came = frontier.saturating_sub(reading.frontier);
-            held(&self.inner.intake).came(self.inner.now(), came);
             reading.frontier = frontier;
             let size = reading.size;
             state.serve.arrived(frontier, size);

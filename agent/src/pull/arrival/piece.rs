@@ -195,6 +195,7 @@ impl Arrival<'_> {
     fn delivered(&mut self, index: usize, bytes: u64) {
         let source = &self.workers[index].source;
         self.transfer.received.add(source.by(), bytes);
+        self.follow.received(bytes);
         match source {
             Source::Upstream(upstream) => self.sources.delivered(upstream, bytes),
             Source::Peer(_) => self.sources.take_up(),
