@@ -14,6 +14,8 @@ const STARVED: Duration = Duration::from_millis(600);
 /// So far ahead is the node beyond the parent then, in bytes; of a small blob, this part of it.
 const LAG: u64 = 2 << 20;
 const LAG_PART: u64 = 4;
+/// What comes within this time anyway isn't worth a move.
+const WORTH_MOVING: Duration = Duration::from_secs(1);
 /// And so much less than it receives comes in here.
 const CLEARLY_LESS: f64 = 0.6;
 /// Rates look back for so long: what this node itself held back shows in them until then.
@@ -125,8 +127,11 @@ impl Reading {
         let waits_for_parent = parent.frontier <= frontier;
         let comes = if waits_for_parent { parent.rate as f64 } else { rate };
         let behind = beyond.frontier.saturating_sub(frontier.min(parent.frontier));
-        let starves =
-            behind > size.map_or(LAG, |size| LAG.min(size / LAG_PART)) && comes < CLEARLY_LESS * beyond_rate as f64;
+        // Where the link has nothing else to do, the end of a small blob is worth it too: all that is left then may be the
+        // ends of those that come by way of a slow node.
+        let is_worth_it = behind > size.map_or(LAG, |size| LAG.min(size / LAG_PART))
+            || (for_room && behind as f64 > comes * WORTH_MOVING.as_secs_f64());
+        let starves = is_worth_it && comes < CLEARLY_LESS * beyond_rate as f64;
         if !starves || self.is_held_back(now) {
             self.starved_since = None;
             return (comes_nearer, None);
