@@ -96,15 +96,15 @@ fn an_image_with_one_slow_node_a_hundred_times() {
         // Stable: each scene's runs stay in the order of their seeds.
         runs.sort_by_key(|(name, ..)| *name);
         for scene in runs.chunk_by(|a, b| a.0 == b.0) {
-            print(nodes, scene[0].0, "copies", scene.iter().map(|(_, copies, _)| *copies).collect());
-            print(nodes, scene[0].0, "of the ideal", scene.iter().map(|(.., last)| *last).collect());
+            print(nodes, scene[0].0, "copies", &scene.iter().map(|(_, copies, _)| *copies).collect::<Vec<_>>());
+            print(nodes, scene[0].0, "of the ideal", &scene.iter().map(|(.., last)| *last).collect::<Vec<_>>());
         }
     }
 }
 
 /// A line for what so many seeds gave, each.
-fn print(nodes: usize, scene: &str, what: &str, by_seed: Vec<f64>) {
-    let mut sorted = by_seed.clone();
+fn print(nodes: usize, scene: &str, what: &str, by_seed: &[f64]) {
+    let mut sorted = by_seed.to_vec();
     sorted.sort_by(f64::total_cmp);
     let part = |part: f64| sorted[((sorted.len() - 1) as f64 * part) as usize];
     let worst = by_seed.iter().position(|of| *of == part(1.0));
