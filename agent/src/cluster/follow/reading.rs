@@ -89,9 +89,11 @@ impl Reading {
         self.path.first().is_some_and(|hop| hop.ticket.is_none() || hop.frontier > frontier)
     }
 
-    /// The parent, if it has less than is before this byte: nothing can come from it before it has more.
+    /// The parent, if it has less than is before this byte: nothing can come from it before it has more. Once something has,
+    /// what it said of itself is only older than its bytes.
     pub(super) fn lagging_parent(&self, frontier: u64) -> Option<&Hop> {
-        self.path.first().filter(|parent| parent.ticket.is_some() && parent.frontier < frontier)
+        let parent = self.path.first().filter(|_| self.fed_since.is_none())?;
+        (parent.ticket.is_some() && parent.frontier < frontier).then_some(parent)
     }
 
     /// Has the parent nothing, and one beyond it some?

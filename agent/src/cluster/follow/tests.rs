@@ -737,6 +737,20 @@ fn who_is_ahead_of_one_that_catches_up_does_not_speak_against_it() {
 }
 
 #[test]
+fn what_a_parent_said_before_its_bytes_came_does_not_make_it_one_that_catches_up() {
+    let (mut follow, first) = reading();
+    let mut asked = Vec::new();
+    for at in (100..=1_200).step_by(100) {
+        // 100 kB a second, of which each beat knows all but what came last.
+        follow.beat(millis(at), first.number, beat([at * 100 - 5_000, 64 << 20, 64 << 20], [100_000, 0, 0]));
+        follow.arrived(millis(at), at * 100);
+        follow.tick(millis(at));
+        asked.extend(asks(&mut follow).iter().map(|_| at));
+    }
+    assert_eq!(asked, [1_100], "a second after the first bytes");
+}
+
+#[test]
 fn who_gets_little_and_reaches_no_owner_reads_on() {
     let (mut follow, first) = reading();
     follow.ranks.failed(millis(1), node(100));
