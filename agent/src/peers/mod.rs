@@ -77,7 +77,7 @@ pub use crate::cluster::rights::Right;
 
 use self::chain::{Chain, Chains};
 use self::owner::held;
-use crate::cluster::chain::{Key, Parting};
+use crate::cluster::chain::Parting;
 use crate::cluster::checks::Board;
 use crate::cluster::copies::Copies;
 use crate::cluster::rights::Told;
@@ -221,9 +221,11 @@ impl Peers {
     }
 
     /// What this node says of itself to one who waits for a blob to begin here.
-    #[must_use]
-    pub fn beat_of(&self, key: &Key) -> larder_proto::peers::Beat {
-        messages::beat_of(&Chain::beat_of(self.inner(), key))
+    ///
+    /// # Errors
+    /// How to part from it, since it isn't to wait here any longer.
+    pub fn says_while_it_begins(&self, ask: &ReadAsk) -> Result<larder_proto::peers::Beat, Parting> {
+        Chain::says_while_it_begins(self.inner(), ask).map(|beat| messages::beat_of(&beat))
     }
 
     /// The part of the directory that this node owns, for those who come to ask.

@@ -144,10 +144,10 @@ impl Sender {
             let shared = loop {
                 tokio::select! {
                     shared = &mut share => break shared,
-                    _ = self.beats.tick() => {
-                        let beat = self.peers.beat_of(key);
-                        self.say(read_reply::Part::Beat(beat)).await?;
-                    }
+                    _ = self.beats.tick() => match self.peers.says_while_it_begins(&ask) {
+                        Ok(beat) => self.say(read_reply::Part::Beat(beat)).await?,
+                        Err(parting) => return Ok(Err(parting)),
+                    },
                     () = self.stop.cancelled() => return Ok(Err(Parting::Stopping)),
                 }
             };

@@ -44,8 +44,8 @@ pub(super) struct Held {
     heard: Duration,
     /// Bytes a second of late, as it says.
     receives: u64,
-    /// It goes on as long as it isn't poor: another owner let it, or it has left those who read from it behind.
-    stands: bool,
+    /// Another owner let it: it goes on as long as it isn't poor.
+    adopted: bool,
 }
 
 impl Held {
@@ -60,7 +60,7 @@ impl Held {
             progressed: now,
             heard: now,
             receives: 0,
-            stands: false,
+            adopted: false,
         }
     }
 
@@ -119,7 +119,7 @@ impl Leases {
     pub(super) fn adopt(&mut self, now: Duration, lease: Lease, node: NodeId, frontier: u64, size: Option<u64>) -> u64 {
         let upto = end(frontier, LONGEST, size);
         self.granted += 1;
-        self.held.push(Held { stands: true, ..Held::new(now, lease, node, frontier, upto) });
+        self.held.push(Held { adopted: true, ..Held::new(now, lease, node, frontier, upto) });
         upto
     }
 
@@ -252,8 +252,8 @@ impl Leases {
         // With several at it, the one that has the most goes on alone.
         // Where it ends nobody else could go on: who reads from one that does well, and is so far behind it, is slow itself,
         // and would fetch again what is between.
-        held.stands |= at_end && lag > CHUNK && !(is_long || is_behind);
-        let stands = held.stands && !rates.is_poor(now, registry, rate);
+        let outruns = at_end && lag > CHUNK && !(is_long || is_behind);
+        let stands = (held.adopted || outruns) && !rates.is_poor(now, registry, rate);
         let good = telling && !ahead && (stands || rates.is_good(now, registry, rate, held.frontier, others));
         if good || (at_end && others == 0) {
             held.from = held.frontier;

@@ -329,22 +329,31 @@ fn who_leaves_its_readers_far_behind_goes_on_where_its_range_ends() {
         let mut table = Table::new();
         let (ticket, lease, upto) = table.fetches(1, &Table::asks(1));
         let (second, _) = table.parents(2, &Table::asks(2));
-        table.pass(400);
-        let report = Report { lag, ..Table::reports(ticket, Some(lease), upto, State::Fetching) };
-        let verdict = table.report(1, &report);
+        let reports = |table: &mut Table, frontier: u64, lag: u64| {
+            table.pass(400);
+            table.report(1, &Report { lag, ..Table::reports(ticket, Some(lease), frontier, State::Fetching) })
+        };
+        let verdict = reports(&mut table, upto, lag);
         if lag < MIB {
             assert_eq!(verdict, Verdict::Ended, "others may be faster, and have what there is");
             continue;
         }
-        assert!(matches!(verdict, Verdict::GoOn { upto: next } if next > upto), "{verdict:?}");
+        let Verdict::GoOn { upto: next } = verdict else { panic!("{verdict:?}") };
+        assert!(next > upto);
+        let mut frontier = upto;
+        for _ in 0..7 {
+            frontier += 4 * MIB;
+            assert_eq!(reports(&mut table, frontier, lag), Verdict::GoOn { upto: next });
+        }
         // Who lags complains, and isn't the one to fetch: it would begin again where it is.
         let complaint = Ask {
             ticket: Some(second),
-            frontier: upto - lag,
+            frontier: frontier - lag,
             troubles: vec![Trouble { node: node(1), why: Ailment::Slow }],
             ..Table::asks(2)
         };
         assert_eq!(table.parents(2, &complaint).1, [node(1)]);
+        assert_eq!(reports(&mut table, next, 0), Verdict::Ended, "they have caught up");
     }
 }
 

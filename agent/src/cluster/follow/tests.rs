@@ -713,7 +713,7 @@ fn who_waits_for_one_that_reads_what_it_gave_before_asks_for_another_and_does_no
 
 #[test]
 fn who_is_ahead_of_one_that_catches_up_does_not_speak_against_it() {
-    for (rate, speaks) in [(10 << 20, false), (1 << 20, true)] {
+    for (rate, speaks) in [(5 << 20, false), (1 << 20, true)] {
         let mut follow = follow();
         let [(number, ..)] = asks(&mut follow)[..] else { panic!() };
         follow.arrived(millis(1), 30 << 20);

@@ -6,7 +6,7 @@ use larder_proto::peers::Beat as ProtoBeat;
 use tokio::sync::{Notify, OwnedSemaphorePermit};
 
 use super::{Chain, Slot};
-use crate::cluster::chain::{Beat, Hop, Key, Parting};
+use crate::cluster::chain::{Beat, Hop, Parting};
 use crate::cluster::serve::Reader;
 use crate::image::NodeId;
 use crate::peers::metrics::{Direction, Streaming};
@@ -75,17 +75,22 @@ impl Chain {
     }
 
     /// What this node says of itself to one who waits for a blob to begin here.
-    pub(in crate::peers) fn beat_of(inner: &Inner, key: &Key) -> Beat {
+    ///
+    /// # Errors
+    /// It stands before that one by now: each would wait for the other to begin.
+    pub(in crate::peers) fn says_while_it_begins(inner: &Inner, ask: &ReadAsk) -> Result<Beat, Parting> {
         let hop = |ticket, frontier| Hop { node: inner.node, ticket, frontier, rate: 0 };
-        let Some(chain) = inner.chains.find(key) else { return Beat { path: vec![hop(None, 0)] } };
+        let Some(chain) = inner.chains.find(&ask.key) else { return Ok(Beat { path: vec![hop(None, 0)] }) };
         let state = held(&chain.state);
         let reading = state.readings.last_key_value().map(|(_, reading)| reading);
-        let mut path = vec![hop(
-            reading.and_then(|reading| reading.machine.ticket()),
-            reading.map_or(0, |reading| reading.frontier),
-        )];
+        let (ticket, frontier) = reading.map_or((None, 0), |reading| (reading.machine.ticket(), reading.frontier));
+        let is_above = ticket.zip(ask.ticket).is_some_and(|(mine, its)| mine >= its);
+        if is_above && frontier <= ask.from {
+            return Err(Parting::NotLower);
+        }
+        let mut path = vec![hop(ticket, frontier)];
         path.extend(reading.into_iter().flat_map(|reading| reading.machine.path()).take(Beat::MAX_PATH - 1));
-        Beat { path }
+        Ok(Beat { path })
     }
 }
 

@@ -1,6 +1,6 @@
 //! A blob that arrives at a node, for peers to read along.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
@@ -16,7 +16,7 @@ const PIECE: usize = 64 << 10;
 
 /// What a node has, or is getting.
 #[derive(Clone, Default)]
-pub(super) struct Shelf(Arc<Mutex<HashMap<Digest, Arc<Arriving>>>>);
+pub(super) struct Shelf(Arc<Mutex<HashMap<Digest, Arc<Arriving>>>>, Arc<Mutex<HashSet<Digest>>>);
 
 /// A blob of which more and more is there.
 pub(super) struct Arriving {
@@ -31,6 +31,11 @@ impl Shelf {
         let arriving = Arc::new(Arriving { content: Mutex::default(), size, there: watch::Sender::new((0, false)) });
         self.0.lock().unwrap().insert(digest, Arc::clone(&arriving));
         arriving
+    }
+
+    /// Its source hasn't answered, and never will.
+    pub(super) fn await_in_vain(&self, digest: Digest) {
+        self.1.lock().unwrap().insert(digest);
     }
 
     /// It is there from the beginning.
@@ -80,6 +85,9 @@ impl Source for Shelf {
         from: u64,
         end: Option<u64>,
     ) -> Result<Along, NotShared> {
+        if self.1.lock().unwrap().contains(digest) {
+            std::future::pending::<()>().await;
+        }
         let arriving = self.0.lock().unwrap().get(digest).cloned().ok_or(NotShared::Absent)?;
         let there = arriving.there.subscribe();
         let whole = there.borrow().1;

@@ -7,14 +7,16 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use larder_proto::peers::{Data, ReadReply, read_reply};
 use tokio::sync::watch;
+use tokio::time::timeout;
 
 use super::impostor::{Impostor, head};
-use super::node::{World, content, eventually};
+use super::node::{PATIENCE, World, content, eventually};
 use crate::cluster::Bucket;
+use crate::cluster::chain::Parting;
 use crate::config;
 use crate::image::Digest;
 use crate::peers::frames::framed;
-use crate::peers::{PeerError, Trace, Turn};
+use crate::peers::{Failed, Follow, Peer, PeerError, Trace, Turn};
 
 const MIB: usize = 1 << 20;
 
@@ -91,6 +93,39 @@ async fn who_leaves_gives_its_lease_back() {
     let (got, ()) = tokio::join!(world.nodes[1].pull(&bytes, upstream.subscribe()), async { drop(first) });
     assert_eq!(got, bytes);
     assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+}
+
+/// Else the first, now behind it, would come back to it by everybody else, and all of them would wait for each other.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_goes_to_the_end_of_its_chain_lets_go_who_waits_for_it_to_begin() {
+    let world = World::new(4);
+    let bytes = world.content_owned_by_others(4 * MIB, &[0, 1]);
+    let digest = Digest::of(&bytes);
+    world.nodes[0].shelf.await_in_vain(digest);
+    let follow = |n: usize| world.nodes[n].peers.follow(super::node::Node::sought(digest), None, 0, &Trace::new());
+    let mut first = follow(0);
+    while !matches!(first.turn(), Turn::Upstream { .. }) {
+        first.changed().await;
+    }
+    let mut second = follow(1);
+    let opened = parent(&mut second).await;
+    let goes_to_the_end = async {
+        first.failed(&Failed::Unreachable);
+        // From behind it nothing but its own path comes back.
+        assert_eq!(parent(&mut first).await.node(), world.nodes[1].node);
+    };
+    let (opened, ()) = timeout(PATIENCE, async { tokio::join!(opened.open(0, None), goes_to_the_end) }).await.unwrap();
+    let parted = opened.err().expect("there is nothing to read");
+    assert!(matches!(parted, PeerError::Parted { parting: Parting::NotLower, .. }), "{parted}");
+}
+
+async fn parent(follow: &mut Follow) -> Peer {
+    loop {
+        match follow.turn() {
+            Turn::Peer(peer) => return peer,
+            _ => follow.changed().await,
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
