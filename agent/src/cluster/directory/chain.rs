@@ -7,7 +7,7 @@ use rand::Rng;
 use crate::cluster::chain::{Ailment, Ticket, Trouble};
 use crate::image::{NodeId, Zone};
 
-use super::lease::{Judged, Leases, Progress};
+use super::lease::{Held, Judged, Leases, Progress};
 use super::members::{Newcomer, Readers};
 use super::place::{MAX_PARENTS, Placing, fan_out};
 use super::rates::Rates;
@@ -258,6 +258,23 @@ impl Chain {
                 Verdict::GoOn { upto: self.leases.adopt(now, lease, from, report.frontier, self.size) }
             }
         }
+    }
+
+    /// One reports whom this owner let fetch in the first one's place, which was late: is its range over since others stand
+    /// before it, as the first one let them, and read already?
+    pub(super) fn yields_to_first(&mut self, now: Duration, from: NodeId) -> bool {
+        let Some(ticket) = self.readers.ticket(from).filter(|_| self.leases.of(from).is_some_and(Held::is_own)) else {
+            return false;
+        };
+        let reads_elsewhere = |parent: NodeId| parent != from;
+        if !self.readers.below(ticket).any(|reader| reader.parent.is_some_and(reads_elsewhere)) {
+            return false;
+        }
+        self.leases.remove(now, from, false);
+        if let Some(reader) = self.readers.of_mut(from) {
+            reader.leaving = true;
+        }
+        true
     }
 
     /// A reader says whom it reads from, and by that that it is here. It has no use for a lease.

@@ -64,6 +64,11 @@ impl Held {
         }
     }
 
+    /// Did this owner give it?
+    pub(super) const fn is_own(&self) -> bool {
+        !self.adopted
+    }
+
     /// Bytes a second, of a link that is shared by so many leases: of as many as the owner has given, each gets a part.
     fn rate(&self, now: Duration, at_once: u32) -> f64 {
         let took = now.saturating_sub(self.granted).as_secs_f64().max(1e-3);

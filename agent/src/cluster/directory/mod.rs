@@ -158,6 +158,7 @@ impl Directory {
         let chain = if begins { chain_of(&mut self.chains, now, key, leap) } else { self.chains.get_mut(key) };
         let Some(chain) = chain else { return Verdict::Noted };
         let verdict = match &report.state {
+            State::Fetching if leap && chain.yields_to_first(now, from) => Verdict::Ended,
             State::Fetching => chain.fetching(now, self.run, from, report, &mut self.rates, self.leases),
             State::Reading => {
                 chain.reading(now, self.run, from, report);

@@ -654,6 +654,41 @@ fn who_cannot_read_from_the_only_holder_fetches_for_all_but_waits_for_one_that_i
     assert_eq!(table.parents(3, &ask).1, [node(2)], "it has lost the same one, and reads from who fetches");
 }
 
+/// The first owner was only late: those whom it had told to read say so to both.
+#[test]
+fn whom_the_second_owner_lets_fetch_stops_when_others_read_by_the_word_of_the_first() {
+    let mut table = Table::new();
+    let others = |other: u8| {
+        let member = |number| Member {
+            node: node(number),
+            addr: "127.0.0.1:7441".parse().unwrap(),
+            zone: zone("a"),
+            start: 1,
+            settled: number == 0 || number == other,
+        };
+        Arc::new(Ring::new(node(0), (0..100).map(member)))
+    };
+    let digest = Digest::of(b"layer");
+    let ring = (90..100).map(others).find(|ring| ring.owners_of(&digest).second == Some(node(0))).unwrap();
+    table.directory = Directory::new(node(0), ring, 7 << 48);
+    let (ticket, lease, _) = table.fetches(1, &Ask { owner_failed: true, ..Table::asks(1) });
+    let report = |table: &mut Table| {
+        table.pass(200);
+        table.report(1, &Table::reports(ticket, Some(lease), MIB, State::Fetching))
+    };
+    assert!(matches!(report(&mut table), Verdict::GoOn { .. }));
+    // Who reads from it stands behind it.
+    let (behind, _) = table.parents(2, &Ask { owner_failed: true, ..Table::asks(2) });
+    let reads =
+        |ticket, parent| Report { parent: Some(node(parent)), ..Table::reports(ticket, None, 0, State::Reading) };
+    table.report(2, &reads(behind, 1));
+    assert!(matches!(report(&mut table), Verdict::GoOn { .. }));
+    table.report(3, &reads(Ticket { number: 2 << 32, issuer: 9 }, 4));
+    assert_eq!(report(&mut table), Verdict::Ended);
+    let (_, parents) = table.parents(1, &Ask { owner_failed: true, to_the_tail: true, ..Table::asks(1) });
+    assert_eq!(parents, [node(2), node(3)]);
+}
+
 #[test]
 fn who_isnt_owner_says_who_is() {
     let mut table = Table::new();

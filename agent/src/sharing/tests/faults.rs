@@ -115,7 +115,7 @@ async fn who_goes_to_the_end_of_its_chain_lets_go_who_waits_for_it_to_begin() {
         assert_eq!(parent(&mut first).await.node(), world.nodes[1].node);
     };
     let (opened, ()) = timeout(PATIENCE, async { tokio::join!(opened.open(0, None), goes_to_the_end) }).await.unwrap();
-    let parted = opened.err().expect("there is nothing to read");
+    let parted = opened.expect_err("there is nothing to read");
     assert!(matches!(parted, PeerError::Parted { parting: Parting::NotLower, .. }), "{parted}");
 }
 
