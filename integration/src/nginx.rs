@@ -8,11 +8,12 @@ use anyhow::Result;
 
 use crate::{Folder, Http, Image, Process, free_port, tool, until};
 
-/// One nginx with one worker.
+/// One nginx with one worker, that speaks plain HTTP on one port and TLS on another.
 #[derive(Debug)]
 pub struct Nginx {
     process: Option<Process>,
     port: u16,
+    tls_port: u16,
     folder: Folder,
 }
 
@@ -59,7 +60,10 @@ impl Nginx {
     }
 
     async fn start(folder: Folder, locations: &str) -> Result<Self> {
-        let (port, at) = (free_port()?, folder.path().display());
+        let (port, tls_port, at) = (free_port()?, free_port()?, folder.path().display());
+        let own = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()])?;
+        std::fs::write(folder.path().join("certificate.pem"), own.cert.pem())?;
+        std::fs::write(folder.path().join("key.pem"), own.signing_key.serialize_pem())?;
         let config = format!(
             "daemon off;\nuser root;\nworker_processes 1;\npid {at}/pid;\nerror_log stderr warn;\n\
              events {{ worker_connections 512; }}\n\
@@ -68,10 +72,11 @@ impl Nginx {
              client_body_temp_path {at}/body; proxy_temp_path {at}/proxy; fastcgi_temp_path {at}/fastcgi;\n\
              uwsgi_temp_path {at}/uwsgi; scgi_temp_path {at}/scgi;\n\
              proxy_cache_path {at}/cache levels=1:2 keys_zone=blobs:10m use_temp_path=off;\n\
-             server {{ listen 127.0.0.1:{port};\n{locations}\n}}\n}}\n"
+             ssl_certificate {at}/certificate.pem; ssl_certificate_key {at}/key.pem; ssl_protocols TLSv1.3;\n\
+             server {{ listen 127.0.0.1:{port}; listen 127.0.0.1:{tls_port} ssl;\n{locations}\n}}\n}}\n"
         );
         std::fs::write(folder.path().join("nginx.conf"), config)?;
-        let mut nginx = Self { process: None, port, folder };
+        let mut nginx = Self { process: None, port, tls_port, folder };
         nginx.start_again().await?;
         Ok(nginx)
     }
@@ -96,6 +101,16 @@ impl Nginx {
     /// `http://127.0.0.1:…`
     pub fn url(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
+    }
+
+    /// `https://127.0.0.1:…`
+    pub fn tls_url(&self) -> String {
+        format!("https://127.0.0.1:{}", self.tls_port)
+    }
+
+    /// The certificate that it shows over TLS, and that is trusted for it.
+    pub fn certificate(&self) -> PathBuf {
+        self.folder.path().join("certificate.pem")
     }
 
     /// Its port.

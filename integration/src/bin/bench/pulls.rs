@@ -32,14 +32,17 @@ impl Arm {
     /// A containerd that reads `hosts_dir`, in which `host` stands for the registry, where it is given.
     pub(super) async fn new(name: &'static str, folder: &Path, hosts_dir: &Path, host: Option<&str>) -> Result<Self> {
         if let Some(host) = host {
-            let entry = hosts_dir.join("reg.test");
-            std::fs::create_dir_all(&entry)?;
-            let text = format!("server = {host:?}\n[host.{host:?}]\n  capabilities = [\"pull\", \"resolve\"]\n");
-            std::fs::write(entry.join("hosts.toml"), text)?;
+            write_entry(hosts_dir, host, "")?;
         }
         let config = ContainerdConfig::with_hosts(hosts_dir);
         let containerd = Containerd::start(release(), &folder.join(name), &config).await?;
         Ok(Self { name, containerd, served: None, fetch: Vec::new(), whole: Vec::new(), busy: Vec::new() })
+    }
+
+    /// One that pulls from nginx over TLS, as it does through Larder.
+    async fn of_nginx_by_tls(folder: &Path, hosts_dir: &Path, nginx: &Nginx) -> Result<Self> {
+        write_entry(hosts_dir, &nginx.tls_url(), &format!("  ca = {:?}\n", nginx.certificate()))?;
+        Self::new("nginx by TLS", folder, hosts_dir, None).await
     }
 
     /// Pulls, and notes, where it `counts`, the seconds until the last blob was in containerd's store, and until the
@@ -66,6 +69,14 @@ impl Arm {
         }
         Ok(())
     }
+}
+
+/// `host` stands for the registry; `more` are further lines of its table.
+fn write_entry(hosts_dir: &Path, host: &str, more: &str) -> Result<()> {
+    let entry = hosts_dir.join("reg.test");
+    std::fs::create_dir_all(&entry)?;
+    let text = format!("server = {host:?}\n[host.{host:?}]\n  capabilities = [\"pull\", \"resolve\"]\n{more}");
+    Ok(std::fs::write(entry.join("hosts.toml"), text)?)
 }
 
 /// CPU seconds that the machine has been busy since it started, by hundredths.
@@ -95,7 +106,7 @@ fn images() -> Result<Vec<(&'static str, Image)>> {
     ])
 }
 
-/// Nothing kept: through Larder and through nginx as a storing proxy, against the registry itself.
+/// Nothing kept: through Larder and through nginx as a storing proxy, plain and by TLS, against the registry itself.
 pub(crate) async fn cold(pairs: usize) -> Result<()> {
     for (what, image) in images()? {
         for (limit, rate) in [("1 Gbit/s", Some(125_000_000)), ("unlimited", None)] {
@@ -113,6 +124,7 @@ pub(crate) async fn cold(pairs: usize) -> Result<()> {
             let hosts = |name: &str| folder.path().join(format!("hosts-{name}"));
             let mut direct = Arm::new("direct", folder.path(), &hosts("direct"), Some(&upstream)).await?;
             let mut nginx = Arm::new("nginx", folder.path(), &hosts("nginx"), Some(&proxy.url())).await?;
+            let mut by_tls = Arm::of_nginx_by_tls(folder.path(), &hosts("nginx-tls"), &proxy).await?;
             let mut larder = Arm::new("larder", folder.path(), &hosts("larder"), Some(&upstream)).await?;
             let mut agent = agent(folder.path(), &larder, &hosts("larder"), &upstream).await?;
             let mut cpu = Vec::new();
@@ -123,10 +135,13 @@ pub(crate) async fn cold(pairs: usize) -> Result<()> {
                 larder.containerd.wipe().await?;
                 agent.start_again().await?;
                 proven(&agent).await?;
-                proxy.start_again().await?;
-                let mut arms = [&mut direct, &mut larder, &mut nginx];
-                arms.rotate_left(pair % 3);
+                let mut arms = [&mut direct, &mut larder, &mut nginx, &mut by_tls];
+                arms.rotate_left(pair % 4);
                 for arm in arms {
+                    // It has nothing of what it stored for another arm.
+                    if arm.name.starts_with("nginx") {
+                        proxy.start_again().await?;
+                    }
                     let before = agent.process()?.cpu_time();
                     arm.pull(&image, pair > 0).await?;
                     if arm.name == "larder" && pair > 0 {
@@ -135,8 +150,8 @@ pub(crate) async fn cold(pairs: usize) -> Result<()> {
                 }
             }
             println!("\ncold, {what}, upstream {limit}, {} pairs, {}:", pairs, release().version()?);
-            report(&[&larder, &nginx], &direct);
-            println!("  larder   {} CPU s a pull", Median::of(&cpu));
+            report(&[&larder, &nginx, &by_tls], &direct);
+            println!("  larder       {} CPU s a pull", Median::of(&cpu));
         }
     }
     Ok(())
@@ -154,21 +169,23 @@ pub(crate) async fn warm(pairs: usize) -> Result<()> {
         let files = Nginx::of_files(&[(&image, REPOSITORY, "v1")]).await?;
         let hosts = |name: &str| folder.path().join(format!("hosts-{name}"));
         let mut nginx = Arm::new("nginx", folder.path(), &hosts("nginx"), Some(&files.url())).await?;
+        let mut by_tls = Arm::of_nginx_by_tls(folder.path(), &hosts("nginx-tls"), &files).await?;
         let mut larder = Arm::new("larder", folder.path(), &hosts("larder"), Some(&registry.url())).await?;
         let agent = agent(folder.path(), &larder, &hosts("larder"), &registry.url()).await?;
         larder.pull(&image, false).await?;
         registry.stop();
-        // Both from the page cache: without, one of them, now this and now that, would be read from the disk.
+        // All from the page cache: without, one of them, now this and now that, would be read from the disk.
         (nginx.served, larder.served) = (Some(files.folder().to_owned()), Some(agent.cache().join("blobs")));
+        by_tls.served.clone_from(&nginx.served);
         for pair in 0..=pairs {
-            let mut arms = [&mut nginx, &mut larder];
-            arms.rotate_left(pair % 2);
+            let mut arms = [&mut nginx, &mut larder, &mut by_tls];
+            arms.rotate_left(pair % 3);
             for arm in arms {
                 arm.pull(&image, pair > 0).await?;
             }
         }
         println!("\nwarm, the registry stopped, {what}, {} pairs, {}:", pairs, release().version()?);
-        report(&[&larder], &nginx);
+        report(&[&larder, &by_tls], &nginx);
     }
     Ok(())
 }
@@ -196,7 +213,7 @@ async fn proven(agent: &Agent) -> Result<()> {
 
 fn report(arms: &[&Arm], base: &Arm) {
     println!(
-        "  {:8} fetch {:.3} s, whole pull {:.3} s; machine busy {:.2} CPU s",
+        "  {:12} fetch {:.3} s, whole pull {:.3} s; machine busy {:.2} CPU s",
         base.name,
         Median::of(&base.fetch).middle,
         Median::of(&base.whole).middle,
@@ -205,7 +222,7 @@ fn report(arms: &[&Arm], base: &Arm) {
     for arm in arms {
         let (fetch, whole) = (Median::of_ratios(&arm.fetch, &base.fetch), Median::of_ratios(&arm.whole, &base.whole));
         println!(
-            "  {:8} fetch {:.3} s: {fetch} of {}; whole pull {whole}; machine busy {:.2} CPU s",
+            "  {:12} fetch {:.3} s: {fetch} of {}; whole pull {whole}; machine busy {:.2} CPU s",
             arm.name,
             Median::of(&arm.fetch).middle,
             base.name,
