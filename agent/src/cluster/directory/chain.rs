@@ -38,13 +38,14 @@ pub(super) struct Chain {
     pub(super) readers: Readers,
     pub(super) leases: Leases,
     size: Option<u64>,
+    has_yielded: bool,
     pub(super) touched: Duration,
 }
 
 impl Chain {
     /// `leap`: another owner may have given out tickets.
     pub(super) fn new(now: Duration, leap: bool) -> Self {
-        Self { readers: Readers::new(leap), leases: Leases::default(), size: None, touched: now }
+        Self { readers: Readers::new(leap), leases: Leases::default(), size: None, has_yielded: false, touched: now }
     }
 
     pub(super) fn ask(
@@ -261,8 +262,12 @@ impl Chain {
     }
 
     /// One reports whom this owner let fetch in the first one's place, which was late: is its range over since others stand
-    /// before it, as the first one let them, and read already?
+    /// before it, as the first one let them, and read already? Once: who is let fetch again after that found none of them
+    /// there.
     pub(super) fn yields_to_first(&mut self, now: Duration, from: NodeId) -> bool {
+        if self.has_yielded {
+            return false;
+        }
         let Some(ticket) = self.readers.ticket(from).filter(|_| self.leases.of(from).is_some_and(Held::is_own)) else {
             return false;
         };
@@ -270,6 +275,7 @@ impl Chain {
         if !self.readers.below(ticket).any(|reader| reader.parent.is_some_and(reads_elsewhere)) {
             return false;
         }
+        self.has_yielded = true;
         self.leases.remove(now, from, false);
         if let Some(reader) = self.readers.of_mut(from) {
             reader.leaving = true;

@@ -685,8 +685,15 @@ fn whom_the_second_owner_lets_fetch_stops_when_others_read_by_the_word_of_the_fi
     assert!(matches!(report(&mut table), Verdict::GoOn { .. }));
     table.report(3, &reads(Ticket { number: 2 << 32, issuer: 9 }, 4));
     assert_eq!(report(&mut table), Verdict::Ended);
-    let (_, parents) = table.parents(1, &Ask { owner_failed: true, to_the_tail: true, ..Table::asks(1) });
+    let to_the_tail = Ask { owner_failed: true, to_the_tail: true, ..Table::asks(1) };
+    let (_, parents) = table.parents(1, &to_the_tail);
     assert_eq!(parents, [node(2), node(3)]);
+    // Neither has it any more, although nothing was heard of that here.
+    let absent = |number| Trouble { node: node(number), why: Ailment::Absent };
+    let (ticket, lease, _) = table.fetches(1, &Ask { troubles: vec![absent(2), absent(3)], ..to_the_tail });
+    table.pass(200);
+    let again = table.report(1, &Table::reports(ticket, Some(lease), 2 * MIB, State::Fetching));
+    assert!(matches!(again, Verdict::GoOn { .. }), "it would begin anew with each report: {again:?}");
 }
 
 #[test]
